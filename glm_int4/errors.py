@@ -1,0 +1,37 @@
+"""The error tree of glm_int4: what a caller can catch, and how it ends a command.
+
+Messages are one line: what was expected, what was found, what to do about it. Every room of the
+package may import this module; it imports nothing.
+"""
+
+
+class GLMError(Exception):
+    """Root of the tree. ``exit_code`` is the status a command ends with."""
+
+    exit_code = 1
+
+
+class UserError(GLMError):
+    """A mistake in what was asked for or in the files that were given: exit code 2."""
+
+    exit_code = 2
+
+
+class InputError(UserError):
+    """An argument, a prompt or a text file cannot be used."""
+
+
+class ConfigError(UserError):
+    """A ``config.json`` is missing, malformed, contradictory or of another model."""
+
+
+class CheckpointError(UserError):
+    """Weights are missing, truncated, mis-shaped, mis-typed or unsafe to open."""
+
+
+class TokenizerError(UserError):
+    """A tokenizer file is missing or is not a tokenizer of the expected version."""
+
+
+class OutputError(UserError):
+    """An output folder exists already or cannot be written."""

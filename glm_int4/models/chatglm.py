@@ -1,0 +1,297 @@
+"""ChatGLM-6B (v1): a prefix language model with two-dimensional rotary positions.
+
+Class names follow the official code. What differs on purpose: activations are batch-first, scores
+are never materialized (the official layer-number factor cancels out and only served the fp16
+range), and logits can be computed for the last position alone.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glm_int4.models.config import ChatGLMConfig
+from glm_int4.models.kv_cache import KVCache
+from glm_int4.quantization.linear import LinearFactory, dense_linear
+from glm_int4.quantization.embedding import DenseEmbedding, QuantizedEmbedding
+
+# The official GLMBlock is always built with its default of 28 layers, whatever the config says.
+RESIDUAL_ALPHA = math.sqrt(2 * 28)
+
+# The official value for scores of invisible columns; finite, so that a fully masked row stays a number.
+MASKED_SCORE = -10000.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixLMMask:
+    """Who sees whom: context columns are visible to every row, the rest is causal.
+
+    ``context_length``: length of the bidirectional context of an unpadded sequence, counted from its
+    first token. ``bias``: additive scores (B, 1, T, S) for padded batches, instead.
+    """
+
+    context_length: int = 0
+    bias: Tensor | None = None
+
+
+class RotaryEmbedding(nn.Module):
+    """Angles of one half of a head: base 10000, inverse frequencies rounded to fp16 as officially."""
+
+    def __init__(self, dim: int, *, half_tables: bool, base: float = 10000.0) -> None:
+        super().__init__()
+        self.dim, self.base, self.half_tables = dim, base, half_tables
+
+    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cos and sin of shape ``positions.shape + (dim // 2,)``, float32.
+
+        With ``half_tables`` the angle, its cosine and its sine are each rounded to fp16, as in the
+        official model in half precision; otherwise only the inverse frequencies are, as after
+        ``.float()``.
+        """
+        exponents = torch.arange(0, self.dim, 2, device=positions.device).float() / self.dim
+        inv_freq = (1.0 / self.base**exponents).half()
+        if self.half_tables:
+            angles = (positions[..., None].half() * inv_freq).float()
+            return angles.cos().half().float(), angles.sin().half().float()
+        angles = positions[..., None].float() * inv_freq.float()
+        return angles.cos(), angles.sin()
+
+
+def apply_rotary_pos_emb_index(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate queries or keys by both position dimensions.
+
+    Args:
+        x: (B, T, H, D). Its first half turns by the token position, its second by the block
+            position; inside a half, element i pairs with element i + D / 4.
+        cos, sin: (B, T, 1, 2, D / 4) float32.
+    Returns:
+        (B, T, H, D) float32.
+    """
+    halves = x.float().unflatten(-1, (2, 2, x.shape[-1] // 4))
+    x1, x2 = halves[..., 0, :], halves[..., 1, :]
+    return torch.stack((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-2).flatten(-3)
+
+
+def attention_mask_func(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Turn an official mask (True = masked) into additive scores of ``dtype``, same shape."""
+    return torch.zeros(attention_mask.shape, dtype=dtype, device=attention_mask.device).masked_fill_(
+        attention_mask, MASKED_SCORE
+    )
+
+
+def attention_fn(q: Tensor, k: Tensor, v: Tensor, mask: PrefixLMMask) -> Tensor:
+    """Masked attention with scale ``1 / sqrt(D)``.
+
+    Args:
+        q: (B, H, T, D), the last T tokens.
+        k, v: (B, H, S, D), all tokens.
+        mask: who sees whom.
+    Returns:
+        (B, T, H * D).
+    """
+    num_new, num_all = q.shape[2], k.shape[2]
+    if mask.bias is not None:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.bias)
+    elif num_new == 1:
+        out = F.scaled_dot_product_attention(q, k, v)
+    else:
+        out = _prefix_attention(q, k, v, first_row=num_all - num_new, context_length=mask.context_length)
+    return out.transpose(1, 2).flatten(2)
+
+
+def _prefix_attention(q: Tensor, k: Tensor, v: Tensor, *, first_row: int, context_length: int) -> Tensor:
+    """Context rows attend to the whole context, later rows causally: two calls, no mask for the first."""
+    num_context_rows = min(max(context_length - first_row, 0), q.shape[2])
+    parts = []
+    if num_context_rows:
+        context = slice(0, context_length)
+        parts.append(F.scaled_dot_product_attention(q[:, :, :num_context_rows], k[:, :, context], v[:, :, context]))
+    num_causal_rows = q.shape[2] - num_context_rows
+    if num_causal_rows:
+        visible = None
+        if num_causal_rows > 1:
+            visible = torch.ones(num_causal_rows, k.shape[2], dtype=torch.bool, device=q.device).tril(
+                k.shape[2] - num_causal_rows
+            )
+        parts.append(F.scaled_dot_product_attention(q[:, :, num_context_rows:], k, v, attn_mask=visible))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention; rows of ``query_key_value`` are [q | k | v] head by head."""
+
+    def __init__(self, config: ChatGLMConfig, layer_id: int, prefix: str, make_linear: LinearFactory) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.layer_id = config.num_heads, config.head_dim, layer_id
+        hidden = config.hidden_size
+        self.query_key_value = make_linear(f"{prefix}.query_key_value", hidden, 3 * hidden, True)
+        self.dense = make_linear(f"{prefix}.dense", hidden, hidden, True)
+
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: PrefixLMMask, cache: KVCache | None
+    ) -> Tensor:
+        qkv = self.query_key_value(x).unflatten(-1, (self.num_heads, 3 * self.head_dim))
+        q, k, v = qkv.split(self.head_dim, dim=-1)  # each (B, T, H, D)
+        q = apply_rotary_pos_emb_index(q, *rotary)
+        k = apply_rotary_pos_emb_index(k, *rotary)
+        if cache is None:
+            k, v = k.to(x.dtype).transpose(1, 2), v.to(x.dtype).transpose(1, 2)
+        else:
+            k, v = cache.append(self.layer_id, k, v)
+        return self.dense(attention_fn(q.transpose(1, 2).to(k.dtype), k, v, mask))
+
+
+class GLU(nn.Module):
+    """The feed-forward part; officially named GLU, though nothing is gated."""
+
+    def __init__(self, config: ChatGLMConfig, prefix: str, make_linear: LinearFactory) -> None:
+        super().__init__()
+        self.dense_h_to_4h = make_linear(f"{prefix}.dense_h_to_4h", config.hidden_size, config.ffn_size, True)
+        self.dense_4h_to_h = make_linear(f"{prefix}.dense_4h_to_h", config.ffn_size, config.hidden_size, True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dense_4h_to_h(F.gelu(self.dense_h_to_4h(x), approximate="tanh"))
+
+
+class GLMBlock(nn.Module):
+    """One layer. The residual is the normalized input, scaled by alpha."""
+
+    def __init__(self, config: ChatGLMConfig, layer_id: int, prefix: str, make_linear: LinearFactory) -> None:
+        super().__init__()
+        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
+        self.attention = SelfAttention(config, layer_id, f"{prefix}.attention", make_linear)
+        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
+        self.mlp = GLU(config, f"{prefix}.mlp", make_linear)
+
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: PrefixLMMask, cache: KVCache | None
+    ) -> Tensor:
+        x = self.input_layernorm(x)
+        x = torch.add(self.attention(x, rotary, mask, cache), x, alpha=RESIDUAL_ALPHA)
+        x = self.post_attention_layernorm(x)
+        return torch.add(self.mlp(x), x, alpha=RESIDUAL_ALPHA)
+
+
+class ChatGLMModel(nn.Module):
+    """Embedding, layers and final norm."""
+
+    def __init__(
+        self,
+        config: ChatGLMConfig,
+        make_linear: LinearFactory,
+        word_embeddings: DenseEmbedding | QuantizedEmbedding,
+        *,
+        half_tables: bool,
+    ) -> None:
+        super().__init__()
+        self.word_embeddings = word_embeddings
+        self.rotary_emb = RotaryEmbedding(config.head_dim // 2, half_tables=half_tables)
+        self.layers = nn.ModuleList(
+            GLMBlock(config, i, f"transformer.layers.{i}", make_linear) for i in range(config.num_layers)
+        )
+        self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        mask: PrefixLMMask,
+        cache: KVCache | None = None,
+        hidden_states: list[Tensor] | None = None,
+    ) -> Tensor:
+        cos, sin = self.rotary_emb(positions.transpose(1, 2)[:, :, None])  # (B, T, 1, 2, D / 4)
+        x = self.word_embeddings(token_ids)
+        for layer in self.layers:
+            if hidden_states is not None:
+                hidden_states.append(x)
+            x = layer(x, (cos, sin), mask, cache)
+        if cache is not None:
+            cache.advance(token_ids.shape[1])
+        x = self.final_layernorm(x)
+        if hidden_states is not None:
+            hidden_states.append(x)
+        return x
+
+
+class ChatGLMForConditionalGeneration(nn.Module):
+    """The language model; its head is the embedding matrix."""
+
+    def __init__(
+        self,
+        config: ChatGLMConfig,
+        make_linear: LinearFactory = dense_linear,
+        word_embeddings: DenseEmbedding | QuantizedEmbedding | None = None,
+        *,
+        half_tables: bool = True,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        if word_embeddings is None:
+            word_embeddings = DenseEmbedding(config.vocab_size, config.hidden_size)
+        self.transformer = ChatGLMModel(config, make_linear, word_embeddings, half_tables=half_tables)
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        mask: PrefixLMMask,
+        cache: KVCache | None = None,
+        *,
+        last_only: bool = False,
+        hidden_states: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Run the model over T new tokens.
+
+        Args:
+            token_ids: (B, T) int64.
+            positions: (B, 2, T) int64, token and block positions; see ``get_position_ids``.
+            mask: who sees whom; see ``get_masks``.
+            cache: keys and values of earlier tokens, extended in place.
+            last_only: compute logits for the last position alone.
+            hidden_states: if given, receives the input of every layer and the final norm's output.
+        Returns:
+            Logits, (B, T or 1, V) float32.
+        """
+        x = self.transformer(token_ids, positions, mask, cache, hidden_states)
+        return self.lm_head(x[:, -1:] if last_only else x)
+
+    def lm_head(self, x: Tensor) -> Tensor:
+        """Project (B, T, hidden_size) onto the vocabulary: (B, T, V) float32."""
+        return self.transformer.word_embeddings.project(x)
+
+    def get_position_ids(self, token_ids: list[int]) -> list[list[int]]:
+        """Token and block positions of one unpadded sequence, each of its length.
+
+        From ``<sop>`` on, every token position is that of the first [gMASK], else of the first
+        [MASK], and block positions count from 1. A sequence without mask token or without ``<sop>``
+        is context throughout.
+        """
+        length, context_length = len(token_ids), self.context_length(token_ids)
+        mask_id = self.config.gmask_token_id
+        if mask_id not in token_ids:
+            mask_id = self.config.mask_token_id
+        mask_position = token_ids.index(mask_id) if mask_id in token_ids else context_length
+        num_after = length - context_length
+        return [
+            [*range(context_length), *[mask_position] * num_after],
+            [*[0] * context_length, *range(1, num_after + 1)],
+        ]
+
+    def context_length(self, token_ids: list[int]) -> int:
+        """Number of tokens before the first ``<sop>``; all of them where there is none."""
+        bos = self.config.bos_token_id
+        return token_ids.index(bos) if bos in token_ids else len(token_ids)
+
+    def get_masks(self, rows: list[list[int]], device: torch.device | str = "cpu") -> Tensor:
+        """Official mask (B, 1, T, T), True = masked, of left-padded rows of T = the longest one's tokens."""
+        length = max(map(len, rows))
+        mask = torch.ones(len(rows), length, length, dtype=torch.bool)
+        for row, token_ids in zip(mask, rows, strict=True):
+            pad = length - len(token_ids)
+            row.triu_(1)
+            row[:, pad : pad + self.context_length(token_ids)] = False
+            row[:, :pad] = True
+            row[:pad] = True
+        return mask[:, None].to(device)

@@ -1,0 +1,123 @@
+"""The tokenizer of ChatGLM-6B (v1): SentencePiece unigram with pieces for white space.
+
+Ids agree with the official class one for one, with one exception on purpose: special tokens that a
+user types ([MASK], <sop>, <eop>, <pad>, <unk>) stay plain text.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import sentencepiece
+
+from glm_int4.errors import TokenizerError
+
+MAX_BLANK_LENGTH = 80
+OLD_NUM_IMAGE_TOKENS = 20000
+_CONTROL, _USER_DEFINED, _BYTE = 3, 4, 6  # piece types of the SentencePiece format
+
+CONTROL_PIECES = ("[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>")
+SPACE_PIECES = ("<|tab|>", *(f"<|blank_{i}|>" for i in range(2, MAX_BLANK_LENGTH + 1)))
+_BLANKS = re.compile(f" {{2,{MAX_BLANK_LENGTH}}}")
+_BLANK_PIECE = re.compile(r"<\|blank_(\d\d?)\|>")
+
+
+class ChatGLMTokenizer:
+    """Text to ids of ChatGLM-6B and back.
+
+    Args:
+        model_file: ``ice_text.model``, of either official vocabulary.
+        num_image_tokens: ids in front of the first text piece; None asks the file (20000 for the
+            first vocabulary, whose file lacks the special pieces, otherwise 0).
+    Raises:
+        TokenizerError: not a SentencePiece model, or special pieces are missing.
+    """
+
+    version = "1"
+
+    def __init__(self, model_file: str | Path, num_image_tokens: int | None = None) -> None:
+        try:
+            model = Path(model_file).read_bytes()
+        except OSError as error:
+            raise TokenizerError(f"expected a readable {model_file}, got: {error.strerror}") from error
+        self._sp = _load_model(model, model_file)
+        if self._find("<sop>") is None:
+            # The first revision adds its special pieces in code; serialized messages concatenate.
+            self._sp = _load_model(model + _added_pieces(), model_file)
+            num_image_tokens = OLD_NUM_IMAGE_TOKENS if num_image_tokens is None else num_image_tokens
+        self.num_image_tokens = num_image_tokens or 0
+        self.pad_id = self.piece_id("<pad>")
+        self.mask_id = self.piece_id("[MASK]")
+        self.gmask_id = self.piece_id("[gMASK]")
+        self.bos_id = self.piece_id("<sop>")
+        self.eos_id = self.piece_id("<eop>")
+        self.stop_ids = (self.eos_id,)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids that stand for something; the embedding matrix may have more rows."""
+        return self.num_image_tokens + self._sp.get_piece_size()
+
+    def piece_id(self, piece: str) -> int:
+        """Id of a piece by its name.
+
+        Raises:
+            TokenizerError: there is no such piece.
+        """
+        index = self._find(piece)
+        if index is None:
+            raise TokenizerError(f"expected the piece {piece} in the tokenizer, got none; is this ice_text.model?")
+        return index + self.num_image_tokens
+
+    def id_to_piece(self, token_id: int) -> str:
+        """Name of a piece; the empty string for ids without one."""
+        index = token_id - self.num_image_tokens
+        return self._sp.id_to_piece(index) if 0 <= index < self._sp.get_piece_size() else ""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of ``text``, with no special ids added."""
+        text = text.replace("\n", "<n>").replace("\t", "<|tab|>")
+        text = _BLANKS.sub(lambda match: f"<|blank_{len(match[0])}|>", text)
+        return [index + self.num_image_tokens for index in self._sp.encode(text)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of ``ids``; special ids and ids without a piece are left out."""
+        size, offset = self._sp.get_piece_size(), self.num_image_tokens
+        text = self._sp.decode([i - offset for i in ids if 0 <= i - offset < size])
+        text = text.replace("<n>", "\n").replace("<|tab|>", "\t")
+        return _BLANK_PIECE.sub(lambda match: " " * int(match[1]), text)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Return the ids of ``text`` as a context to answer: text, [gMASK], <sop>."""
+        return [*self.encode(text), self.gmask_id, self.bos_id]
+
+    def encode_document(self, ids: Sequence[int]) -> list[int]:
+        """Return ``ids`` as free text to be predicted: [gMASK], <sop>, then the ids."""
+        return [self.gmask_id, self.bos_id, *ids]
+
+    def _find(self, piece: str) -> int | None:
+        index = self._sp.piece_to_id(piece)
+        return index if self._sp.id_to_piece(index) == piece else None
+
+
+def _load_model(model: bytes, name: str | Path) -> sentencepiece.SentencePieceProcessor:
+    processor = sentencepiece.SentencePieceProcessor()
+    try:
+        processor.LoadFromSerializedProto(model)
+    except (RuntimeError, ValueError) as error:
+        raise TokenizerError(f"expected a SentencePiece model in {name}, got something else; download it again") from error
+    return processor
+
+
+def _added_pieces() -> bytes:
+    """Special pieces of the first revision, as fields of a serialized SentencePiece model."""
+    pieces = [(name, _CONTROL) for name in CONTROL_PIECES]
+    pieces += [(name, _USER_DEFINED) for name in SPACE_PIECES]
+    pieces += [(f"<0x{byte:02X}>", _BYTE) for byte in range(256)]
+    out = bytearray()
+    for name, kind in pieces:
+        # ModelProto.pieces (field 1) = {piece: field 1, score: field 2 (float 0), type: field 3}
+        message = b"\x0a" + bytes([len(name)]) + name.encode() + b"\x15\0\0\0\0" + b"\x18" + bytes([kind])
+        out += b"\x0a" + bytes([len(message)]) + message
+    # ModelProto.trainer_spec (field 2) = {byte_fallback: field 35 (true)}
+    return bytes(out) + b"\x12\x03\x98\x02\x01"
