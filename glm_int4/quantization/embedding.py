@@ -1,16 +1,40 @@
 """The embedding matrix, which is also the head where the two are tied."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from glm_int4.quantization.cpu import RowsMatrix
+from glm_int4.quantization.linear import ReferenceMatrix
+from glm_int4.quantization.scheme import QuantizedWeight
 
 
 class DenseEmbedding(nn.Embedding):
     """An unquantized embedding of shape (V, hidden_size)."""
 
     def project(self, x: Tensor) -> Tensor:
-        """``x @ weight.T`` in the weight's dtype, returned as float32."""
+        """``x @ weight.T`` in the weight's dtype, returned as float32: (..., V)."""
         return F.linear(x.to(self.weight.dtype), self.weight).float()
 
 
 class QuantizedEmbedding(nn.Module):
-    pass
+    """An embedding with INT8 or INT4 rows, kept in one layout for looking up and projecting.
+
+    Args:
+        weight: the quantized matrix (V, hidden_size).
+        backend: as of ``QuantizedLinear``.
+        dtype: of the looked-up rows.
+    """
+
+    def __init__(self, weight: QuantizedWeight, backend: str, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.matrix = ReferenceMatrix(weight) if backend == "reference" else RowsMatrix(weight)
+        self.scheme, self.dtype = weight.scheme, dtype
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        rows = self.matrix.dequantize(token_ids.flatten()).to(self.dtype)
+        return rows.view(*token_ids.shape, -1)
+
+    def project(self, x: Tensor) -> Tensor:
+        """``x @ weight.T`` accumulated and returned in float32: (..., V)."""
+        return self.matrix(x.float())

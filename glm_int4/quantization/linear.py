@@ -1,12 +1,22 @@
-"""Linear layers."""
+"""Linear layers: unquantized ones, and quantized ones on the backend that suits them.
+
+Backends: "packed" and "rows" (``cpu.py``), and "reference" (plain torch on any device, exact in the
+input's dtype up to float32 accumulation).
+"""
 
 from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glm_int4.quantization.cpu import PackedInt4Linear, PackedInt8Linear, RowsMatrix
+from glm_int4.quantization.kernels import int4_linear, int8_linear, packing, reference
+from glm_int4.quantization.scheme import QuantizedWeight
+
 # (name of the layer in the checkpoint, in_features, out_features, has_bias) -> the module
 LinearFactory = Callable[[str, int, int, bool], nn.Module]
+
+BACKENDS = ("packed", "rows", "reference")
 
 
 class DenseLinear(nn.Linear):
@@ -19,3 +29,59 @@ class DenseLinear(nn.Linear):
 def dense_linear(name: str, in_features: int, out_features: int, has_bias: bool) -> nn.Module:
     """The factory of unquantized models."""
     return DenseLinear(in_features, out_features, bias=has_bias)
+
+
+class QuantizedLinear(nn.Module):
+    """A linear layer with INT4 or INT8 weights.
+
+    Args:
+        weight: the quantized matrix (N, K).
+        bias: (N,) or None.
+        backend: one of ``BACKENDS``. Shapes and schemes that "packed" cannot take use "rows".
+    """
+
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None, backend: str) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.scheme = weight.in_features, weight.out_features, weight.scheme
+        self.matrix: nn.Module
+        if backend == "packed" and PackedInt4Linear.takes(weight):
+            self.matrix = PackedInt4Linear(weight, bias)
+            bias = None
+        elif backend == "packed" and PackedInt8Linear.takes(weight):
+            self.matrix = PackedInt8Linear(weight, bias)
+            bias = None
+        elif backend in ("packed", "rows"):
+            self.matrix = RowsMatrix(weight)
+        elif backend == "reference":
+            self.matrix = ReferenceMatrix(weight)
+        else:
+            raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
+        self.register_buffer("bias", None if bias is None else bias.float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., K) to (..., N); the dtype is the backend's."""
+        out = self.matrix(x)
+        return out if self.bias is None else out + self.bias.to(out.dtype)
+
+
+class ReferenceMatrix(nn.Module):
+    """A quantized matrix in the kernels' runtime layout, multiplied by the plain-torch reference."""
+
+    def __init__(self, weight: QuantizedWeight) -> None:
+        super().__init__()
+        self.bits, self.group_size = weight.scheme.bits, weight.group_size
+        qweight = packing.to_planar(weight.packed, self.group_size) if self.bits == 4 else weight.packed
+        zeros = weight.zero_points
+        self.register_buffer("qweight", qweight)
+        self.register_buffer("scales", weight.scales.T.contiguous())
+        self.register_buffer("zero_points", None if zeros is None else zeros.T.contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        linear = int4_linear if self.bits == 4 else int8_linear
+        return linear(x, self.qweight, self.scales, self.zero_points, group_size=self.group_size)
+
+    def dequantize(self, rows: slice | Tensor) -> Tensor:
+        """The chosen rows in float32."""
+        dequantize = reference.dequantize_int4 if self.bits == 4 else reference.dequantize_int8
+        zeros = None if self.zero_points is None else self.zero_points[:, rows]
+        return dequantize(self.qweight[rows], self.scales[:, rows], zeros, self.group_size)

@@ -1,0 +1,291 @@
+"""Quantized linear layers on a CPU: which way suits this machine, and the ways themselves.
+
+``packed``: torch's packed operations in bfloat16 for few rows; for many, the same packed bytes are
+dequantized piece by piece into scratch that fits the cache, and multiplied by oneDNN. ``rows``: Numba
+loops over the file layout in float32, where the packed operations are slow (AVX2).
+``reference``: plain torch, exact in float32.
+"""
+
+import functools
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glm_int4.quantization.kernels import packing
+from glm_int4.quantization.scheme import QuantizedWeight
+from glm_int4.quantization.threads import numba_threads
+
+logger = logging.getLogger(__name__)
+
+# Rows of x up to which the packed operations beat dequantize + matmul, from
+#   python benchmarks/bench_cpu_linear.py
+# on 2 cores of an AMD EPYC with AVX-512 and BF16 (benchmarks/results/cpu_linear.json).
+PACKED_INT4_MAX_ROWS = 24
+PACKED_INT8_MAX_ROWS = 12
+ROWS_MAX_ROWS = 4
+
+# Scratch of one dequantized piece: small enough to stay in the last-level cache.
+SCRATCH_BYTES = 4 << 20
+
+# The packed operation must beat a float32 matmul by this factor to be chosen: about 6 with AVX-512,
+# about 1.5 with AVX2 (KERNELS: CPU timings).
+_PACKED_MIN_SPEEDUP = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class TileLayout:
+    """Where torch's packed INT4 bytes keep the rows of one tile: (K, width / 2) bytes a tile.
+
+    ``low_rows`` and ``high_rows`` tell, for each of the width / 2 bytes, the row of its nibbles.
+    """
+
+    width: int
+    low_rows: np.ndarray
+    high_rows: np.ndarray
+
+
+def pack_aten(q: Tensor) -> Tensor:
+    """Pack (N, K) uint8 values 0..15 as torch's INT4 operation wants them; N % 16 == 0."""
+    return torch.ops.aten._convert_weight_to_int4pack_for_cpu(q.to(torch.int32), 1)
+
+
+@functools.cache
+def learn_tile_layout(width: int) -> TileLayout | None:
+    """Learn the layout of a tile of ``width`` rows by packing matrices that spell out their index.
+
+    Returns None where the packed bytes are not (K, width / 2) with rows that do not depend on k.
+    """
+    in_features = 32
+    index = torch.arange(width * in_features).view(width, in_features)
+    low = torch.zeros(in_features, width // 2, dtype=torch.int64)
+    high = torch.zeros_like(low)
+    for shift in (0, 4, 8):
+        packed = pack_aten((index >> shift & 15).to(torch.uint8)).view(in_features, width // 2)
+        low += (packed & 15).long() << shift
+        high += (packed >> 4).long() << shift
+    k = torch.arange(in_features)[:, None]
+    if not (torch.equal(low % in_features, k.expand_as(low)) and torch.equal(high % in_features, k.expand_as(high))):
+        return None
+    low_rows, high_rows = low // in_features, high // in_features
+    if not ((low_rows == low_rows[0]).all() and (high_rows == high_rows[0]).all()):
+        return None
+    return TileLayout(width, low_rows[0].numpy(), high_rows[0].numpy())
+
+
+@functools.cache
+def tile_width() -> int | None:
+    """Rows of a full tile on this machine, or None where the layout cannot be learned."""
+    for width in (64, 32):
+        layout = learn_tile_layout(width)
+        if layout is None:
+            continue
+        # A full tile repeats: twice the rows pack into two such tiles.
+        q = (torch.arange(2 * width * 32) * 7 % 16).to(torch.uint8).view(2 * width, 32)
+        if torch.equal(pack_aten(q).flatten(), torch.cat([pack_aten(q[:width]), pack_aten(q[width:])]).flatten()):
+            return width
+    return None
+
+
+@functools.cache
+def choose_backend() -> str:
+    """Probe this machine once: "packed", "rows" or "reference"."""
+    try:
+        import numba  # noqa: F401
+    except ImportError:
+        logger.warning("CPU backend: reference (plain torch, slow), because numba is not installed")
+        return "reference"
+    if tile_width() is None:
+        logger.info("CPU backend: rows, because torch's packed INT4 layout is unknown here")
+        return "rows"
+    weight = torch.randn(1024, 2048)
+    packed = pack_aten(torch.zeros(1024, 2048, dtype=torch.uint8))
+    params = torch.ones(16, 1024, 2, dtype=torch.bfloat16)
+    x = torch.randn(1, 2048)
+    x16 = x.bfloat16()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on a busy machine, waiting for a second thread would hide the difference
+    try:
+        dense = _best_time(lambda: F.linear(x, weight))
+        quantized = _best_time(lambda: torch.ops.aten._weight_int4pack_mm_for_cpu(x16, packed, 128, params))
+    finally:
+        torch.set_num_threads(threads)
+    backend = "packed" if dense > _PACKED_MIN_SPEEDUP * quantized else "rows"
+    logger.info(
+        "CPU backend: %s (%s; packed INT4 %.1fx as fast as float32)",
+        backend,
+        torch.backends.cpu.get_cpu_capability(),
+        dense / quantized,
+    )
+    return backend
+
+
+def _best_time(function: Callable[[], object]) -> float:
+    times = []
+    for _ in range(20):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+class PackedInt4Linear(nn.Module):
+    """INT4 linear on torch's packed operation: bfloat16 inputs and scales, any float out."""
+
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None) -> None:
+        super().__init__()
+        self.in_features, self.out_features = weight.in_features, weight.out_features
+        self.group_size, scales, offsets = _aten_groups(weight)
+        params = torch.stack((scales, offsets), dim=-1).transpose(0, 1)  # (K / G, N, 2)
+        self.register_buffer("params", params.contiguous().bfloat16())
+        self.register_buffer("bias", None if bias is None else bias.bfloat16())
+        packed = torch.empty(self.out_features, self.in_features // 2, dtype=torch.uint8)
+        step = max((1 << 24) // self.in_features // 64, 1) * 64
+        for start in range(0, self.out_features, step):
+            packed[start : start + step] = pack_aten(packing.unpack_int4(weight.packed[start : start + step]))
+        self.register_buffer("packed", packed)
+
+    @staticmethod
+    def takes(weight: QuantizedWeight) -> bool:
+        """Whether torch's operation takes this shape."""
+        return weight.scheme.bits == 4 and weight.in_features % 32 == 0 and weight.out_features % 16 == 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., K) to (..., N) in bfloat16."""
+        rows = x.reshape(-1, self.in_features).bfloat16()
+        if rows.shape[0] <= PACKED_INT4_MAX_ROWS:
+            out = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.packed, self.group_size, self.params)
+        else:
+            out = self._dequantize_matmul(rows)
+        if self.bias is not None:
+            out += self.bias
+        return out.view(*x.shape[:-1], self.out_features)
+
+    def _dequantize_matmul(self, x: Tensor) -> Tensor:
+        from glm_int4.quantization import cpu_loops
+
+        width, params = tile_width(), self.params.view(torch.uint16).numpy()
+        assert width is not None  # the probe would not have chosen this class
+        out = torch.empty(x.shape[0], self.out_features, dtype=torch.bfloat16)
+        piece = max(SCRATCH_BYTES // (2 * self.in_features * width), 1) * width
+        num_tiled = self.out_features // width * width
+        starts = [(start, min(piece, num_tiled - start), width) for start in range(0, num_tiled, piece)]
+        if num_tiled < self.out_features:
+            rest = self.out_features - num_tiled
+            starts.append((num_tiled, rest, rest))
+        scratch = torch.empty(self.in_features, min(piece, self.out_features), dtype=torch.bfloat16)
+        for start, num_rows, tile in starts:
+            layout = learn_tile_layout(tile)
+            if layout is None:
+                part = self.packed[start:], self.params[:, start:].contiguous()
+                out[:, start:] = torch.ops.aten._weight_int4pack_mm_for_cpu(x, part[0], self.group_size, part[1])
+                continue
+            target = scratch.flatten()[: self.in_features * num_rows].view(self.in_features, num_rows)
+            tiles = self.packed[start : start + num_rows].view(-1, self.in_features, tile // 2)
+            with numba_threads():
+                cpu_loops.dequantize_tiles(
+                    tiles.numpy(), params, self.group_size, layout.low_rows, layout.high_rows, start,
+                    target.view(torch.uint16).numpy(),
+                )  # fmt: skip
+            torch.mm(x, target, out=out[:, start : start + num_rows])
+        return out
+
+
+def _aten_groups(weight: QuantizedWeight) -> tuple[int, Tensor, Tensor]:
+    """Group size, scales and offsets (N, K / G) float32 of ``w = (q - 8) * scale + offset``.
+
+    A per-channel scale is repeated over groups that torch's operation takes.
+    """
+    scales = weight.scales.float()
+    zeros = 8.0 if weight.zero_points is None else weight.zero_points.float()
+    offsets = (8.0 - zeros) * scales
+    if weight.scheme.group_size is not None:
+        return weight.scheme.group_size, scales, offsets
+    group_size = next(size for size in (128, 64, 32) if weight.in_features % size == 0)
+    repeats = weight.in_features // group_size
+    return group_size, scales.repeat(1, repeats), offsets.repeat(1, repeats)
+
+
+class PackedInt8Linear(nn.Module):
+    """Per-channel symmetric INT8 linear on torch's packed operation, bfloat16 inputs and scales."""
+
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None) -> None:
+        super().__init__()
+        self.in_features, self.out_features = weight.in_features, weight.out_features
+        self.register_buffer("weight", (weight.packed ^ 128).view(torch.int8))
+        self.register_buffer("scales", weight.scales.flatten().bfloat16())
+        self.register_buffer("bias", None if bias is None else bias.bfloat16())
+
+    @staticmethod
+    def takes(weight: QuantizedWeight) -> bool:
+        """Whether torch's operation takes this scheme and shape."""
+        scheme = weight.scheme
+        return scheme.bits == 8 and scheme.symmetric and scheme.group_size is None and weight.in_features % 32 == 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., K) to (..., N) in bfloat16."""
+        rows = x.reshape(-1, self.in_features).bfloat16()
+        if rows.shape[0] <= PACKED_INT8_MAX_ROWS:
+            out = torch.ops.aten._weight_int8pack_mm(rows, self.weight, self.scales)
+        else:
+            out = torch.empty(rows.shape[0], self.out_features, dtype=torch.bfloat16)
+            piece = max(SCRATCH_BYTES // (2 * self.in_features), 1)
+            for start in range(0, self.out_features, piece):
+                part = self.weight[start : start + piece].bfloat16()  # exact: eight significant bits
+                torch.mm(rows, part.T, out=out[:, start : start + piece])
+            out *= self.scales
+        if self.bias is not None:
+            out += self.bias
+        return out.view(*x.shape[:-1], self.out_features)
+
+
+class RowsMatrix(nn.Module):
+    """A quantized matrix in the file layout, multiplied in float32 by Numba loops."""
+
+    def __init__(self, weight: QuantizedWeight) -> None:
+        super().__init__()
+        self.in_features, self.out_features = weight.in_features, weight.out_features
+        self.bits, self.group_size = weight.scheme.bits, weight.group_size
+        zeros = weight.zero_points
+        if zeros is None:
+            zeros = torch.full(weight.scales.shape, weight.scheme.zero, dtype=torch.uint8)
+        self.register_buffer("packed", weight.packed.contiguous())
+        self.register_buffer("scales", weight.scales.contiguous())
+        self.register_buffer("zeros", zeros.contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., K) to (..., N) in float32."""
+        from glm_int4.quantization import cpu_loops
+
+        rows = x.reshape(-1, self.in_features).float().contiguous()
+        packed, scales, zeros = self._arrays(slice(None))
+        out = torch.empty(rows.shape[0], self.out_features)
+        if rows.shape[0] <= ROWS_MAX_ROWS:
+            gemv = cpu_loops.gemv_int4 if self.bits == 4 else cpu_loops.gemv_int8
+            with numba_threads():
+                for row, target in zip(rows.numpy(), out.numpy(), strict=True):
+                    gemv(row, packed, scales, zeros, self.group_size, target)
+        else:
+            piece = max(SCRATCH_BYTES // (4 * self.in_features), 1)
+            for start in range(0, self.out_features, piece):
+                part = self.dequantize(slice(start, start + piece))
+                torch.mm(rows, part.T, out=out[:, start : start + piece])
+        return out.view(*x.shape[:-1], self.out_features)
+
+    def dequantize(self, rows: slice | Tensor) -> Tensor:
+        """The chosen rows in float32."""
+        from glm_int4.quantization import cpu_loops
+
+        packed, scales, zeros = self._arrays(rows)
+        out = torch.empty(packed.shape[0], self.in_features)
+        with numba_threads():
+            cpu_loops.dequantize_rows(packed, scales, zeros, self.group_size, self.bits, out.numpy())
+        return out
+
+    def _arrays(self, rows: slice | Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.packed[rows].numpy(), self.scales[rows].view(torch.uint16).numpy(), self.zeros[rows].numpy()

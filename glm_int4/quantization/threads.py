@@ -1,0 +1,22 @@
+"""One thread count for torch and Numba, and one Numba loop at a time."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+_LOCK = threading.Lock()
+
+
+@contextmanager
+def numba_threads() -> Iterator[None]:
+    """Run a parallel Numba loop with as many threads as torch uses.
+
+    Numba's default threading layer must not be entered from two threads at once.
+    """
+    import numba
+
+    with _LOCK:
+        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        yield
