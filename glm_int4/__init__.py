@@ -1,0 +1,41 @@
+"""ChatGLM-6B with INT8 or INT4 weights, on a small GPU or a CPU alone.
+
+``load`` and ``quantize_checkpoint`` are the way in; names are imported when they are first used, so
+that the command line starts quickly.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from glm_int4.errors import GLMError, UserError
+from glm_int4.version import __version__
+
+if TYPE_CHECKING:
+    from glm_int4.checkpoint.quantizing import quantize_checkpoint
+    from glm_int4.generation.engine import Engine
+    from glm_int4.generation.loading import load
+    from glm_int4.generation.sampling import SamplingParams
+
+__all__ = [
+    "Engine",
+    "GLMError",
+    "SamplingParams",
+    "UserError",
+    "__version__",
+    "load",
+    "quantize_checkpoint",
+]
+
+_HOMES = {
+    "quantize_checkpoint": "glm_int4.checkpoint.quantizing",
+    "Engine": "glm_int4.generation.engine",
+    "load": "glm_int4.generation.loading",
+    "SamplingParams": "glm_int4.generation.sampling",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -30,6 +30,11 @@ def load_tokenizer(folder: str | Path, version: str = "auto") -> ChatGLMTokenize
     raise TokenizerError(f"expected {V1_FILE} in {folder}, got none; copy it from the official repository")
 
 
+def has_tokenizer(folder: str | Path) -> bool:
+    """Whether a checkpoint folder holds a tokenizer file of any version."""
+    return any((Path(folder) / name).is_file() for name in (V1_FILE, V2_FILE))
+
+
 def _num_image_tokens(folder: Path) -> int | None:
     path = folder / "tokenizer_config.json"
     if not path.is_file():

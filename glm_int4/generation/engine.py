@@ -1,0 +1,280 @@
+"""The engine: a loaded model, its tokenizer, and what can be done with the two."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from glm_int4.checkpoint.loading import CheckpointInfo, ComputePlan
+from glm_int4.errors import InputError, TokenizerError
+from glm_int4.generation.batch import Batch
+from glm_int4.generation.sampling import Sampler, SamplingParams
+from glm_int4.models.chatglm import ChatGLMForConditionalGeneration
+from glm_int4.models.kv_cache import KVCache
+from glm_int4.text import ChatGLMTokenizer, StreamDecoder
+from glm_int4.text.prompts_v1 import Message, ResponseStream, build_prompt
+
+if TYPE_CHECKING:
+    from glm_int4.generation.perplexity import PerplexityResult
+
+TokenIds = Sequence[int]
+
+
+class Engine:
+    """A model ready to run; made by ``glm_int4.load``.
+
+    Attributes:
+        model, config: the network and its config.
+        max_length: most tokens of a sequence, prompt included.
+        threads: CPU threads in use.
+    """
+
+    def __init__(
+        self,
+        model: ChatGLMForConditionalGeneration,
+        info: CheckpointInfo,
+        plan: ComputePlan,
+        tokenizer: ChatGLMTokenizer | None,
+        max_length: int,
+    ) -> None:
+        self.model, self.config, self.info, self.plan = model, info.config, info, plan
+        self.max_length = max_length
+        self._tokenizer = tokenizer
+        self._cache: KVCache | None = None
+
+    @property
+    def tokenizer(self) -> ChatGLMTokenizer:
+        """The tokenizer; raises TokenizerError where the folder had none."""
+        if self._tokenizer is None:
+            raise TokenizerError(
+                "expected a tokenizer (ice_text.model) in the checkpoint folder, got none; "
+                "copy it from the official repository"
+            )
+        return self._tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        return self.plan.device
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The ids that end an answer in this model version."""
+        return (self.config.eos_token_id,)
+
+    # --- ids in, ids or numbers out -----------------------------------------------------------------
+
+    @torch.inference_mode()
+    def logits(self, token_ids: TokenIds | Sequence[TokenIds]) -> Tensor:
+        """Logits of every position.
+
+        Args:
+            token_ids: ids, used verbatim, or a list of such rows, which are left-padded.
+        Returns:
+            (B, T, V) float32; positions of padding mean nothing.
+        """
+        batch = self._batch(token_ids)
+        return self.model(batch.token_ids, batch.positions, batch.prefill_mask(self.plan.stream_dtype))
+
+    @torch.inference_mode()
+    def hidden_states(self, token_ids: TokenIds) -> Tensor:
+        """Final hidden states (T, hidden_size) of one sequence; ``model.lm_head`` makes logits of them."""
+        batch = self._batch(token_ids)
+        mask = batch.prefill_mask(self.plan.stream_dtype)
+        return self.model.transformer(batch.token_ids, batch.positions, mask)[0]
+
+    def generate(
+        self,
+        token_ids: TokenIds | Sequence[TokenIds],
+        max_new_tokens: int = 64,
+        sampling: SamplingParams | None = None,
+        stop_ids: Sequence[int] | None = None,
+    ) -> list[int] | list[list[int]]:
+        """Continue ids, used verbatim.
+
+        Args:
+            token_ids: ids, or a list of rows, which run as one left-padded batch.
+            max_new_tokens: most tokens to add; ``max_length`` counts too.
+            sampling: None for the official defaults.
+            stop_ids: ids that end a row; None for the version's, [] for none.
+        Returns:
+            The new ids without the stop id; a list of rows for a list of rows.
+        Raises:
+            InputError: no ids, ids outside the vocabulary, or more than ``max_length``.
+        """
+        rows: list[list[int]] = [[] for _ in _as_rows(token_ids)]
+        for step in self._steps(token_ids, max_new_tokens, sampling, stop_ids):
+            for row, token in zip(rows, step, strict=True):
+                if token is not None:
+                    row.append(token)
+        return rows if _is_batch(token_ids) else rows[0]
+
+    def stream_ids(
+        self,
+        token_ids: TokenIds,
+        max_new_tokens: int | None = None,
+        sampling: SamplingParams | None = None,
+        stop_ids: Sequence[int] | None = None,
+    ) -> Iterator[int]:
+        """As ``generate`` for one sequence, an id at a time; None for ``max_new_tokens`` is no limit."""
+        for (token,) in self._steps(list(token_ids), max_new_tokens, sampling, stop_ids):
+            if token is not None:
+                yield token
+
+    # --- text in, text out --------------------------------------------------------------------------
+
+    def stream_text(
+        self, token_ids: TokenIds, max_new_tokens: int | None = None, sampling: SamplingParams | None = None
+    ) -> Iterator[str]:
+        """Continue ids and yield the text as it comes, never half a character.
+
+        A stop text ends the stream and is not part of it.
+        """
+        sampling = sampling or SamplingParams()
+        decoder, text, sent = StreamDecoder(self.tokenizer), "", 0
+        for token in self.stream_ids(token_ids, max_new_tokens, sampling):
+            text += decoder.push(token)
+            end, stopped = _stable_end(text, sampling.stop)
+            if end > sent:
+                yield text[sent:end]
+                sent = end
+            if stopped:
+                return
+        text += decoder.finish()
+        end, stopped = _stable_end(text, sampling.stop)
+        yield text[sent : end if stopped else None]
+
+    def stream_chat(
+        self,
+        messages: Sequence[Message],
+        max_new_tokens: int | None = None,
+        sampling: SamplingParams | None = None,
+    ) -> Iterator[str]:
+        """Answer a conversation; the pieces add up to ``chat``'s answer.
+
+        Args:
+            messages: ``{"role": ..., "content": ...}``, the last one the user's.
+            max_new_tokens: None goes on to ``max_length``.
+        Raises:
+            InputError: an empty question, roles out of order, or more tokens than ``max_length``.
+        """
+        prompt = self.tokenizer.encode_prompt(build_prompt(messages))
+        cleaned = ResponseStream()
+        for piece in self.stream_text(prompt, max_new_tokens, sampling):
+            yield cleaned.push(piece)
+        yield cleaned.finish()
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        max_new_tokens: int | None = None,
+        sampling: SamplingParams | None = None,
+    ) -> str:
+        """Answer a conversation; as ``stream_chat``, at once."""
+        return "".join(self.stream_chat(messages, max_new_tokens, sampling))
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        """Tokens of a conversation's prompt."""
+        return len(self.tokenizer.encode_prompt(build_prompt(messages)))
+
+    def perplexity(self, text: str, window: int | None = None, stride: int = 512) -> "PerplexityResult":
+        """Perplexity of a text; see ``perplexity.measure``."""
+        from glm_int4.generation.perplexity import measure
+
+        return measure(self, text, window=window, stride=stride)
+
+    # --- inside ---------------------------------------------------------------------------------------
+
+    def _steps(
+        self,
+        token_ids: TokenIds | Sequence[TokenIds],
+        max_new_tokens: int | None,
+        sampling: SamplingParams | None,
+        stop_ids: Sequence[int] | None,
+    ) -> Iterator[list[int | None]]:
+        """Yield the new id of every row, None for rows that have ended, until all have."""
+        sampling = sampling or SamplingParams()
+        if max_new_tokens is not None and max_new_tokens < 1:
+            raise InputError(f"expected max_new_tokens of 1 or more, got {max_new_tokens}")
+        batch = self._batch(token_ids)
+        room = self.max_length - batch.num_tokens
+        if room < 1:
+            raise InputError(
+                f"expected a prompt of less than {self.max_length} tokens, got {batch.num_tokens}; "
+                "shorten it or raise --max-length"
+            )
+        limit = room if max_new_tokens is None else min(max_new_tokens, room)
+        stops = frozenset(self.stop_ids if stop_ids is None else stop_ids)
+        sampler = Sampler(sampling, self.config.version)
+        cache = self._new_cache(batch.size, batch.num_tokens + limit)
+        running = [True] * batch.size
+        seen = [list(row) for row in batch.rows]
+        with torch.inference_mode():
+            mask = batch.prefill_mask(self.plan.stream_dtype)
+            logits = self.model(batch.token_ids, batch.positions, mask, cache, last_only=True)
+        for step in range(limit):
+            tokens = sampler.pick(logits[:, -1], seen)
+            running = [alive and token not in stops for alive, token in zip(running, tokens, strict=True)]
+            if not any(running):
+                return
+            for row, token in zip(seen, tokens, strict=True):
+                row.append(token)
+            yield [token if alive else None for alive, token in zip(running, tokens, strict=True)]
+            if step + 1 < limit:
+                with torch.inference_mode():
+                    ids = torch.tensor(tokens, device=self.device)[:, None]
+                    mask = batch.decode_mask(cache.length + 1, self.plan.stream_dtype)
+                    logits = self.model(ids, batch.decode_positions(step), mask, cache, last_only=True)
+
+    def _batch(self, token_ids: TokenIds | Sequence[TokenIds]) -> Batch:
+        rows = [list(map(int, row)) for row in _as_rows(token_ids)]
+        if not rows or not all(rows):
+            raise InputError("expected token ids, got an empty list")
+        for row in rows:
+            if min(row) < 0 or max(row) >= self.config.vocab_size:
+                raise InputError(f"expected token ids from 0 to {self.config.vocab_size - 1}, got {min(row)} to {max(row)}")
+        return Batch(self.model, rows, self.device)
+
+    def _new_cache(self, batch_size: int, length: int) -> KVCache:
+        """An empty cache: one of ``max_length`` is kept for single sequences, batches get their own."""
+        config = self.config
+        if batch_size == 1 and self._cache is not None:
+            self._cache.truncate(0)
+            return self._cache
+        cache = KVCache(
+            config.num_layers,
+            batch_size,
+            config.num_kv_heads,
+            config.head_dim,
+            self.max_length if batch_size == 1 else length,
+            dtype=self.plan.stream_dtype,
+            device=self.device,
+        )
+        if batch_size == 1:
+            self._cache = cache
+        return cache
+
+
+def _is_batch(token_ids: TokenIds | Sequence[TokenIds]) -> bool:
+    return len(token_ids) > 0 and not isinstance(token_ids[0], int)
+
+
+def _as_rows(token_ids: TokenIds | Sequence[TokenIds]) -> Sequence[TokenIds]:
+    return token_ids if _is_batch(token_ids) else [token_ids]  # type: ignore[list-item,return-value]
+
+
+def _stable_end(text: str, stops: Sequence[str]) -> tuple[int, bool]:
+    """Where the text that may be shown ends, and whether a stop text was found there.
+
+    An end of the text that a stop text could begin with is held back.
+    """
+    found = [position for stop in stops if (position := text.find(stop)) >= 0]
+    if found:
+        return min(found), True
+    held = 0
+    for stop in stops:
+        for length in range(min(len(stop) - 1, len(text)), held, -1):
+            if text.endswith(stop[:length]):
+                held = length
+                break
+    return len(text) - held, False

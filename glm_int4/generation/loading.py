@@ -1,0 +1,107 @@
+"""``load``: from a folder or hub id to an engine, with the choices of device and precision."""
+
+import logging
+import os
+from pathlib import Path
+
+import torch
+
+from glm_int4.checkpoint import layout
+from glm_int4.checkpoint.folder import resolve_folder
+from glm_int4.checkpoint.loading import CheckpointInfo, ComputePlan, build_model, open_checkpoint
+from glm_int4.errors import InputError
+from glm_int4.generation.engine import Engine
+from glm_int4.quantization.cpu import choose_backend
+from glm_int4.text import load_tokenizer
+from glm_int4.text.loading import has_tokenizer
+
+logger = logging.getLogger(__name__)
+
+# Unquantized models compute in float32 on a CPU while that takes at most this share of the memory.
+_FLOAT32_MEMORY_SHARE = 0.5
+
+
+def load(
+    model: str | Path,
+    device: str = "auto",
+    dtype: torch.dtype | None = None,
+    max_length: int | None = None,
+    model_version: str = "auto",
+    threads: int | None = None,
+) -> Engine:
+    """Load a checkpoint: official half precision, or quantized by this package.
+
+    Args:
+        model: folder or hub id.
+        device: "auto" (CUDA where there is one), "cuda" or "cpu".
+        dtype: None for the device's fast path; torch.float32 for exact arithmetic on plain torch.
+        max_length: most tokens of a sequence; None for what the model was made for.
+        model_version: "auto", "1", "2" or "3".
+        threads: CPU threads; None leaves torch's choice.
+    Raises:
+        UserError: what is wrong with the checkpoint or the arguments, in one line.
+    """
+    if threads is not None:
+        if threads < 1:
+            raise InputError(f"expected 1 thread or more, got {threads}")
+        torch.set_num_threads(threads)
+    place = choose_device(device)
+    folder = resolve_folder(model)
+    reader, info = open_checkpoint(folder, model_version)
+    if max_length is not None and max_length < 2:
+        raise InputError(f"expected a max length of 2 tokens or more, got {max_length}")
+    tokenizer = load_tokenizer(folder, info.config.version) if has_tokenizer(folder) else None
+    plan = make_plan(info, place, dtype)
+    network = build_model(reader, info, plan)
+    logger.info("loaded %s on %s: %s linears, %s stream", folder, place, plan.backend, plan.stream_dtype)
+    return Engine(network, info, plan, tokenizer, max_length or info.config.max_sequence_length)
+
+
+def choose_device(device: str) -> torch.device:
+    """The torch device of "auto", "cuda" or "cpu".
+
+    Raises:
+        InputError: another name, or CUDA where there is none.
+    """
+    if device not in ("auto", "cuda", "cpu"):
+        raise InputError(f"expected the device auto, cuda or cpu, got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("expected a CUDA device, got none; pass --device cpu, or install a CUDA build of torch")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
+def make_plan(info: CheckpointInfo, device: torch.device, dtype: torch.dtype | None) -> ComputePlan:
+    """Choose backend and dtypes; an explicit ``dtype`` is taken everywhere, without packed operations."""
+    if dtype is not None:
+        if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            raise InputError(f"expected dtype float32, float16, bfloat16 or None, got {dtype}")
+        return ComputePlan(
+            device=device,
+            backend="reference",
+            dense_dtype=dtype,
+            stream_dtype=dtype,
+            half_tables=dtype != torch.float32,
+        )
+    if device.type == "cuda":
+        half = torch.float16
+        return ComputePlan(
+            device=device, backend="reference", dense_dtype=half, stream_dtype=half, half_tables=True
+        )
+    quantized = any(info.schemes.values())
+    fits = 4 * layout.num_parameters(info.config) <= _FLOAT32_MEMORY_SHARE * _memory_bytes()
+    return ComputePlan(
+        device=device,
+        backend=choose_backend() if quantized else "reference",
+        dense_dtype=torch.float32 if fits or quantized else torch.bfloat16,
+        stream_dtype=torch.float32,
+        half_tables=True,
+    )
+
+
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return 16 << 30

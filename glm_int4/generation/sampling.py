@@ -1,0 +1,98 @@
+"""From logits to the next token."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from glm_int4.errors import GLMError, InputError
+
+# temperature, top_p and top_k of the official chat(); top_k is the implicit default beneath it.
+OFFICIAL_DEFAULTS = {"1": (0.95, 0.7, 50)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How to pick tokens. None is the model version's official default; temperature 0 is greedy.
+
+    temperature: divides the logits. top_k: tokens kept, 0 keeps all. top_p: probability mass kept.
+    min_p: least probability kept, as a share of the largest. repetition_penalty: above 1, lowers
+    tokens that have occurred. seed: makes sampling repeatable. stop: texts that end an answer.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        checks = (
+            (self.temperature is None or self.temperature >= 0, "temperature of 0 or more", self.temperature),
+            (self.top_p is None or 0 < self.top_p <= 1, "top_p above 0, up to 1", self.top_p),
+            (self.top_k is None or self.top_k >= 0, "top_k of 0 or more", self.top_k),
+            (0 <= self.min_p <= 1, "min_p from 0 to 1", self.min_p),
+            (self.repetition_penalty > 0, "repetition_penalty above 0", self.repetition_penalty),
+        )
+        for good, expected, value in checks:
+            if not good:
+                raise InputError(f"expected a {expected}, got {value}")
+
+
+class Sampler:
+    """Picks tokens by ``params`` for a model version; holds the state of the random generator."""
+
+    def __init__(self, params: SamplingParams, version: str) -> None:
+        temperature, top_p, top_k = OFFICIAL_DEFAULTS[version]
+        self._temperature = temperature if params.temperature is None else params.temperature
+        self._top_p = top_p if params.top_p is None else params.top_p
+        self._top_k = top_k if params.top_k is None else params.top_k
+        self._min_p, self._penalty = params.min_p, params.repetition_penalty
+        self._generator = torch.Generator()
+        if params.seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(params.seed)
+
+    def pick(self, logits: Tensor, seen: list[list[int]]) -> list[int]:
+        """Pick a token for every row.
+
+        Args:
+            logits: (B, V) float32.
+            seen: per row, the ids so far, prompt included.
+        Raises:
+            GLMError: the model computed nan or inf.
+        """
+        if not bool(torch.isfinite(logits).all()):
+            raise GLMError("expected finite logits, got nan or inf; the weights are damaged or overflow this dtype")
+        if self._penalty != 1.0:
+            logits = self._penalize(logits, seen)
+        if self._temperature == 0:
+            return logits.argmax(-1).tolist()
+        probabilities = self.probabilities(logits).cpu()
+        return torch.multinomial(probabilities, 1, generator=self._generator).flatten().tolist()
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Temperature, then top-k, top-p and min-p: (B, V) to probabilities (B, V)."""
+        logits = logits / self._temperature
+        if 0 < self._top_k < logits.shape[-1]:
+            least = logits.topk(self._top_k).values[:, -1:]
+            logits = logits.masked_fill(logits < least, -torch.inf)
+        if self._top_p < 1:
+            ordered, order = logits.softmax(-1).sort(-1, descending=True)
+            dropped = ordered.cumsum(-1) - ordered >= self._top_p  # mass in front of a token; the first stays
+            logits = logits.masked_fill(dropped.scatter(-1, order, dropped), -torch.inf)
+        probabilities = logits.softmax(-1)
+        if self._min_p > 0:
+            probabilities = probabilities * (probabilities >= self._min_p * probabilities.amax(-1, keepdim=True))
+        return probabilities
+
+    def _penalize(self, logits: Tensor, seen: list[list[int]]) -> Tensor:
+        logits = logits.clone()
+        for row, ids in zip(logits, seen, strict=True):
+            index = torch.tensor(sorted(set(ids)), device=logits.device)
+            values = row[index]
+            row[index] = torch.where(values < 0, values * self._penalty, values / self._penalty)
+        return logits
