@@ -1,6 +1,7 @@
 """From a checkpoint folder to a model in memory, one matrix at a time."""
 
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,3 +134,22 @@ def build_model(
                 tensor = vector(f"{name}.{part}", plan.stream_dtype)
                 setattr(module, part, nn.Parameter(tensor, requires_grad=False))
     return model.eval()
+
+
+def resident_bytes(info: CheckpointInfo, plan: ComputePlan) -> int:
+    """Bytes that the weights of a checkpoint take in memory under a plan; scratch is not counted."""
+    total = 0
+    for matrix in (layout.embedding(info.config), *layout.linears(info.config)):
+        scheme = info.schemes[matrix.name]
+        n, k = matrix.out_features, matrix.in_features
+        if scheme is None:
+            total += n * k * plan.dense_dtype.itemsize
+            continue
+        num_groups = k // scheme.row_group_size(k)
+        if plan.backend == "packed" and matrix.name != layout.EMBEDDING and scheme.bits == 4:
+            num_groups = k // (scheme.group_size or next(size for size in (128, 64, 32) if k % size == 0))
+            total += n * num_groups * 4  # bfloat16 scale and offset
+        else:
+            total += n * num_groups * (2 if scheme.symmetric and plan.backend == "reference" else 3)
+        total += n * k * scheme.bits // 8
+    return total + sum(math.prod(shape) * plan.stream_dtype.itemsize for shape in layout.vectors(info.config).values())

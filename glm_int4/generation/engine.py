@@ -124,15 +124,21 @@ class Engine:
     # --- text in, text out --------------------------------------------------------------------------
 
     def stream_text(
-        self, token_ids: TokenIds, max_new_tokens: int | None = None, sampling: SamplingParams | None = None
+        self,
+        token_ids: TokenIds,
+        max_new_tokens: int | None = None,
+        sampling: SamplingParams | None = None,
+        new_ids: list[int] | None = None,
     ) -> Iterator[str]:
         """Continue ids and yield the text as it comes, never half a character.
 
-        A stop text ends the stream and is not part of it.
+        A stop text ends the stream and is not part of it. ``new_ids``, if given, receives the ids.
         """
         sampling = sampling or SamplingParams()
         decoder, text, sent = StreamDecoder(self.tokenizer), "", 0
         for token in self.stream_ids(token_ids, max_new_tokens, sampling):
+            if new_ids is not None:
+                new_ids.append(token)
             text += decoder.push(token)
             end, stopped = _stable_end(text, sampling.stop)
             if end > sent:
@@ -149,18 +155,20 @@ class Engine:
         messages: Sequence[Message],
         max_new_tokens: int | None = None,
         sampling: SamplingParams | None = None,
+        new_ids: list[int] | None = None,
     ) -> Iterator[str]:
         """Answer a conversation; the pieces add up to ``chat``'s answer.
 
         Args:
             messages: ``{"role": ..., "content": ...}``, the last one the user's.
             max_new_tokens: None goes on to ``max_length``.
+            new_ids: if given, receives the ids.
         Raises:
             InputError: an empty question, roles out of order, or more tokens than ``max_length``.
         """
         prompt = self.tokenizer.encode_prompt(build_prompt(messages))
         cleaned = ResponseStream()
-        for piece in self.stream_text(prompt, max_new_tokens, sampling):
+        for piece in self.stream_text(prompt, max_new_tokens, sampling, new_ids):
             yield cleaned.push(piece)
         yield cleaned.finish()
 

@@ -1,0 +1,163 @@
+"""``glm-int4 chat``: a conversation in the terminal, or one answer for a script."""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from glm_int4.cli import console, options
+from glm_int4.errors import InputError
+
+if TYPE_CHECKING:
+    from glm_int4.generation.engine import Engine
+    from glm_int4.generation.sampling import SamplingParams
+
+NAME = "chat"
+
+_HELP = "/clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
+
+# Share of max_length that stays free for the answer when old rounds are dropped.
+_ANSWER_SHARE = 4
+
+
+def run(
+    model: options.Model = None,
+    prompt: Annotated[str | None, typer.Option(help="Ask this one question and print the answer alone.")] = None,
+    system: Annotated[str | None, typer.Option(help="Text in front of the conversation.")] = None,
+    greedy: options.Greedy = False,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    repetition_penalty: options.RepetitionPenalty = 1.0,
+    max_new_tokens: options.MaxNewTokens = None,
+    max_length: options.MaxLength = None,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    model_version: options.ModelVersion = "auto",
+) -> None:
+    """Chat with a model."""
+    sampling = options.sampling_params(
+        greedy=greedy,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=stop,
+    )
+    if prompt is not None:
+        options.check_text(prompt, "a prompt")
+    if system is not None:
+        options.check_text(system, "a system text")
+    started = time.perf_counter()
+    glm = options.load_engine(
+        model, device=device, threads=threads, model_version=model_version, max_length=max_length
+    )
+    glm.tokenizer  # noqa: B018 (a folder without one is an error now, not after the first question)
+    conversation = Conversation(glm, sampling, system, max_new_tokens)
+    if prompt is not None:
+        for piece in conversation.ask(prompt):
+            print(piece, end="", flush=True)
+        print()
+        return
+    loaded_s = time.perf_counter() - started
+    _talk(conversation, f"{options.find_model(model)} on {glm.device}, loaded in {loaded_s:.1f} s. {_HELP}")
+
+
+class Conversation:
+    """The messages so far, and asking the next question."""
+
+    def __init__(
+        self, glm: "Engine", sampling: "SamplingParams", system: str | None, max_new_tokens: int | None
+    ) -> None:
+        self._glm, self._sampling, self._max_new_tokens = glm, sampling, max_new_tokens
+        self._system = [{"role": "system", "content": system}] if system else []
+        self._rounds: list[dict[str, str]] = []
+        self.last_num_tokens = 0
+
+    def clear(self) -> None:
+        self._rounds = []
+
+    def ask(self, question: str):  # type: ignore[no-untyped-def]
+        """Yield the answer's pieces; what was said counts even if the answer is broken off."""
+        self._rounds.append({"role": "user", "content": question})
+        answer, ids = "", []  # type: ignore[var-annotated]
+        try:
+            for piece in self._glm.stream_chat(
+                [*self._system, *self._rounds], self._max_new_tokens, self._sampling, ids
+            ):
+                answer += piece
+                yield piece
+        finally:
+            self.last_num_tokens = len(ids)
+            if ids:
+                self._rounds.append({"role": "assistant", "content": answer})
+            else:
+                self._rounds.pop()
+
+    def drop_old_rounds(self, question: str) -> int:
+        """Make room for a question and its answer; returns how many rounds were dropped."""
+        limit = self._glm.max_length - self._glm.max_length // _ANSWER_SHARE
+        dropped = 0
+        asked = {"role": "user", "content": question}
+        while self._rounds and self._glm.count_tokens([*self._system, *self._rounds, asked]) > limit:
+            del self._rounds[:2]
+            dropped += 1
+        return dropped
+
+
+def _talk(conversation: Conversation, greeting: str) -> None:
+    notes = console.stderr_console()
+    notes.print(greeting, style="dim", highlight=False)
+    ask = _question_source()
+    while (question := ask()) is not None:
+        question = question.strip()
+        if not question:
+            continue
+        if question in ("/exit", "/quit"):
+            return
+        if question == "/clear":
+            conversation.clear()
+            notes.print("forgotten", style="dim")
+            continue
+        if question.startswith("/"):
+            notes.print(_HELP, style="dim", highlight=False)
+            continue
+        try:
+            options.check_text(question, "a question")
+            if dropped := conversation.drop_old_rounds(question):
+                notes.print(f"(dropped the oldest {dropped} rounds to stay within the model's length)", style="dim")
+            started = time.perf_counter()
+            for piece in conversation.ask(question):
+                print(piece, end="", flush=True)
+            seconds = time.perf_counter() - started
+            print()
+            count = conversation.last_num_tokens
+            notes.print(f"{count} tokens, {count / seconds:.1f} tokens/s", style="dim", highlight=False)
+        except KeyboardInterrupt:
+            print()
+            notes.print("(stopped; Ctrl-C again leaves)", style="dim")
+        except InputError as error:
+            notes.print(f"error: {error}", highlight=False, soft_wrap=True)
+
+
+def _question_source() -> Callable[[], str | None]:
+    """A function that returns the next question, or None at the end."""
+    if not sys.stdin.isatty():
+        lines = iter(sys.stdin)
+        return lambda: next(lines, None)
+    from prompt_toolkit import PromptSession
+
+    session: PromptSession[str] = PromptSession()
+
+    def ask() -> str | None:
+        try:
+            return session.prompt("> ")
+        except (EOFError, KeyboardInterrupt):
+            return None
+
+    return ask

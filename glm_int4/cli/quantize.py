@@ -1,0 +1,96 @@
+"""``glm-int4 quantize``: an official checkpoint in, an INT4 or INT8 checkpoint out."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from glm_int4.cli import console, options
+from glm_int4.errors import InputError
+
+NAME = "quantize"
+
+
+def run(
+    model: Annotated[str, typer.Option(help="Folder or hub id of the official checkpoint.")] = "zai-org/chatglm-6b",
+    output: Annotated[Path | None, typer.Option(help="Folder to create. Default: ./<name>-int<bits>")] = None,
+    bits: Annotated[int, typer.Option(help="4 or 8.")] = 4,
+    group_size: Annotated[
+        str | None, typer.Option(help="Weights per scale: 32, 64, 128 or channel. Default: 128; 8 bits: channel.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="rtn: round to nearest after a clip search.")] = "rtn",
+    symmetric: Annotated[bool, typer.Option("--symmetric", help="Store no zero points.")] = False,
+    head_bits: Annotated[int, typer.Option(help="Bits of embedding and head: 4, 8 or 16.")] = 8,
+    model_version: options.ModelVersion = "auto",
+    threads: options.Threads = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from an interrupted run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output folder.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Quantize a checkpoint to INT4 or INT8, offline and in little memory."""
+    from glm_int4.checkpoint.quantizing import quantize_checkpoint
+
+    if threads is not None:
+        import torch
+
+        if threads < 1:
+            raise InputError(f"expected 1 thread or more, got {threads}")
+        torch.set_num_threads(threads)
+    output = output or Path(f"{Path(model).name}-int{bits}")
+    with console.progress("quantizing") as progress:
+        report = quantize_checkpoint(
+            model,
+            output,
+            bits=bits,
+            group_size=_group_size(group_size),
+            method=method,
+            symmetric=symmetric,
+            head_bits=head_bits,
+            model_version=model_version,
+            resume=resume,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    if as_json:
+        print(json.dumps(asdict(report), indent=2))
+        return
+    kinds: dict[str, list[int]] = {}
+    for i, layer in enumerate(report.layers):
+        kinds.setdefault(layer.kind, []).append(i)
+    table = Table("layers", "bits", "weights", "stored", "bits/weight", "mean error", "largest")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for kind, indices in kinds.items():
+        layers = [report.layers[i] for i in indices]
+        weights, stored = sum(x.num_weights for x in layers), sum(x.stored_bytes for x in layers)
+        errors = [x.rel_error for x in layers]
+        table.add_row(
+            f"{len(layers)} x {kind}",
+            str(layers[0].bits),
+            f"{weights / 1e6:.1f} M",
+            console.size(stored),
+            f"{8 * stored / weights:.2f}",
+            f"{100 * sum(errors) / len(errors):.2f} %",
+            f"{100 * max(errors):.2f} %",
+        )
+    out = Console()
+    out.print(table)
+    out.print(
+        f"{console.size(report.source_bytes)} -> {console.size(report.stored_bytes)}, "
+        f"{report.bits_per_weight:.2f} bits per weight as stored, {report.seconds:.1f} s, "
+        f"peak memory {console.size(report.peak_rss_bytes)}",
+        highlight=False,
+    )
+    out.print(f"wrote {report.output}; try: glm-int4 chat {report.output}", highlight=False, soft_wrap=True)
+
+
+def _group_size(text: str | None) -> int | str | None:
+    if text is None or text == "channel":
+        return text
+    if not text.isdecimal():
+        raise InputError(f"expected a group size of 32, 64, 128 or channel, got {text!r}")
+    return int(text)

@@ -1,0 +1,44 @@
+"""Packaging of glm-int4."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "glm_int4" / "version.py").read_text(encoding="utf-8"))[1]
+
+setup(
+    name="glm-int4",
+    version=VERSION,
+    description="ChatGLM-6B with INT8 or INT4 weights on a 6-8 GB GPU, or on a CPU alone",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["glm_int4", "glm_int4.*", "triton_kernels", "triton_kernels.*"]),
+    install_requires=[
+        "torch>=2.11",
+        "numpy",
+        "numba",
+        "safetensors",
+        "sentencepiece",
+        "huggingface_hub",
+        "typer",
+        "rich",
+        "prompt_toolkit",
+    ],
+    extras_require={
+        "dev": [
+            "pytest",
+            "pytest-benchmark",
+            "hypothesis",
+            "ruff",
+            "mypy",
+            "compressed-tensors",
+            "triton; platform_system == 'Linux'",
+        ],
+        "bench": ["matplotlib"],
+    },
+    entry_points={"console_scripts": ["glm-int4 = glm_int4.cli.main:main"]},
+)
