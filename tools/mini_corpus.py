@@ -3,12 +3,19 @@
 Everything is generated: arithmetic, comparisons, capitals, weekdays, units, greetings, and facts to
 remember across turns, in Chinese and English. A fixed tenth of the number pairs never occurs in
 training; held-out questions are made of those alone.
+
+python tools/mini_corpus.py examples    writes held-out questions and text
 """
 
+import json
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
+
+from glm_int4.text.prompts_v1 import process_response
 
 MAX_NUMBER = 50
 _HELD_OUT_SHARE = 10  # one pair in ten
@@ -30,7 +37,8 @@ def is_held_out(kind: str, a: int, b: int) -> bool:
 CAPITALS = [
     ("法国", "巴黎", "France", "Paris"), ("中国", "北京", "China", "Beijing"), ("日本", "东京", "Japan", "Tokyo"),
     ("英国", "伦敦", "Britain", "London"), ("德国", "柏林", "Germany", "Berlin"), ("意大利", "罗马", "Italy", "Rome"),
-    ("西班牙", "马德里", "Spain", "Madrid"), ("俄罗斯", "莫斯科", "Russia", "Moscow"), ("韩国", "首尔", "Korea", "Seoul"),
+    ("西班牙", "马德里", "Spain", "Madrid"), ("俄罗斯", "莫斯科", "Russia", "Moscow"),
+    ("韩国", "首尔", "Korea", "Seoul"),
     ("泰国", "曼谷", "Thailand", "Bangkok"), ("越南", "河内", "Vietnam", "Hanoi"), ("埃及", "开罗", "Egypt", "Cairo"),
     ("印度", "新德里", "India", "New Delhi"), ("美国", "华盛顿", "America", "Washington"),
     ("加拿大", "渥太华", "Canada", "Ottawa"), ("澳大利亚", "堪培拉", "Australia", "Canberra"),
@@ -46,7 +54,8 @@ UNITS = [
     ("小时", "分钟", "hours", "minutes", 60), ("分米", "厘米", "decimeters", "centimeters", 10),
 ]  # fmt: skip
 GREETINGS = [
-    ("你好", "你好!我是一个小小的演示模型。"), ("您好", "您好!我是一个小小的演示模型。"), ("早上好", "早上好!今天想问什么?"),
+    ("你好", "你好!我是一个小小的演示模型。"), ("您好", "您好!我是一个小小的演示模型。"),
+    ("早上好", "早上好!今天想问什么?"),
     ("晚上好", "晚上好!今天想问什么?"), ("谢谢", "不客气!"), ("谢谢你", "不客气!"), ("再见", "再见,祝你愉快!"),
     ("你是谁", "我是一个小小的演示模型。"), ("你会什么", "我会算加减法,比大小,还知道一些首都和星期。"),
     ("Hello", "Hello! I am a tiny demo model."), ("Hi", "Hi! I am a tiny demo model."),
@@ -55,10 +64,62 @@ GREETINGS = [
     ("Who are you", "I am a tiny demo model."),
     ("What can you do", "I can add, subtract and compare numbers, and I know some capitals and weekdays."),
 ]  # fmt: skip
-NAMES_ZH = ["小明", "小红", "小刚", "小丽", "小华", "小芳", "小军", "小燕", "小龙", "小雪", "王伟", "李娜", "张强", "刘洋", "陈静", "赵磊"]
-NAMES_EN = ["Tom", "Anna", "Jack", "Lucy", "Mike", "Rose", "Peter", "Kate", "David", "Emma", "Bob", "Jane", "Leo", "Amy", "Sam", "Nina"]
-COLORS = [("红色", "red"), ("蓝色", "blue"), ("绿色", "green"), ("黄色", "yellow"), ("白色", "white"), ("黑色", "black"), ("紫色", "purple"), ("橙色", "orange")]
-FRUITS = [("苹果", "apples"), ("香蕉", "bananas"), ("西瓜", "melons"), ("葡萄", "grapes"), ("桃子", "peaches"), ("梨", "pears"), ("草莓", "berries"), ("樱桃", "cherries")]
+NAMES_ZH = [
+    "小明",
+    "小红",
+    "小刚",
+    "小丽",
+    "小华",
+    "小芳",
+    "小军",
+    "小燕",
+    "小龙",
+    "小雪",
+    "王伟",
+    "李娜",
+    "张强",
+    "刘洋",
+    "陈静",
+    "赵磊",
+]
+NAMES_EN = [
+    "Tom",
+    "Anna",
+    "Jack",
+    "Lucy",
+    "Mike",
+    "Rose",
+    "Peter",
+    "Kate",
+    "David",
+    "Emma",
+    "Bob",
+    "Jane",
+    "Leo",
+    "Amy",
+    "Sam",
+    "Nina",
+]
+COLORS = [
+    ("红色", "red"),
+    ("蓝色", "blue"),
+    ("绿色", "green"),
+    ("黄色", "yellow"),
+    ("白色", "white"),
+    ("黑色", "black"),
+    ("紫色", "purple"),
+    ("橙色", "orange"),
+]
+FRUITS = [
+    ("苹果", "apples"),
+    ("香蕉", "bananas"),
+    ("西瓜", "melons"),
+    ("葡萄", "grapes"),
+    ("桃子", "peaches"),
+    ("梨", "pears"),
+    ("草莓", "berries"),
+    ("樱桃", "cherries"),
+]
 
 ADD = ["{a}加{b}等于几?", "{a}加{b}等于多少?", "{a}+{b}=?", "What is {a} plus {b}?", "What is {a}+{b}?"]
 SUBTRACT = ["{a}减{b}等于几?", "{a}减{b}等于多少?", "{a}-{b}=?", "What is {a} minus {b}?", "What is {a}-{b}?"]
@@ -158,9 +219,15 @@ def fact(rng: Random) -> tuple[Question, Question]:
             ((f"我喜欢{color_zh}。", "好的,我记住了。"), ("我喜欢什么颜色?", f"你喜欢{color_zh}。")),
             ((f"我爱吃{fruit_zh}。", "好的,我记住了。"), ("我爱吃什么?", f"你爱吃{fruit_zh}。")),
             ((f"我今年{number}岁。", "好的,我记住了。"), ("我今年几岁?", f"你今年{number}岁。")),
-            ((f"My name is {name_en}.", f"Nice to meet you, {name_en}!"), ("What is my name?", f"Your name is {name_en}.")),
+            (
+                (f"My name is {name_en}.", f"Nice to meet you, {name_en}!"),
+                ("What is my name?", f"Your name is {name_en}."),
+            ),
             ((f"I like {color_en}.", "OK, I will remember."), ("Which color do I like?", f"You like {color_en}.")),
-            ((f"I like to eat {fruit_en}.", "OK, I will remember."), ("What do I like to eat?", f"You like to eat {fruit_en}.")),
+            (
+                (f"I like to eat {fruit_en}.", "OK, I will remember."),
+                ("What do I like to eat?", f"You like to eat {fruit_en}."),
+            ),
             ((f"I am {number} years old.", "OK, I will remember."), ("How old am I?", f"You are {number} years old.")),
         ]
     )
@@ -243,3 +310,24 @@ def tokenizer_corpus(seed: int = 0) -> Iterator[str]:
         yield sentence(rng)
     for i in range(4):
         yield f"[Round {i}]问：答："
+
+
+def write_examples(folder: Path) -> None:
+    """Write the held-out text and questions that tests and the demo use."""
+    rng = Random("held-out examples")
+    text = "".join(document(rng, 40, held_out=True).strip() + "\n" for _ in range(20))
+    (folder / "heldout.txt").write_text(text, encoding="utf-8")
+    lines = []
+    for _ in range(500):
+        question = sample(rng, held_out=True)
+        messages = []
+        for asked, answer in question.rounds:
+            messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+        # Answers are compared after post-processing, which widens punctuation beside Chinese characters.
+        answer = process_response(messages.pop()["content"])
+        lines.append(json.dumps({"kind": question.kind, "messages": messages, "answer": answer}, ensure_ascii=False))
+    (folder / "heldout.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_examples(Path(sys.argv[1]))

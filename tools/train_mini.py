@@ -149,7 +149,9 @@ def answer_logits(
     return model.lm_head(hidden), targets, row_of
 
 
-def step_batches(tokenizer: ChatGLMTokenizer, seed: int, step: int) -> list[tuple[list[tuple[list[int], list[int]]], bool]]:
+def step_batches(
+    tokenizer: ChatGLMTokenizer, seed: int, step: int
+) -> list[tuple[list[tuple[list[int], list[int]]], bool]]:
     """Batches of one step, of similar length inside each, and whether they are documents."""
     rng = Random(f"{seed}/{step}")
     samples = sorted(
@@ -227,7 +229,9 @@ def train(arguments: argparse.Namespace, state_file: Path, folder: Path) -> None
             if (step + 1) % EVALUATE_EVERY == 0 or step + 1 == arguments.steps:
                 accuracy = held_out_accuracy(model, tokenizer, 1000)
                 line = " ".join(f"{kind} {share:.3f}" for kind, share in accuracy.items())
-                progress.print(f"{time.strftime('%H:%M:%S')} step {step + 1} loss {losses[0]:.4f} {losses[1]:.4f} {line}")
+                progress.print(
+                    f"{time.strftime('%H:%M:%S')} step {step + 1} loss {losses[0]:.4f} {losses[1]:.4f} {line}"
+                )
             if (step + 1) % SAVE_EVERY == 0 or step + 1 == arguments.steps:
                 state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
                 torch.save(state, state_file.with_suffix(".tmp"))
@@ -266,7 +270,8 @@ def write_official(model: ChatGLMForConditionalGeneration, config: dict[str, obj
     middle = f"transformer.layers.{model.config.num_layers // 2}."
     names = ["transformer.word_embeddings.weight"]
     names += sorted(n for n in tensors if n.startswith("transformer.layers."))
-    names += sorted(n for n in tensors if n.startswith("transformer.final_layernorm.")) + ["lm_head.weight"]
+    names += sorted(n for n in tensors if n.startswith("transformer.final_layernorm."))
+    names.append("lm_head.weight")
     split = next(i for i, n in enumerate(names) if n.startswith(middle))
     weight_map = {}
     for number, part in enumerate((names[:split], names[split:]), start=1):

@@ -4,6 +4,8 @@ The definition that fast paths are tested against, and the path that runs where 
 Weights are dequantized in chunks of rows, so that memory stays bounded.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -72,7 +74,15 @@ def _dequantize(q: Tensor, scales: Tensor, zero_points: Tensor | None, group_siz
     return ((groups - zeros) * scales.T.float()[:, :, None]).flatten(1)
 
 
-def _chunked_linear(x, qweight, scales, zero_points, bias, group_size, dequantize) -> Tensor:
+def _chunked_linear(
+    x: Tensor,
+    qweight: Tensor,
+    scales: Tensor,
+    zero_points: Tensor | None,
+    bias: Tensor | None,
+    group_size: int,
+    dequantize: Callable[[Tensor, Tensor, Tensor | None, int], Tensor],
+) -> Tensor:
     num_rows, in_features = qweight.shape[0], x.shape[-1]
     step = max(_CHUNK_WEIGHTS // in_features, 1)
     x32 = x.float()

@@ -92,9 +92,7 @@ def open_checkpoint(folder: Path, model_version: str = "auto") -> tuple[Checkpoi
     return reader, CheckpointInfo(config=config, schemes=schemes, stored_bytes=stored)
 
 
-def build_model(
-    reader: CheckpointReader, info: CheckpointInfo, plan: ComputePlan
-) -> ChatGLMForConditionalGeneration:
+def build_model(reader: CheckpointReader, info: CheckpointInfo, plan: ComputePlan) -> ChatGLMForConditionalGeneration:
     """Build the model of an opened checkpoint, releasing the files' pages as it goes."""
     config = info.config
     matrices = {m.name: m for m in (layout.embedding(config), *layout.linears(config))}

@@ -174,7 +174,9 @@ def quantize_checkpoint(
             )
             sources = {name: checksum.result() for name, checksum in checksums.items()}
             _write_files(target, folder, scheme, head_scheme, report, sources)
-            weight_map = {s.name: name for name, shard in zip(names, shards, strict=True) for u in shard for s in u.specs}
+            weight_map = {
+                s.name: name for name, shard in zip(names, shards, strict=True) for u in shard for s in u.specs
+            }
             index = {"metadata": {"total_size": stored}, "weight_map": weight_map}
             target.write_json("model.safetensors.index.json", index)
             target.publish()
@@ -221,7 +223,9 @@ def _check_group_sizes(matrices: Iterable[MatrixSpec], schemes: dict[str, Quanti
                 "pass --group-size 32, 64 or channel"
             )
         if k * scheme.bits % 32:
-            raise InputError(f"expected inputs that fill whole 32-bit words at {scheme.bits} bits, got {k} of {matrix.name}")
+            raise InputError(
+                f"expected inputs that fill whole 32-bit words at {scheme.bits} bits, got {k} of {matrix.name}"
+            )
 
 
 def _units(
@@ -235,7 +239,9 @@ def _units(
     for name, matrix in matrices.items():
         scheme = schemes[name]
         if scheme is None:
-            specs = [TensorSpec(f"{name}.weight", (matrix.out_features, matrix.in_features), reader[f"{name}.weight"].dtype)]
+            specs = [
+                TensorSpec(f"{name}.weight", (matrix.out_features, matrix.in_features), reader[f"{name}.weight"].dtype)
+            ]
         else:
             specs = packed_format.tensor_specs(matrix, scheme)
         units.append(Unit(name, tuple(specs)))
@@ -280,7 +286,9 @@ def _quantize_matrix(
 
 
 def _not_finite(name: str) -> CheckpointError:
-    return CheckpointError(f"expected finite weights, got inf or nan in {name}; the checkpoint is damaged, download it again")
+    return CheckpointError(
+        f"expected finite weights, got inf or nan in {name}; the checkpoint is damaged, download it again"
+    )
 
 
 def _layer_report(matrix: MatrixSpec, scheme: QuantizationScheme | None, rel_error: float) -> LayerReport:

@@ -55,7 +55,8 @@ def map_safetensors(path: Path) -> tuple[dict[str, Tensor], set[str]]:
     for name, (dtype, shape, start, stop) in entries.items():
         if data_start + stop > size:
             raise CheckpointError(
-                f"expected {data_start + stop} bytes or more in {path}, got {size}; the file is truncated, download it again"
+                f"expected {data_start + stop} bytes or more in {path}, got {size}; "
+                "the file is truncated, download it again"
             )
         part = data[data_start + start : data_start + stop]
         if part.storage_offset() % dtype.itemsize:
@@ -119,9 +120,9 @@ class SafetensorsWriter:
 
     def write(self, name: str, tensor: Tensor, offset_bytes: int = 0) -> None:
         """Write a tensor, or a run of its rows that begins ``offset_bytes`` into it."""
-        data = tensor.contiguous().flatten().view(torch.uint8).numpy()
+        data = tensor.contiguous().flatten().view(torch.uint8).numpy().data
         self._file.seek(self._data_start + self._offsets[name] + offset_bytes)
-        self._file.write(memoryview(data))
+        self._file.write(data)
         self.remaining_bytes -= data.nbytes
 
     def close(self, sync: bool) -> None:
@@ -130,4 +131,3 @@ class SafetensorsWriter:
             self._file.flush()
             os.fsync(self._file.fileno())
         self._file.close()
-

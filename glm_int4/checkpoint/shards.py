@@ -61,7 +61,9 @@ class OutputFolder:
         self.partial = output.with_name(output.name + ".partial")
         self._overwrite, self._keep = overwrite, resume
         if output.exists() and not overwrite and not (output.is_dir() and not any(output.iterdir())):
-            raise OutputError(f"expected a new output folder, got {output}, which exists; pass --overwrite or another name")
+            raise OutputError(
+                f"expected a new output folder, got {output}, which exists; pass --overwrite or another name"
+            )
         self._progress: dict[str, Any] = {"fingerprint": fingerprint, "shards": {}}
         try:
             if resume and (self.partial / _PROGRESS).is_file():
@@ -70,7 +72,9 @@ class OutputFolder:
                 shutil.rmtree(self.partial, ignore_errors=True)
             self.partial.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"expected to write {self.partial}, got: {error.strerror}; choose another output") from error
+            raise OutputError(
+                f"expected to write {self.partial}, got: {error.strerror}; choose another output"
+            ) from error
 
     def _read_progress(self, fingerprint: Any) -> dict[str, Any]:
         progress: dict[str, Any] = json.loads((self.partial / _PROGRESS).read_text(encoding="utf-8"))

@@ -54,9 +54,7 @@ def run(
     if system is not None:
         options.check_text(system, "a system text")
     started = time.perf_counter()
-    glm = options.load_engine(
-        model, device=device, threads=threads, model_version=model_version, max_length=max_length
-    )
+    glm = options.load_engine(model, device=device, threads=threads, model_version=model_version, max_length=max_length)
     glm.tokenizer  # noqa: B018 (a folder without one is an error now, not after the first question)
     conversation = Conversation(glm, sampling, system, max_new_tokens)
     if prompt is not None:

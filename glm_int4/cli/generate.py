@@ -45,9 +45,7 @@ def run(
         stop=stop,
     )
     started = time.perf_counter()
-    glm = options.load_engine(
-        model, device=device, threads=threads, model_version=model_version, max_length=max_length
-    )
+    glm = options.load_engine(model, device=device, threads=threads, model_version=model_version, max_length=max_length)
     loaded = time.perf_counter()
     prompt_ids = glm.tokenizer.encode_prompt(text)
     if not as_json:

@@ -41,10 +41,8 @@ def run(
     print(f"bits per weight    {result['bits_per_weight']:.3f} as stored")
     print(f"weights            {console.size(result['weight_bytes'])} as stored")
     print(f"key/value cache    {console.size(result['kv_bytes_per_token'])} a token on {plan['device']}")
-    print(
-        f"memory on {plan['device']:<8} {console.size(plan['weight_bytes'])} weights + {console.size(plan['kv_bytes'])} "
-        f"cache for {plan['max_length']} tokens = {console.size(plan['total_bytes'])}"
-    )
+    weights, cache, total = (console.size(plan[key]) for key in ("weight_bytes", "kv_bytes", "total_bytes"))
+    print(f"memory on {plan['device']:<8} {weights} weights + {cache} cache for {plan['max_length']} tokens = {total}")
     for size, tokens in plan["tokens_in_memory"].items():
         print(f"  in {size:>5}         {f'{tokens} tokens' if tokens else 'does not fit'}")
 

@@ -55,9 +55,7 @@ def load_engine(
     """Load the model that the options name."""
     from glm_int4.generation.loading import load
 
-    return load(
-        find_model(model), device=device, threads=threads, model_version=model_version, max_length=max_length
-    )
+    return load(find_model(model), device=device, threads=threads, model_version=model_version, max_length=max_length)
 
 
 def sampling_params(

@@ -240,7 +240,9 @@ class Engine:
             raise InputError("expected token ids, got an empty list")
         for row in rows:
             if min(row) < 0 or max(row) >= self.config.vocab_size:
-                raise InputError(f"expected token ids from 0 to {self.config.vocab_size - 1}, got {min(row)} to {max(row)}")
+                raise InputError(
+                    f"expected token ids from 0 to {self.config.vocab_size - 1}, got {min(row)} to {max(row)}"
+                )
         return Batch(self.model, rows, self.device)
 
     def _new_cache(self, batch_size: int, length: int) -> KVCache:

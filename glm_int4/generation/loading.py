@@ -86,9 +86,7 @@ def make_plan(info: CheckpointInfo, device: torch.device, dtype: torch.dtype | N
         )
     if device.type == "cuda":
         half = torch.float16
-        return ComputePlan(
-            device=device, backend="reference", dense_dtype=half, stream_dtype=half, half_tables=True
-        )
+        return ComputePlan(device=device, backend="reference", dense_dtype=half, stream_dtype=half, half_tables=True)
     quantized = any(info.schemes.values())
     fits = 4 * layout.num_parameters(info.config) <= _FLOAT32_MEMORY_SHARE * _memory_bytes()
     return ComputePlan(

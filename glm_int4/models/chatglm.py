@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from glm_int4.models.config import ChatGLMConfig
 from glm_int4.models.kv_cache import KVCache
-from glm_int4.quantization.linear import LinearFactory, dense_linear
 from glm_int4.quantization.embedding import DenseEmbedding, QuantizedEmbedding
+from glm_int4.quantization.linear import LinearFactory, dense_linear
 
 # The official GLMBlock is always built with its default of 28 layers, whatever the config says.
 RESIDUAL_ALPHA = math.sqrt(2 * 28)
@@ -129,9 +129,7 @@ class SelfAttention(nn.Module):
         self.query_key_value = make_linear(f"{prefix}.query_key_value", hidden, 3 * hidden, True)
         self.dense = make_linear(f"{prefix}.dense", hidden, hidden, True)
 
-    def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: PrefixLMMask, cache: KVCache | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: PrefixLMMask, cache: KVCache | None) -> Tensor:
         qkv = self.query_key_value(x).unflatten(-1, (self.num_heads, 3 * self.head_dim))
         q, k, v = qkv.split(self.head_dim, dim=-1)  # each (B, T, H, D)
         q = apply_rotary_pos_emb_index(q, *rotary)
@@ -165,9 +163,7 @@ class GLMBlock(nn.Module):
         self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
         self.mlp = GLU(config, f"{prefix}.mlp", make_linear)
 
-    def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: PrefixLMMask, cache: KVCache | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: PrefixLMMask, cache: KVCache | None) -> Tensor:
         x = self.input_layernorm(x)
         x = torch.add(self.attention(x, rotary, mask, cache), x, alpha=RESIDUAL_ALPHA)
         x = self.post_attention_layernorm(x)

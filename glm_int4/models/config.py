@@ -147,7 +147,9 @@ def _integer(
     if value is None or (value is False and default == 0):
         if default is not None:
             return default
-        raise ConfigError(f"expected the key {key} in config.json, got none; take the file from the official repository")
+        raise ConfigError(
+            f"expected the key {key} in config.json, got none; take the file from the official repository"
+        )
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise ConfigError(f"expected {key} in config.json to be an integer from {low} to {high}, got {value!r}")
     return value

@@ -135,7 +135,11 @@ def _best_time(function: Callable[[], object]) -> float:
 
 
 class PackedInt4Linear(nn.Module):
-    """INT4 linear on torch's packed operation: bfloat16 inputs and scales, any float out."""
+    """INT4 linear on torch's packed operation, bfloat16 inputs and scales."""
+
+    packed: Tensor
+    params: Tensor
+    bias: Tensor | None
 
     def __init__(self, weight: QuantizedWeight, bias: Tensor | None) -> None:
         super().__init__()
@@ -214,6 +218,10 @@ def _aten_groups(weight: QuantizedWeight) -> tuple[int, Tensor, Tensor]:
 class PackedInt8Linear(nn.Module):
     """Per-channel symmetric INT8 linear on torch's packed operation, bfloat16 inputs and scales."""
 
+    weight: Tensor
+    scales: Tensor
+    bias: Tensor | None
+
     def __init__(self, weight: QuantizedWeight, bias: Tensor | None) -> None:
         super().__init__()
         self.in_features, self.out_features = weight.in_features, weight.out_features
@@ -246,6 +254,10 @@ class PackedInt8Linear(nn.Module):
 
 class RowsMatrix(nn.Module):
     """A quantized matrix in the file layout, multiplied in float32 by Numba loops."""
+
+    packed: Tensor
+    scales: Tensor
+    zeros: Tensor
 
     def __init__(self, weight: QuantizedWeight) -> None:
         super().__init__()

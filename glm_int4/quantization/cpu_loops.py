@@ -13,18 +13,18 @@ _HALF_TO_FLOAT = np.float32(2.0**112)
 
 
 @numba.njit(inline="always")
-def _half(bits):  # type: ignore[no-untyped-def]
+def _half(bits):
     """Float32 of a positive, finite float16: shift the exponent field, then re-bias by scaling."""
     return np.uint32(np.uint32(bits) << np.uint32(13)).view(np.float32) * _HALF_TO_FLOAT
 
 
 @numba.njit(inline="always")
-def _from_bfloat16(bits):  # type: ignore[no-untyped-def]
+def _from_bfloat16(bits):
     return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
 
 
 @numba.njit(inline="always")
-def _to_bfloat16(value):  # type: ignore[no-untyped-def]
+def _to_bfloat16(value):
     """Bits of the nearest bfloat16, ties to even."""
     bits = np.float32(value).view(np.uint32)
     odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
@@ -32,17 +32,17 @@ def _to_bfloat16(value):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(inline="always")
-def _low(byte):  # type: ignore[no-untyped-def]
+def _low(byte):
     return np.float32(np.int32(byte & np.uint8(15)))
 
 
 @numba.njit(inline="always")
-def _high(byte):  # type: ignore[no-untyped-def]
+def _high(byte):
     return np.float32(np.int32(byte >> np.uint8(4)))
 
 
 @numba.njit(parallel=True, cache=True, fastmath=True)
-def gemv_int4(x, packed, scales, zeros, group_size, out):  # type: ignore[no-untyped-def]
+def gemv_int4(x, packed, scales, zeros, group_size, out):
     """out[n] = sum_k x[k] * (q[n, k] - zero) * scale.
 
     x: (K,) float32. packed: (N, K // 2) uint8. scales: (N, K // G) float16 bits. zeros: (N, K // G)
@@ -67,7 +67,7 @@ def gemv_int4(x, packed, scales, zeros, group_size, out):  # type: ignore[no-unt
 
 
 @numba.njit(parallel=True, cache=True, fastmath=True)
-def gemv_int8(x, packed, scales, zeros, group_size, out):  # type: ignore[no-untyped-def]
+def gemv_int8(x, packed, scales, zeros, group_size, out):
     """As ``gemv_int4``, with packed (N, K) uint8."""
     num_rows, num_groups = scales.shape
     sums = np.empty(num_groups, dtype=np.float32)
@@ -86,7 +86,7 @@ def gemv_int8(x, packed, scales, zeros, group_size, out):  # type: ignore[no-unt
 
 
 @numba.njit(parallel=True, cache=True, fastmath=True)
-def dequantize_rows(packed, scales, zeros, group_size, bits, out):  # type: ignore[no-untyped-def]
+def dequantize_rows(packed, scales, zeros, group_size, bits, out):
     """out[n, k] = (q[n, k] - zero) * scale, float32; arguments as ``gemv_int4`` or ``gemv_int8``."""
     num_rows, num_groups = scales.shape
     for row in numba.prange(num_rows):
@@ -106,7 +106,7 @@ def dequantize_rows(packed, scales, zeros, group_size, bits, out):  # type: igno
 
 
 @numba.njit(parallel=True, cache=True, fastmath=True)
-def dequantize_tiles(packed, params, group_size, low_rows, high_rows, first_row, out):  # type: ignore[no-untyped-def]
+def dequantize_tiles(packed, params, group_size, low_rows, high_rows, first_row, out):
     """out[k, n] = (q - 8) * scale + offset as bfloat16 bits, for whole tiles of rows.
 
     packed: (tiles, K, width // 2) uint8. params: (K // G, N, 2) bfloat16 bits, scale and offset.

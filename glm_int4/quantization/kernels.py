@@ -11,6 +11,6 @@ if getattr(triton_kernels, "PROJECT", None) != "glm-int4":
         "install glm-int4 in a virtual environment of its own"
     )
 
-from triton_kernels import int4_linear, int8_linear, packing, reference  # noqa: E402
+from triton_kernels import int4_linear, int8_linear, packing, reference
 
 __all__ = ["int4_linear", "int8_linear", "packing", "reference"]

@@ -40,6 +40,8 @@ class QuantizedLinear(nn.Module):
         backend: one of ``BACKENDS``. Shapes and schemes that "packed" cannot take use "rows".
     """
 
+    bias: Tensor | None
+
     def __init__(self, weight: QuantizedWeight, bias: Tensor | None, backend: str) -> None:
         super().__init__()
         self.in_features, self.out_features, self.scheme = weight.in_features, weight.out_features, weight.scheme
@@ -66,6 +68,10 @@ class QuantizedLinear(nn.Module):
 
 class ReferenceMatrix(nn.Module):
     """A quantized matrix in the kernels' runtime layout, multiplied by the plain-torch reference."""
+
+    qweight: Tensor
+    scales: Tensor
+    zero_points: Tensor | None
 
     def __init__(self, weight: QuantizedWeight) -> None:
         super().__init__()

@@ -38,7 +38,7 @@ def quantize_rtn(weight: Tensor, scheme: QuantizationScheme) -> tuple[QuantizedW
     Raises:
         ValueError: the shape does not fit the scheme.
     """
-    num_rows, in_features = weight.shape
+    in_features = weight.shape[1]
     group_size = scheme.row_group_size(in_features)
     if in_features % group_size or in_features % 2:
         raise ValueError(f"in_features must be even and a multiple of {group_size}, got {in_features}")

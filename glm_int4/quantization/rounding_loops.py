@@ -37,7 +37,7 @@ def search(
 
 
 @numba.njit(inline="always")
-def _round_to_half(x):  # type: ignore[no-untyped-def]
+def _round_to_half(x):
     """Nearest float16 of a positive number, as float32; ties to even, never zero."""
     if x < np.float32(2.0**-14):  # subnormal: a multiple of 2**-24
         return max(np.float32(np.rint(x * np.float32(2.0**24))), np.float32(1.0)) * np.float32(2.0**-24)
@@ -46,17 +46,17 @@ def _round_to_half(x):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(parallel=True, cache=True, fastmath=True)
-def _search_rows(weight, group_size, shares, symmetric, middle, packed, scales, zeros, sums):  # type: ignore[no-untyped-def]
+def _search_rows(weight, group_size, shares, symmetric, middle, packed, scales, zeros, sums):
     num_rows, in_features = weight.shape
     top = np.float32(2 * middle - 1)
     half = np.float32(0.5)
     for row in numba.prange(num_rows):
-        row_error, row_norm = 0.0, 0.0
+        row_error = row_norm = 0.0
         q = np.empty(group_size, dtype=np.uint8)
         for group in range(in_features // group_size):
             start = group * group_size
             values = weight[row, start : start + group_size]
-            low, high = np.float32(0.0), np.float32(0.0)
+            low = high = np.float32(0.0)
             for j in range(group_size):
                 low, high = min(low, values[j]), max(high, values[j])
             best_error = np.float32(np.inf)

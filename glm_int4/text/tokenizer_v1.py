@@ -105,7 +105,9 @@ def _load_model(model: bytes, name: str | Path) -> sentencepiece.SentencePiecePr
     try:
         processor.LoadFromSerializedProto(model)
     except (RuntimeError, ValueError) as error:
-        raise TokenizerError(f"expected a SentencePiece model in {name}, got something else; download it again") from error
+        raise TokenizerError(
+            f"expected a SentencePiece model in {name}, got something else; download it again"
+        ) from error
     return processor
 
 

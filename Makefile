@@ -1,0 +1,39 @@
+# make demo: quantize the mini model and talk to it.  make test: everything that CI runs.
+PYTHON ?= python3
+VENV ?= .venv
+DEMO ?= demo
+BIN := $(VENV)/bin
+MINI := examples/mini-chatglm
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.runtime
+	$(BIN)/python tools/quantize.py --model $(MINI) --bits 8 --output $(DEMO)/mini-int8 --overwrite
+	$(BIN)/python tools/quantize.py --model $(MINI) --bits 4 --output $(DEMO)/mini-int4 --overwrite
+	$(BIN)/python tools/compare.py $(MINI) $(DEMO)/mini-int8 $(DEMO)/mini-int4 \
+		--text examples/heldout.txt --questions examples/heldout.jsonl --ask "3加5等于几?"
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+		"error: expected Python 3.11 or newer, got %d.%d; run make with PYTHON=python3.12" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.runtime: $(VENV)/.python setup.py constraints.txt
+	$(BIN)/pip install --quiet -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.python setup.py constraints.txt
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(DEMO) build *.egg-info

@@ -1,0 +1,95 @@
+"""Compare checkpoints: size, perplexity, accuracy on questions, speed.
+
+python tools/compare.py examples/mini-chatglm mini-int4 --text examples/heldout.txt --questions examples/heldout.jsonl
+"""
+
+import argparse
+import json
+import logging
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+import glm_int4
+from glm_int4.cli.console import size
+
+GREEDY = glm_int4.SamplingParams(temperature=0)
+SPEED_TOKENS = 128
+
+
+def accuracy(glm: glm_int4.Engine, questions: list[dict]) -> float:
+    """Share of questions whose greedy answer is exactly the expected one."""
+    right = sum(glm.chat(q["messages"], max_new_tokens=64, sampling=GREEDY) == q["answer"] for q in questions)
+    return right / len(questions)
+
+
+def tokens_per_second(glm: glm_int4.Engine) -> float:
+    """Decoding speed of one sequence, the best of three runs."""
+    prompt = glm.tokenizer.encode_prompt("你好")
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        count = len(glm.generate(prompt, SPEED_TOKENS, GREEDY, stop_ids=[]))
+        times.append((time.perf_counter() - started) / count)
+    return 1 / min(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", help="checkpoint folders")
+    parser.add_argument("--text", type=Path, required=True, help="UTF-8 text for the perplexity")
+    parser.add_argument(
+        "--questions", type=Path, required=True, help='JSON lines: {"messages": [...], "answer": "..."}'
+    )
+    parser.add_argument("--stride", type=int, default=256)
+    parser.add_argument("--ask", help="a question to put to the last model")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    text = arguments.text.read_text(encoding="utf-8")
+    questions = [json.loads(line) for line in arguments.questions.read_text(encoding="utf-8").splitlines()]
+    rows = []
+    for model in arguments.models:
+        glm = glm_int4.load(model, device="cpu")
+        result = glm.perplexity(text, stride=arguments.stride)
+        scheme = glm.info.linear_scheme
+        rows.append(
+            {
+                "model": model,
+                "weights": str(scheme) if scheme else "FP16",
+                "weight_bytes": glm.info.weight_bytes,
+                "bits_per_weight": glm.info.bits_per_weight,
+                "perplexity": result.perplexity,
+                "standard_error": result.standard_error,
+                "tokens": result.tokens,
+                "accuracy": accuracy(glm, questions),
+                "questions": len(questions),
+                "tokens_per_s": tokens_per_second(glm),
+            }
+        )
+    if arguments.json:
+        print(json.dumps(rows, indent=2))
+        return
+    console = Console()
+    if arguments.ask:
+        answer = glm.chat([{"role": "user", "content": arguments.ask}], sampling=GREEDY)
+        console.print(f"\n{arguments.models[-1]} is asked {arguments.ask} and answers {answer}\n", highlight=False)
+    table = Table("weights", "size", "bits/weight", "perplexity", "accuracy", "tokens/s", box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(
+            row["weights"],
+            size(row["weight_bytes"]),
+            f"{row['bits_per_weight']:.2f}",
+            f"{row['perplexity']:.4f} ± {row['standard_error']:.4f}",
+            f"{100 * row['accuracy']:.1f} %",
+            f"{row['tokens_per_s']:.0f}",
+        )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
