@@ -99,7 +99,9 @@ def quantize_checkpoint(
         UserError: one line on what is wrong; nothing that loads is left behind.
     """
     started = time.monotonic()
-    scheme, head_scheme = _schemes(bits, group_size, method, symmetric, head_bits)
+    scheme = _linear_scheme(bits, group_size, method, symmetric)
+    if head_bits not in (4, 8, 16):
+        raise InputError(f"expected head bits to be 4, 8 or 16, got {head_bits}")
     output = Path(output)
     folder = resolve_folder(model)
     if output.resolve() == folder.resolve():
@@ -107,6 +109,7 @@ def quantize_checkpoint(
     reader, info = open_checkpoint(folder, model_version)
     if any(info.schemes.values()):
         raise CheckpointError(f"expected a half-precision checkpoint, got the quantized one in {folder}")
+    head_scheme = _head_scheme(scheme, head_bits, info.config.hidden_size)
     schemes = {m.name: scheme for m in layout.linears(info.config)} | {layout.EMBEDDING: head_scheme}
     matrices = {m.name: m for m in (layout.embedding(info.config), *layout.linears(info.config))}
     _check_group_sizes(matrices.values(), schemes)
@@ -190,13 +193,9 @@ def quantize_checkpoint(
     return report
 
 
-def _schemes(
-    bits: int, group_size: int | str | None, method: str, symmetric: bool, head_bits: int
-) -> tuple[QuantizationScheme, QuantizationScheme | None]:
+def _linear_scheme(bits: int, group_size: int | str | None, method: str, symmetric: bool) -> QuantizationScheme:
     if bits not in (4, 8):
         raise InputError(f"expected bits to be 4 or 8, got {bits}")
-    if head_bits not in (4, 8, 16):
-        raise InputError(f"expected head bits to be 4, 8 or 16, got {head_bits}")
     if method not in METHODS:
         raise InputError(f"expected the method {' or '.join(METHODS)}, got {method!r}")
     if group_size is None:
@@ -204,12 +203,17 @@ def _schemes(
     if group_size != "channel" and not (isinstance(group_size, int) and not isinstance(group_size, bool)):
         raise InputError(f"expected a group size of 32, 64, 128 or channel, got {group_size!r}")
     size = None if group_size == "channel" else int(group_size)
-    scheme = QuantizationScheme(bits=bits, group_size=size, symmetric=symmetric or bits == 8)
+    return QuantizationScheme(bits=bits, group_size=size, symmetric=symmetric or bits == 8)
+
+
+def _head_scheme(scheme: QuantizationScheme, head_bits: int, hidden_size: int) -> QuantizationScheme | None:
+    """Scheme of the embedding and head: INT8 per row, INT4 in groups, None for unquantized."""
     if head_bits == 16:
-        return scheme, None
-    head_size = None if head_bits == 8 else (size or 128)
-    head = QuantizationScheme(bits=head_bits, group_size=head_size, symmetric=symmetric or head_bits == 8)
-    return scheme, head
+        return None
+    if head_bits == 8:
+        return QuantizationScheme(bits=8, group_size=None, symmetric=True)
+    group_size = scheme.group_size or next((size for size in (128, 64, 32) if hidden_size % size == 0), None)
+    return QuantizationScheme(bits=4, group_size=group_size, symmetric=scheme.symmetric)
 
 
 def _check_group_sizes(matrices: Iterable[MatrixSpec], schemes: dict[str, QuantizationScheme | None]) -> None:

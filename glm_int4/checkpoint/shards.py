@@ -71,6 +71,7 @@ class OutputFolder:
             else:
                 shutil.rmtree(self.partial, ignore_errors=True)
             self.partial.mkdir(parents=True, exist_ok=True)
+            self.write_json(_PROGRESS, self._progress)
         except OSError as error:
             raise OutputError(
                 f"expected to write {self.partial}, got: {error.strerror}; choose another output"

@@ -61,7 +61,9 @@ def run(
     kinds: dict[str, list[int]] = {}
     for i, layer in enumerate(report.layers):
         kinds.setdefault(layer.kind, []).append(i)
-    table = Table("layers", "bits", "weights", "stored", "bits/weight", "mean error", "largest")
+    table = Table("layers", "", "bits", "weights", "stored", "b/weight", "error", "largest", box=None, pad_edge=False)
+    for column in table.columns:
+        column.no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
     for kind, indices in kinds.items():
@@ -69,7 +71,8 @@ def run(
         weights, stored = sum(x.num_weights for x in layers), sum(x.stored_bytes for x in layers)
         errors = [x.rel_error for x in layers]
         table.add_row(
-            f"{len(layers)} x {kind}",
+            kind,
+            str(len(layers)),
             str(layers[0].bits),
             f"{weights / 1e6:.1f} M",
             console.size(stored),
@@ -84,6 +87,7 @@ def run(
         f"{report.bits_per_weight:.2f} bits per weight as stored, {report.seconds:.1f} s, "
         f"peak memory {console.size(report.peak_rss_bytes)}",
         highlight=False,
+        soft_wrap=True,
     )
     out.print(f"wrote {report.output}; try: glm-int4 chat {report.output}", highlight=False, soft_wrap=True)
 

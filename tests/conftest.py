@@ -1,0 +1,91 @@
+"""Fixtures that several rooms share."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import glm_int4
+
+TESTS = Path(__file__).parent
+FIXTURES = TESTS / "fixtures"
+TINY = FIXTURES / "v1_tiny"
+EXAMPLES = TESTS.parent / "examples"
+MINI = EXAMPLES / "mini-chatglm"
+
+
+@pytest.fixture(scope="session")
+def cases():
+    """Inputs and outputs of the official code on the tiny model."""
+    return load_file(TINY / "cases.safetensors")
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The tiny model on the exact path."""
+    return glm_int4.load(TINY, device="cpu", dtype=torch.float32)
+
+
+@pytest.fixture(scope="session")
+def mini():
+    """The mini model on the exact path."""
+    return glm_int4.load(MINI, device="cpu", dtype=torch.float32)
+
+
+@pytest.fixture(scope="session")
+def mini_int4(tmp_path_factory):
+    """Folder of the mini model in INT4."""
+    folder = tmp_path_factory.mktemp("mini") / "int4"
+    glm_int4.quantize_checkpoint(MINI, folder, bits=4)
+    return folder
+
+
+@pytest.fixture
+def tiny_folder(tmp_path):
+    """A copy of the tiny checkpoint that a test may damage."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(TINY / name, folder / name)
+    return folder
+
+
+@pytest.fixture
+def edit_config(tiny_folder):
+    """Change keys of the copy's config; None removes a key."""
+
+    def edit(**changes):
+        path = tiny_folder / "config.json"
+        config = json.loads(path.read_text()) | changes
+        path.write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+        return tiny_folder
+
+    return edit
+
+
+@pytest.fixture
+def edit_tensors(tiny_folder):
+    """Apply a function to the copy's tensors, in place."""
+
+    def edit(change):
+        path = tiny_folder / "model.safetensors"
+        tensors = load_file(path)
+        change(tensors)
+        save_file({k: v.contiguous() for k, v in tensors.items()}, path)
+        return tiny_folder
+
+    return edit
+
+
+@pytest.fixture(scope="session")
+def official_tokenizers():
+    """Folder of the official tokenizer models, which this repository does not ship."""
+    places = [os.environ.get("GLM_INT4_TOKENIZERS"), TESTS.parent.parent / "shared" / "tokenizers"]
+    for place in places:
+        if place and (Path(place) / "v1" / "ice_text.model").is_file():
+            return Path(place)
+    pytest.skip("needs the official tokenizer models: set GLM_INT4_TOKENIZERS to a folder with v1/ice_text.model")

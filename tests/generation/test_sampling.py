@@ -1,0 +1,80 @@
+"""Sampling: order and meaning of its steps."""
+
+import pytest
+import torch
+
+from glm_int4.errors import GLMError, InputError
+from glm_int4.generation.sampling import Sampler, SamplingParams
+
+LOGITS = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
+OPEN = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+
+
+def probabilities(**params):
+    return Sampler(SamplingParams(**(OPEN | params)), "1").probabilities(LOGITS)[0]
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [
+        ({}, [0.5, 0.3, 0.15, 0.05]),
+        ({"top_k": 2}, [0.625, 0.375, 0, 0]),
+        ({"top_p": 0.5}, [1, 0, 0, 0]),
+        ({"top_p": 0.51}, [0.625, 0.375, 0, 0]),
+        ({"top_p": 0.01}, [1, 0, 0, 0]),
+        ({"temperature": 0.5}, [0.6849, 0.2466, 0.0616, 0.0068]),
+        # Temperature comes before top-p: sharpened, the first token alone has more than 0.6.
+        ({"temperature": 0.5, "top_p": 0.6}, [1, 0, 0, 0]),
+        ({"min_p": 0.5}, [0.5, 0.3, 0, 0]),
+    ],
+)
+def test_probabilities(params, expected):
+    torch.testing.assert_close(probabilities(**params), torch.tensor(expected, dtype=torch.float32), atol=1e-4, rtol=0)
+
+
+def test_none_means_the_official_defaults_of_the_version():
+    official = Sampler(SamplingParams(), "1")
+    spelled_out = Sampler(SamplingParams(temperature=0.95, top_p=0.7, top_k=50), "1")
+    logits = torch.randn(3, 200)
+    assert torch.equal(official.probabilities(logits), spelled_out.probabilities(logits))
+
+
+def test_temperature_zero_takes_the_largest():
+    assert Sampler(SamplingParams(temperature=0), "1").pick(LOGITS, [[]]) == [0]
+
+
+def test_a_seed_repeats_and_another_differs():
+    logits = torch.zeros(1, 1000)
+
+    def draws(seed):
+        sampler = Sampler(SamplingParams(seed=seed, **OPEN), "1")
+        return [sampler.pick(logits, [[]])[0] for _ in range(20)]
+
+    assert draws(1) == draws(1) != draws(2)
+
+
+def test_frequencies_follow_the_probabilities():
+    sampler = Sampler(SamplingParams(seed=0, **OPEN), "1")
+    draws = torch.tensor(sampler.pick(LOGITS.expand(20000, -1), [[]] * 20000))
+    # Four standard errors of a share of 20000 draws are at most 4 * 0.5 / sqrt(20000).
+    torch.testing.assert_close(draws.bincount() / 20000, LOGITS.exp()[0], atol=0.0142, rtol=0)
+
+
+def test_repetition_penalty_lowers_what_has_occurred():
+    sampler = Sampler(SamplingParams(temperature=0, repetition_penalty=2.0), "1")
+    assert sampler.pick(torch.tensor([[3.0, 2.0, -1.0]]), [[0]]) == [1]
+    assert sampler.pick(torch.tensor([[-1.0, -1.5, -9.0]]), [[0]]) == [1]
+
+
+def test_logits_that_are_not_finite_are_a_fault():
+    with pytest.raises(GLMError, match="finite logits"):
+        Sampler(SamplingParams(), "1").pick(torch.tensor([[torch.nan, 1.0]]), [[]])
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.5}, {"top_k": -1}, {"min_p": 2}, {"repetition_penalty": 0}],
+)
+def test_values_that_make_no_sense_are_refused(params):
+    with pytest.raises(InputError, match="expected a"):
+        SamplingParams(**params)

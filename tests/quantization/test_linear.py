@@ -1,0 +1,122 @@
+"""Every backend computes what the reference computes."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from glm_int4.quantization import cpu, rounding
+from glm_int4.quantization.embedding import QuantizedEmbedding
+from glm_int4.quantization.linear import QuantizedLinear
+from glm_int4.quantization.scheme import QuantizationScheme
+from tests.tolerances import BFLOAT16_RELATIVE_RMS, FLOAT32_RELATIVE_RMS, relative_rms
+
+SCHEMES = [
+    QuantizationScheme(bits=4, group_size=128, symmetric=False),
+    QuantizationScheme(bits=4, group_size=32, symmetric=True),
+    QuantizationScheme(bits=4, group_size=None, symmetric=True),
+    QuantizationScheme(bits=8, group_size=None, symmetric=True),
+    QuantizationScheme(bits=8, group_size=128, symmetric=True),
+]
+# Full tiles, a last tile of 48 rows, and a matrix smaller than a tile; (N, K).
+SHAPES = [(256, 256), (112, 384), (16, 128)]
+BOUNDS = {"packed": BFLOAT16_RELATIVE_RMS, "rows": FLOAT32_RELATIVE_RMS}
+
+
+def quantized(shape, scheme):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(shape[0]))
+    return rounding.quantize_rtn(weight, scheme)[0]
+
+
+@pytest.mark.parametrize("backend", ["packed", "rows"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_backends_agree_with_the_reference_on_both_sides_of_the_switch(scheme, shape, backend):
+    weight, bias = quantized(shape, scheme), torch.randn(shape[0])
+    fast, reference = QuantizedLinear(weight, bias, backend), QuantizedLinear(weight, bias, "reference")
+    for num_rows in (1, 2, 5, 17, 33):
+        x = torch.randn(2 * num_rows, shape[1])[::2]  # not contiguous
+        out = fast(x[None])[0]
+        assert out.shape == (num_rows, shape[0])
+        assert relative_rms(out, reference(x)) < BOUNDS[backend]
+
+
+def test_large_and_small_row_counts_share_one_copy_of_the_weights():
+    linear = QuantizedLinear(quantized((256, 256), SCHEMES[0]), None, "packed")
+    stored = sum(buffer.numel() * buffer.element_size() for buffer in linear.buffers())
+    assert stored == 256 * 256 // 2 + 256 * 2 * 4  # nibbles, and a bfloat16 scale and offset a group
+
+
+def test_shapes_that_torch_does_not_take_run_on_the_rows():
+    scheme = QuantizationScheme(bits=4, group_size=None, symmetric=True)
+    linear = QuantizedLinear(quantized((40, 48), scheme), None, "packed")
+    assert isinstance(linear.matrix, cpu.RowsMatrix)
+    assert linear(torch.randn(3, 48)).shape == (3, 40)
+
+
+@pytest.mark.parametrize("width", [64, 32, 48, 16])
+def test_the_tile_layout_is_learned(width):
+    layout = cpu.learn_tile_layout(width)
+    if layout is None:
+        pytest.fail(f"torch packs tiles of {width} rows in an unknown way here")
+    assert sorted([*layout.low_rows, *layout.high_rows]) == list(range(width))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+@pytest.mark.parametrize("backend", ["packed", "reference"])
+def test_an_embedding_looks_up_and_projects_the_same_rows(scheme, backend):
+    weight = quantized((112, 384), scheme)
+    embedding = QuantizedEmbedding(weight, backend, torch.float32)
+    rows = embedding(torch.arange(112)[None])
+    assert rows.shape == (1, 112, 384)
+    exact = QuantizedEmbedding(weight, "reference", torch.float32)(torch.arange(112)[None])
+    assert relative_rms(rows, exact) < FLOAT32_RELATIVE_RMS
+    for num_rows in (1, 3, 20):
+        x = torch.randn(num_rows, 384)
+        assert relative_rms(embedding.project(x), x @ rows[0].T) < FLOAT32_RELATIVE_RMS
+
+
+def test_an_unknown_backend_is_refused():
+    with pytest.raises(ValueError, match="backend must be one of"):
+        QuantizedLinear(quantized((16, 128), SCHEMES[0]), None, "fpga")
+
+
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="needs a CPU with AVX-512")
+def test_the_probe_takes_packed_operations_with_avx512():
+    assert cpu.choose_backend() == "packed"
+
+
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="needs a CPU with AVX2")
+def test_held_to_avx2_the_probe_takes_the_rows_and_they_agree():
+    environment = os.environ | {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    code = (
+        "from glm_int4.quantization import cpu\n"
+        "assert cpu.choose_backend() == 'rows', cpu.choose_backend()\n"
+        "from tests.quantization import test_linear as t\n"
+        "for scheme in t.SCHEMES:\n"
+        "    for backend in ('packed', 'rows'):\n"
+        "        t.test_backends_agree_with_the_reference_on_both_sides_of_the_switch(scheme, (112, 384), backend)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_without_numba_the_reference_runs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "numba", None)
+    assert cpu.choose_backend.__wrapped__() == "reference"
+
+
+def test_foreign_kernels_are_refused_with_their_path(tmp_path):
+    package = tmp_path / "triton_kernels"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    result = subprocess.run(
+        [sys.executable, "-c", "import glm_int4.quantization.kernels"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert "virtual environment of its own" in result.stderr
+    assert str(package) in result.stderr

@@ -1,0 +1,111 @@
+"""Rounding: errors within bounds, edge cases, and loops equal to the plain-torch definition."""
+
+import pytest
+import torch
+
+from glm_int4.errors import InputError
+from glm_int4.quantization import rounding, rounding_loops
+from glm_int4.quantization.scheme import QuantizationScheme
+from triton_kernels.packing import unpack_int4
+
+SCHEMES = [
+    QuantizationScheme(bits=4, group_size=128, symmetric=False),
+    QuantizationScheme(bits=4, group_size=32, symmetric=True),
+    QuantizationScheme(bits=4, group_size=None, symmetric=False),
+    QuantizationScheme(bits=8, group_size=None, symmetric=True),
+    QuantizationScheme(bits=8, group_size=64, symmetric=True),
+]
+
+
+def dequantize(weight):
+    q = unpack_int4(weight.packed) if weight.scheme.bits == 4 else weight.packed
+    groups = q.unflatten(1, (-1, weight.group_size)).float()
+    zeros = weight.scheme.zero if weight.zero_points is None else weight.zero_points.float()[..., None]
+    return ((groups - zeros) * weight.scales.float()[..., None]).flatten(1)
+
+
+def gaussian(rows=64, columns=512):
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)) * 0.02
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_reported_errors_are_those_of_the_stored_weights(scheme):
+    weight = gaussian()
+    quantized, error, norm = rounding.quantize_rtn(weight, scheme)
+    assert quantized.scales.dtype == torch.float16
+    assert (quantized.zero_points is None) == scheme.symmetric
+    assert error == pytest.approx((dequantize(quantized) - weight).square().sum().item(), rel=1e-4)
+    assert norm == pytest.approx(weight.square().sum().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_inside_the_range_errors_are_at_most_half_a_step(scheme):
+    quantized, _, _ = rounding.quantize_rtn(gaussian(), scheme)
+    q = unpack_int4(quantized.packed) if scheme.bits == 4 else quantized.packed
+    inside = (q > 0) & (q < (1 << scheme.bits) - 1)
+    steps = quantized.scales.float().repeat_interleave(quantized.group_size, dim=1)
+    errors = (dequantize(quantized) - gaussian()).abs()
+    assert (errors[inside] <= steps[inside] * (0.5 + 1e-3)).all()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+@pytest.mark.parametrize("heavy_tails", [False, True])
+def test_loops_equal_the_definition(scheme, heavy_tails):
+    weight = gaussian()
+    if heavy_tails:
+        weight = weight / (0.1 + gaussian().abs() * 20)
+    arguments = weight, scheme, scheme.row_group_size(512), rounding.clip_shares(scheme)
+    packed, scales, zeros, error, norm = rounding_loops.search(*arguments)
+    packed2, scales2, zeros2, error2, norm2 = rounding.search_reference(*arguments)
+    # Sums in another order may break a tie between two ranges, never change the error.
+    assert error == pytest.approx(error2, rel=1e-4)
+    assert norm == pytest.approx(norm2, rel=1e-5)
+    assert (scales == scales2).float().mean() > 0.99
+    assert (zeros == zeros2).float().mean() > 0.99
+    assert (packed == packed2).float().mean() > 0.98
+
+
+# Relative RMS of Gaussian weights; the bounds are 1 % above what an exhaustive search gives.
+@pytest.mark.parametrize(("group_size", "bound"), [(32, 0.0795), (128, 0.0965), (None, 0.111)])
+def test_int4_of_gaussian_weights_is_near_the_optimum(group_size, bound):
+    scheme = QuantizationScheme(bits=4, group_size=group_size, symmetric=False)
+    _, error, norm = rounding.quantize_rtn(gaussian(256, 4096), scheme)
+    assert (error / norm) ** 0.5 < bound
+
+
+def test_the_clip_search_beats_the_full_range():
+    weight = gaussian(64, 4096)
+    for scheme in SCHEMES[:3]:
+        _, error, _ = rounding.quantize_rtn(weight, scheme)
+        *_, full, _ = rounding.search_reference(weight, scheme, scheme.row_group_size(4096), (1.0,))
+        assert error < full
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_zero_rows_stay_zero(scheme):
+    weight = gaussian()
+    weight[3] = 0
+    quantized, error, _ = rounding.quantize_rtn(weight, scheme)
+    assert not dequantize(quantized)[3].any()
+    assert error == error
+    assert (quantized.scales > 0).all()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+@pytest.mark.parametrize("magnitude", [1e-4, 1e-6, 6e-8])
+def test_tiny_weights_never_wrap(scheme, magnitude):
+    weight = (gaussian() / 0.02 * magnitude).half().float()
+    quantized, _, _ = rounding.quantize_rtn(weight, scheme)
+    errors = (dequantize(quantized) - weight).abs()
+    assert errors.max() <= weight.abs().max()
+
+
+def test_shapes_that_do_not_fit_are_named():
+    with pytest.raises(ValueError, match="multiple of 128, got 96"):
+        rounding.quantize_rtn(torch.zeros(2, 96), SCHEMES[0])
+
+
+@pytest.mark.parametrize("values", [{"bits": 3}, {"group_size": 48}])
+def test_schemes_that_do_not_exist_are_refused(values):
+    with pytest.raises(InputError, match="expected"):
+        QuantizationScheme(**({"bits": 4, "group_size": 128, "symmetric": True} | values))

@@ -1,0 +1,78 @@
+"""The house's floors: a module imports from its own layer or a lower one (CONTRIBUTING.md)."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Rooms and what they may import, beside themselves.
+LOW = {"triton_kernels"}
+QUANTIZATION = {*LOW, "glm_int4.errors", "glm_int4.version", "glm_int4.quantization"}
+MODELS = {*QUANTIZATION, "glm_int4.models"}
+TEXT = {"glm_int4.errors", "glm_int4.text"}
+CHECKPOINT = {*MODELS, "glm_int4.checkpoint"}
+GENERATION = {*CHECKPOINT, *TEXT, "glm_int4.generation"}
+ALLOWED = {
+    "triton_kernels": LOW,
+    "glm_int4/errors.py": set(),
+    "glm_int4/quantization": QUANTIZATION,
+    "glm_int4/models": MODELS,
+    "glm_int4/text": TEXT,
+    "glm_int4/checkpoint": CHECKPOINT,
+    "glm_int4/generation": GENERATION,
+    "glm_int4/cli": {*GENERATION, "glm_int4.cli"},
+}
+PRINTING_ROOMS = ("glm_int4/cli",)
+
+
+def modules(room):
+    path = ROOT / room
+    return [path] if path.suffix == ".py" else sorted(path.rglob("*.py"))
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from ([f"{node.module}.{a.name}" for a in node.names] if node.module == "glm_int4" else [node.module])
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_a_room_imports_from_its_own_floor_or_below(room):
+    allowed = ALLOWED[room]
+    for path in modules(room):
+        for name in imports(path):
+            if name.split(".")[0] in ("glm_int4", "triton_kernels"):
+                assert any(name == a or name.startswith(f"{a}.") for a in allowed), f"{path} imports {name}"
+
+
+def test_the_kernels_know_torch_and_triton_only():
+    for path in modules("triton_kernels"):
+        foreign = {name.split(".")[0] for name in imports(path)} - {"triton_kernels", "torch", "triton"}
+        assert foreign <= {"collections", "math", "dataclasses", "typing", "functools"}, f"{path}: {foreign}"
+
+
+def test_the_text_room_imports_no_torch():
+    for path in modules("glm_int4/text"):
+        assert "torch" not in {name.split(".")[0] for name in imports(path)}, path
+
+
+def test_one_place_imports_the_kernels():
+    users = {path for path in modules("glm_int4") if any(n.startswith("triton_kernels") for n in imports(path))}
+    assert users == {ROOT / "glm_int4/quantization/kernels.py"}
+
+
+def test_only_the_command_line_prints_or_exits():
+    for path in modules("glm_int4"):
+        if path.is_relative_to(ROOT / PRINTING_ROOMS[0]):
+            continue
+        calls = {
+            node.func.id if isinstance(node.func, ast.Name) else node.func.attr
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute)
+        }
+        assert not calls & {"print", "exit", "_exit"}, path
