@@ -150,7 +150,7 @@ def _question_source() -> Callable[[], str | None]:
         return lambda: next(lines, None)
     from prompt_toolkit import PromptSession
 
-    session: PromptSession[str] = PromptSession()
+    session: PromptSession[str] = PromptSession(reserve_space_for_menu=0)
 
     def ask() -> str | None:
         try:

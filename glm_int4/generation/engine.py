@@ -1,6 +1,7 @@
 """The engine: a loaded model, its tokenizer, and what can be done with the two."""
 
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import torch
@@ -214,7 +215,16 @@ class Engine:
         limit = room if max_new_tokens is None else min(max_new_tokens, room)
         stops = frozenset(self.stop_ids if stop_ids is None else stop_ids)
         sampler = Sampler(sampling, self.config.version)
-        cache = self._new_cache(batch.size, batch.num_tokens + limit)
+        cache = self._take_cache(batch.size, batch.num_tokens + limit)
+        try:
+            yield from self._decode(batch, cache, limit, sampler, stops)
+        finally:
+            if batch.size == 1:
+                self._cache = cache
+
+    def _decode(
+        self, batch: Batch, cache: KVCache, limit: int, sampler: Sampler, stops: frozenset[int]
+    ) -> Iterator[list[int | None]]:
         running = [True] * batch.size
         seen = [list(row) for row in batch.rows]
         with torch.inference_mode():
@@ -245,13 +255,14 @@ class Engine:
                 )
         return Batch(self.model, rows, self.device)
 
-    def _new_cache(self, batch_size: int, length: int) -> KVCache:
-        """An empty cache: one of ``max_length`` is kept for single sequences, batches get their own."""
+    def _take_cache(self, batch_size: int, length: int) -> KVCache:
+        """An empty cache: that of ``max_length`` kept for single sequences if no other stream has it, or a new one."""
         config = self.config
         if batch_size == 1 and self._cache is not None:
-            self._cache.truncate(0)
-            return self._cache
-        cache = KVCache(
+            cache, self._cache = self._cache, None
+            cache.truncate(0)
+            return cache
+        return KVCache(
             config.num_layers,
             batch_size,
             config.num_kv_heads,
@@ -260,13 +271,10 @@ class Engine:
             dtype=self.plan.stream_dtype,
             device=self.device,
         )
-        if batch_size == 1:
-            self._cache = cache
-        return cache
 
 
 def _is_batch(token_ids: TokenIds | Sequence[TokenIds]) -> bool:
-    return len(token_ids) > 0 and not isinstance(token_ids[0], int)
+    return len(token_ids) > 0 and not isinstance(token_ids[0], Integral)
 
 
 def _as_rows(token_ids: TokenIds | Sequence[TokenIds]) -> Sequence[TokenIds]:

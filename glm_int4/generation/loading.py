@@ -25,6 +25,8 @@ def load(
     model: str | Path,
     device: str = "auto",
     dtype: torch.dtype | None = None,
+    prefix: str | Path | None = None,
+    kv_bits: int = 16,
     max_length: int | None = None,
     model_version: str = "auto",
     threads: int | None = None,
@@ -35,6 +37,8 @@ def load(
         model: folder or hub id.
         device: "auto" (CUDA where there is one), "cuda" or "cpu".
         dtype: None for the device's fast path; torch.float32 for exact arithmetic on plain torch.
+        prefix: None; P-Tuning v2 prefixes are not supported yet.
+        kv_bits: 16; an INT8 key/value cache is not supported yet.
         max_length: most tokens of a sequence; None for what the model was made for.
         model_version: "auto", "1", "2" or "3".
         threads: CPU threads; None leaves torch's choice.
@@ -45,6 +49,10 @@ def load(
         if threads < 1:
             raise InputError(f"expected 1 thread or more, got {threads}")
         torch.set_num_threads(threads)
+    if prefix is not None:
+        raise InputError(f"expected no prefix, got {prefix}; this release does not load P-Tuning prefixes yet")
+    if kv_bits != 16:
+        raise InputError(f"expected kv_bits 16, got {kv_bits}; this release has no other key/value cache yet")
     place = choose_device(device)
     folder = resolve_folder(model)
     reader, info = open_checkpoint(folder, model_version)

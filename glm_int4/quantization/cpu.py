@@ -24,8 +24,8 @@ from glm_int4.quantization.threads import numba_threads
 logger = logging.getLogger(__name__)
 
 # Rows of x up to which the packed operations beat dequantize + matmul, from
-#   python benchmarks/bench_cpu_linear.py
-# on 2 cores of an AMD EPYC with AVX-512 and BF16 (benchmarks/results/cpu_linear.json).
+#   python benchmarks/cpu_switch.py
+# on 2 cores of an AMD EPYC with AVX-512 and BF16 (benchmarks/results/cpu_switch.json).
 PACKED_INT4_MAX_ROWS = 24
 PACKED_INT8_MAX_ROWS = 12
 ROWS_MAX_ROWS = 4

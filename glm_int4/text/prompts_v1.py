@@ -72,7 +72,11 @@ class ResponseStream:
         self._sent = 0
 
     def push(self, piece: str) -> str:
-        """Take the next piece of raw text; return what can no longer change."""
+        """Take the next piece of raw text; return what can no longer change.
+
+        White space and punctuation at the end wait for what follows them, and so does a beginning of
+        the training-time template.
+        """
         self._text += piece
         stable = self._text.rstrip()
         for length in range(len(_TRAINING_TIME) - 1, 0, -1):
@@ -86,7 +90,6 @@ class ResponseStream:
         return self._advance(self._text)
 
     def _advance(self, stable: str) -> str:
-        # One character more than is stable decides about the last one's punctuation; it is not sent.
         cleaned = process_response(stable)
         piece, self._sent = cleaned[self._sent :], max(self._sent, len(cleaned))
         return piece

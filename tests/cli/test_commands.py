@@ -297,14 +297,13 @@ class Terminal:
 
 def test_the_terminal_answers_stops_on_ctrl_c_and_leaves(mini_int4):
     terminal = Terminal("chat", mini_int4, "--greedy")
-    terminal.wait_for("Ctrl-C stops an answer")
-    terminal.wait_for("> ")
+    terminal.wait_for("stops an answer")
+    terminal.wait_for(">")
     terminal.type("3加5等于几?")
     terminal.wait_for("tokens/s")
     assert b"8" in terminal.screen
     terminal.type("你会什么")
     terminal.wait_for("tokens/s")
-    terminal.wait_for("> ")
     terminal.type("/exit")
     assert terminal.process.wait(timeout=30) == 0
 
@@ -312,7 +311,7 @@ def test_the_terminal_answers_stops_on_ctrl_c_and_leaves(mini_int4):
 def test_ctrl_c_stops_the_answer_but_not_the_session(mini_int4):
     # Without stop ids in reach, a sampled answer at a high temperature goes on for hundreds of tokens.
     terminal = Terminal("chat", mini_int4, "--temperature", "50", "--top-p", "1", "--top-k", "0", "--threads", "1")
-    terminal.wait_for("> ")
+    terminal.wait_for(">")
     terminal.type("hello")
     terminal.wait_for("hello")
     time.sleep(0.3)

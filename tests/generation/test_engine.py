@@ -42,6 +42,13 @@ def test_sampling_repeats_with_a_seed(tiny):
     assert first != tiny.generate([9, 141, 144], 20, SamplingParams(seed=8, temperature=2.0, top_p=1.0), stop_ids=[])
 
 
+def test_two_streams_of_one_engine_do_not_disturb_each_other(tiny, cases):
+    names = ("short", "gmask_prompt")
+    streams = [tiny.stream_ids(cases[f"{n}.input_ids"][0].tolist(), 20, GREEDY, stop_ids=[]) for n in names]
+    answers = list(zip(*streams, strict=True))
+    assert [list(ids) for ids in zip(*answers, strict=True)] == [cases[f"{n}.greedy"][0].tolist() for n in names]
+
+
 def test_max_length_counts_the_prompt(tiny_folder):
     glm = glm_int4.load(tiny_folder, device="cpu", max_length=12)
     assert len(glm.generate([9, 141, 144], 100, GREEDY, stop_ids=[])) == 9
@@ -61,6 +68,8 @@ def test_arguments_of_load_are_checked(tiny_folder):
         ({"dtype": torch.int8}, "expected dtype"),
         ({"threads": 0}, "expected 1 thread"),
         ({"max_length": 1}, "expected a max length"),
+        ({"prefix": "ptuning"}, "expected no prefix"),
+        ({"kv_bits": 8}, "expected kv_bits 16"),
     ):
         with pytest.raises(InputError, match=message):
             glm_int4.load(tiny_folder, **arguments)
