@@ -36,9 +36,7 @@ setup(
             "ruff",
             "mypy",
             "compressed-tensors",
-            "triton; platform_system == 'Linux'",
         ],
-        "bench": ["matplotlib"],
     },
     entry_points={"console_scripts": ["glm-int4 = glm_int4.cli.main:main"]},
 )

@@ -6,9 +6,12 @@ python tools/compare.py examples/mini-chatglm mini-int4 --text examples/heldout.
 import argparse
 import json
 import logging
+import platform
+import sys
 import time
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -36,6 +39,20 @@ def tokens_per_second(glm: glm_int4.Engine) -> float:
     return 1 / min(times)
 
 
+def machine() -> dict[str, object]:
+    """What the figures were measured on."""
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    names = [line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "glm_int4": glm_int4.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", help="checkpoint folders")
@@ -44,6 +61,7 @@ def main() -> None:
         "--questions", type=Path, required=True, help='JSON lines: {"messages": [...], "answer": "..."}'
     )
     parser.add_argument("--stride", type=int, default=256)
+    parser.add_argument("--threads", type=int, default=1, help="one suits the mini model's small matrices")
     parser.add_argument("--ask", help="a question to put to the last model")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -52,7 +70,7 @@ def main() -> None:
     questions = [json.loads(line) for line in arguments.questions.read_text(encoding="utf-8").splitlines()]
     rows = []
     for model in arguments.models:
-        glm = glm_int4.load(model, device="cpu")
+        glm = glm_int4.load(model, device="cpu", threads=arguments.threads)
         result = glm.perplexity(text, stride=arguments.stride)
         scheme = glm.info.linear_scheme
         rows.append(
@@ -70,7 +88,7 @@ def main() -> None:
             }
         )
     if arguments.json:
-        print(json.dumps(rows, indent=2))
+        print(json.dumps({"command": " ".join(sys.argv), "machine": machine(), "rows": rows}, indent=2))
         return
     console = Console()
     if arguments.ask:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -80,10 +80,11 @@ class Conversation:
     def clear(self) -> None:
         self._rounds = []
 
-    def ask(self, question: str):  # type: ignore[no-untyped-def]
+    def ask(self, question: str) -> Iterator[str]:
         """Yield the answer's pieces; what was said counts even if the answer is broken off."""
         self._rounds.append({"role": "user", "content": question})
-        answer, ids = "", []  # type: ignore[var-annotated]
+        answer = ""
+        ids: list[int] = []
         try:
             for piece in self._glm.stream_chat(
                 [*self._system, *self._rounds], self._max_new_tokens, self._sampling, ids
@@ -129,18 +130,28 @@ def _talk(conversation: Conversation, greeting: str) -> None:
             options.check_text(question, "a question")
             if dropped := conversation.drop_old_rounds(question):
                 notes.print(f"(dropped the oldest {dropped} rounds to stay within the model's length)", style="dim")
-            started = time.perf_counter()
-            for piece in conversation.ask(question):
-                print(piece, end="", flush=True)
-            seconds = time.perf_counter() - started
-            print()
-            count = conversation.last_num_tokens
-            notes.print(f"{count} tokens, {count / seconds:.1f} tokens/s", style="dim", highlight=False)
+            notes.print(_answer(conversation, question), style="dim", highlight=False)
         except KeyboardInterrupt:
             print()
             notes.print("(stopped; Ctrl-C again leaves)", style="dim")
         except InputError as error:
             notes.print(f"error: {error}", highlight=False, soft_wrap=True)
+
+
+def _answer(conversation: Conversation, question: str) -> str:
+    """Print an answer as it comes; returns a line about its speed."""
+    started = time.perf_counter()
+    first = None
+    for piece in conversation.ask(question):
+        first = first or time.perf_counter()
+        print(piece, end="", flush=True)
+    ended = time.perf_counter()
+    print()
+    count = conversation.last_num_tokens
+    line = f"{count} tokens, the first after {(first or ended) - started:.1f} s"
+    if first is not None and count > 1 and ended > first:
+        line += f", then {(count - 1) / (ended - first):.1f} tokens/s"
+    return line
 
 
 def _question_source() -> Callable[[], str | None]:
