@@ -50,6 +50,14 @@ def test_a_room_imports_from_its_own_floor_or_below(room):
                 assert any(name == a or name.startswith(f"{a}.") for a in allowed), f"{path} imports {name}"
 
 
+def test_every_module_has_a_room_and_nobody_imports_the_programs():
+    lobby = {"glm_int4/__init__.py", "glm_int4/__main__.py", "glm_int4/version.py"}
+    housed = {path for room in ALLOWED for path in modules(room)} | {ROOT / name for name in lobby}
+    assert set(modules("glm_int4")) <= housed
+    for path in modules("glm_int4") + modules("triton_kernels"):
+        assert not {name.split(".")[0] for name in imports(path)} & {"tools", "benchmarks", "tests"}, path
+
+
 def test_the_kernels_know_torch_and_triton_only():
     for path in modules("triton_kernels"):
         foreign = {name.split(".")[0] for name in imports(path)} - {"triton_kernels", "torch", "triton"}
@@ -67,7 +75,7 @@ def test_one_place_imports_the_kernels():
 
 
 def test_only_the_command_line_prints_or_exits():
-    for path in modules("glm_int4"):
+    for path in modules("glm_int4") + modules("triton_kernels"):
         if path.is_relative_to(ROOT / PRINTING_ROOMS[0]):
             continue
         calls = {

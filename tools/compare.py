@@ -93,7 +93,9 @@ def main() -> None:
     console = Console()
     if arguments.ask:
         answer = glm.chat([{"role": "user", "content": arguments.ask}], sampling=GREEDY)
-        console.print(f"\n{arguments.models[-1]} is asked {arguments.ask} and answers {answer}\n", highlight=False)
+        console.print(
+            f"\n{arguments.models[-1]} is asked {arguments.ask} and answers {answer}\n", highlight=False, markup=False
+        )
     table = Table("weights", "size", "bits/weight", "perplexity", "accuracy", "tokens/s", box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"

@@ -1,8 +1,9 @@
 """Questions, conversations and texts that the mini model is trained and tested on.
 
 Everything is generated: arithmetic, comparisons, capitals, weekdays, units, greetings, and facts to
-remember across turns, in Chinese and English. A fixed tenth of the number pairs never occurs in
-training; held-out questions are made of those alone.
+remember across turns, in Chinese and English. A fixed tenth of the number pairs (a, b) never occurs in
+training in that order, and the numbers of held-out questions are taken from those alone. Capitals,
+weekdays and greetings cannot be held out: their questions repeat those of training.
 
 python tools/mini_corpus.py examples    writes held-out questions and text
 """

@@ -168,7 +168,7 @@ def step_batches(
     for _ in range(num_documents):
         tokens = tokenizer.encode(mini_corpus.document(rng, length // 6))
         start = rng.randrange(12)
-        documents.append((tokenizer.encode_document([]), tokens[start : start + length]))
+        documents.append(([tokenizer.gmask_id, tokenizer.bos_id], tokens[start : start + length]))
     return [*batches, (documents, True)]
 
 
@@ -214,6 +214,8 @@ def train(arguments: argparse.Namespace, state_file: Path, folder: Path) -> None
     if state_file.is_file():
         state = torch.load(state_file, weights_only=True)
         model.load_state_dict(state["model"])
+        if state["arguments"] != [arguments.seed, arguments.steps]:
+            raise SystemExit(f"error: {state_file} was made with other --seed or --steps; delete it to start over")
         optimizer.load_state_dict(state["optimizer"])
         first_step = state["step"]
         print(f"going on from step {first_step}")
@@ -234,6 +236,7 @@ def train(arguments: argparse.Namespace, state_file: Path, folder: Path) -> None
                 )
             if (step + 1) % SAVE_EVERY == 0 or step + 1 == arguments.steps:
                 state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+                state["arguments"] = [arguments.seed, arguments.steps]
                 torch.save(state, state_file.with_suffix(".tmp"))
                 state_file.with_suffix(".tmp").replace(state_file)
     write_official(model, config, folder)
@@ -287,7 +290,7 @@ def write_official(model: ChatGLMForConditionalGeneration, config: dict[str, obj
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder of the finished model")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quiet", action="store_true", help="print evaluations only")
     arguments = parser.parse_args()

@@ -8,7 +8,7 @@ from typing import Any
 from glm_int4.errors import CheckpointError, ConfigError, InputError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_HUB_FILES = ["*.json", "*.model", "*.bin", "*.safetensors"]
+_HUB_FILES = ["*.json", "*.model", "*.bin", "*.safetensors", "MODEL_LICENSE"]
 _INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -20,9 +20,15 @@ def resolve_folder(model: str | Path) -> Path:
         InputError: neither a folder nor a hub id that can be downloaded.
     """
     path = Path(model)
-    if path.is_dir():
+    try:
+        is_folder, exists = path.is_dir(), path.exists()
+    except OSError as error:
+        raise InputError(
+            f"expected a checkpoint folder or a hub id, got {str(model)[:80]}: {error.strerror}"
+        ) from error
+    if is_folder:
         return path
-    if path.exists():
+    if exists:
         raise InputError(f"expected a checkpoint folder, got the file {path}; give the folder that holds it")
     if not _HUB_ID.fullmatch(str(model)):
         raise InputError(f"expected a checkpoint folder or a hub id (owner/name), got {model}: there is no such folder")

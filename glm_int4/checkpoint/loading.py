@@ -66,6 +66,8 @@ def open_checkpoint(folder: Path, model_version: str = "auto") -> tuple[Checkpoi
     """
     raw = read_config(folder)
     config = parse_config(raw, model_version)
+    if raw.get("pre_seq_len"):
+        logger.warning("ignoring pre_seq_len %s in config.json: prefixes are not supported yet", raw["pre_seq_len"])
     quantized = packed_format.is_packed(raw)
     reader = CheckpointReader(folder)
     expected = layout.vectors(config)
@@ -125,6 +127,9 @@ def build_model(reader: CheckpointReader, info: CheckpointInfo, plan: ComputePla
     else:
         quantized = packed_format.read_weight(reader, matrices[layout.EMBEDDING], scheme)
         embeddings = QuantizedEmbedding(quantized, plan.backend, plan.stream_dtype).to(plan.device)
+    for part in (f"{layout.EMBEDDING}.weight", f"{layout.EMBEDDING}.weight_packed"):
+        if part in reader:
+            reader.release(part)
     model = ChatGLMForConditionalGeneration(config, make_linear, embeddings, half_tables=plan.half_tables)
     for name, module in model.named_modules():
         if isinstance(module, nn.LayerNorm):

@@ -113,8 +113,7 @@ def stored_scheme(reader: CheckpointReader, matrix: MatrixSpec) -> QuantizationS
     if scale_name not in reader:
         raise CheckpointError(f"expected {scale_name} beside {packed_name} in {reader.folder}, got none")
     k = matrix.in_features
-    words = reader[packed_name].shape[-1]
-    groups = reader[scale_name].shape[-1]
+    words, groups = (reader[name].shape[-1] if reader[name].dim() == 2 else 0 for name in (packed_name, scale_name))
     bits = words * 32 // k
     group_size = None if groups == 1 else k // max(groups, 1)
     if bits not in (4, 8) or words * 32 != bits * k or (group_size is not None and group_size not in GROUP_SIZES):
@@ -131,6 +130,11 @@ def read_weight(reader: CheckpointReader, matrix: MatrixSpec, scheme: Quantizati
     zero_points = None
     if not scheme.symmetric:
         zero_points = unpack_zero_points(reader[f"{matrix.name}.weight_zero_point"], scheme.bits, matrix.out_features)
+    shape = tuple(reader[f"{matrix.name}.weight_shape"].tolist())
+    if shape != (matrix.out_features, matrix.in_features):
+        raise CheckpointError(
+            f"expected {(matrix.out_features, matrix.in_features)} in {matrix.name}.weight_shape, got {shape}"
+        )
     scales = reader[f"{matrix.name}.weight_scale"]
     if not bool(torch.isfinite(scales).all()) or bool((scales <= 0).any()):
         raise CheckpointError(f"expected positive, finite scales in {matrix.name}.weight_scale, got others")

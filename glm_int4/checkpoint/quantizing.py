@@ -4,14 +4,13 @@ The files that come out are described in ``packed_format.py``; how they are put 
 ``shards.py``.
 """
 
-import hashlib
+import os
 import platform
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,9 @@ from glm_int4.checkpoint.folder import read_config, read_json, resolve_folder
 from glm_int4.checkpoint.layout import MatrixSpec
 from glm_int4.checkpoint.loading import open_checkpoint
 from glm_int4.checkpoint.reader import CheckpointReader
+from glm_int4.checkpoint.report import QuantizationReport, layer_report, peak_rss_bytes
 from glm_int4.checkpoint.safetensors_file import SafetensorsWriter, TensorSpec
-from glm_int4.checkpoint.shards import MAX_SHARD_BYTES, OutputFolder, Unit, plan_shards
+from glm_int4.checkpoint.shards import MAX_SHARD_BYTES, OutputFolder, Unit, check_output, plan_shards, sha256
 from glm_int4.errors import CheckpointError, InputError, OutputError, TokenizerError
 from glm_int4.models.config import ChatGLMConfig
 from glm_int4.quantization.rounding import quantize_rtn
@@ -36,35 +36,6 @@ _BLOCK_WEIGHTS = 32 << 20  # of fp16: 64 MiB
 _COPIED = ("ice_text.model", "tokenizer.model", "special_tokens_map.json", "generation_config.json", "MODEL_LICENSE")
 
 Progress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerReport:
-    """One quantized matrix: its error is relative RMS, ``|w - w'| / |w|``."""
-
-    name: str
-    kind: str
-    bits: int
-    group_size: int | None
-    num_weights: int
-    stored_bytes: int
-    rel_error: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuantizationReport:
-    """What a run did. Sizes in bytes; ``bits_per_weight`` counts every tensor as stored."""
-
-    output: str
-    bits: int
-    group_size: int | None
-    method: str
-    bits_per_weight: float
-    seconds: float
-    peak_rss_bytes: int
-    source_bytes: int
-    stored_bytes: int
-    layers: list[LayerReport]
 
 
 def quantize_checkpoint(
@@ -102,14 +73,16 @@ def quantize_checkpoint(
     scheme = _linear_scheme(bits, group_size, method, symmetric)
     if head_bits not in (4, 8, 16):
         raise InputError(f"expected head bits to be 4, 8 or 16, got {head_bits}")
-    output = Path(output)
+    output = Path(os.path.abspath(output))
+    check_output(output, overwrite=overwrite)
     folder = resolve_folder(model)
-    if output.resolve() == folder.resolve():
-        raise OutputError(f"expected an output folder beside the checkpoint, got the checkpoint itself, {folder}")
+    if folder.resolve().is_relative_to(output.resolve()):
+        raise OutputError(f"expected an output folder apart from the checkpoint, got {output}, which holds {folder}")
+    tokenizer_config = _tokenizer_config(folder)
     reader, info = open_checkpoint(folder, model_version)
     if any(info.schemes.values()):
         raise CheckpointError(f"expected a half-precision checkpoint, got the quantized one in {folder}")
-    head_scheme = _head_scheme(scheme, head_bits, info.config.hidden_size)
+    head_scheme = _head_scheme(scheme, head_bits, symmetric, info.config.hidden_size)
     schemes = {m.name: scheme for m in layout.linears(info.config)} | {layout.EMBEDDING: head_scheme}
     matrices = {m.name: m for m in (layout.embedding(info.config), *layout.linears(info.config))}
     _check_group_sizes(matrices.values(), schemes)
@@ -146,11 +119,11 @@ def quantize_checkpoint(
         return note
 
     with (
-        OutputFolder(output, overwrite=overwrite, resume=resume, fingerprint=fingerprint) as target,
+        OutputFolder(output, resume=resume, fingerprint=fingerprint) as target,
         ThreadPoolExecutor(1) as pool,
     ):
         target.check_space(stored)
-        checksums = {file.name: pool.submit(_sha256, file) for file in reader.files}
+        checksums = {file.name: pool.submit(sha256, file) for file in reader.files}
         notes = []
         try:
             for name, shard in zip(names, shards, strict=True):
@@ -162,21 +135,21 @@ def quantize_checkpoint(
                 notes += [note for note in finished if note]
             if progress:
                 progress(total, total, "writing the index")
-            layers = [_layer_report(matrices[note["name"]], schemes[note["name"]], note["rel_error"]) for note in notes]
+            layers = [layer_report(matrices[note["name"]], schemes[note["name"]], note["rel_error"]) for note in notes]
             report = QuantizationReport(
                 output=str(output),
                 bits=bits,
-                group_size=scheme.group_size,
+                group_size="channel" if scheme.group_size is None else scheme.group_size,
                 method=method,
                 bits_per_weight=8 * stored / layout.num_parameters(info.config),
                 seconds=time.monotonic() - started,
-                peak_rss_bytes=_peak_rss_bytes(),
+                peak_rss_bytes=peak_rss_bytes(),
                 source_bytes=total,
                 stored_bytes=stored,
                 layers=layers,
             )
             sources = {name: checksum.result() for name, checksum in checksums.items()}
-            _write_files(target, folder, scheme, head_scheme, report, sources)
+            _write_files(target, folder, tokenizer_config, scheme, head_scheme, report, sources)
             weight_map = {
                 s.name: name for name, shard in zip(names, shards, strict=True) for u in shard for s in u.specs
             }
@@ -185,8 +158,8 @@ def quantize_checkpoint(
             target.publish()
         except OSError as error:
             raise OutputError(
-                f"expected to write {stored / 1e9:.2f} GB to {output}, got: {error.strerror}; "
-                "free some space or choose another disk"
+                f"expected to write {stored / 1e9:.2f} GB to {output}, got: {error.strerror or error} "
+                f"({error.filename or 'output'}); free some space or choose another disk"
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
@@ -206,14 +179,16 @@ def _linear_scheme(bits: int, group_size: int | str | None, method: str, symmetr
     return QuantizationScheme(bits=bits, group_size=size, symmetric=symmetric or bits == 8)
 
 
-def _head_scheme(scheme: QuantizationScheme, head_bits: int, hidden_size: int) -> QuantizationScheme | None:
+def _head_scheme(
+    scheme: QuantizationScheme, head_bits: int, symmetric: bool, hidden_size: int
+) -> QuantizationScheme | None:
     """Scheme of the embedding and head: INT8 per row, INT4 in groups, None for unquantized."""
     if head_bits == 16:
         return None
     if head_bits == 8:
         return QuantizationScheme(bits=8, group_size=None, symmetric=True)
     group_size = scheme.group_size or next((size for size in (128, 64, 32) if hidden_size % size == 0), None)
-    return QuantizationScheme(bits=4, group_size=group_size, symmetric=scheme.symmetric)
+    return QuantizationScheme(bits=4, group_size=group_size, symmetric=symmetric)
 
 
 def _check_group_sizes(matrices: Iterable[MatrixSpec], schemes: dict[str, QuantizationScheme | None]) -> None:
@@ -295,22 +270,10 @@ def _not_finite(name: str) -> CheckpointError:
     )
 
 
-def _layer_report(matrix: MatrixSpec, scheme: QuantizationScheme | None, rel_error: float) -> LayerReport:
-    assert scheme is not None
-    return LayerReport(
-        name=matrix.name,
-        kind=matrix.kind,
-        bits=scheme.bits,
-        group_size=scheme.group_size,
-        num_weights=matrix.out_features * matrix.in_features,
-        stored_bytes=sum(spec.num_bytes for spec in packed_format.tensor_specs(matrix, scheme)),
-        rel_error=rel_error,
-    )
-
-
 def _write_files(
     target: OutputFolder,
     folder: Path,
+    tokenizer_config: dict[str, Any] | None,
     scheme: QuantizationScheme,
     head_scheme: QuantizationScheme | None,
     report: QuantizationReport,
@@ -322,25 +285,18 @@ def _write_files(
     for name in _COPIED:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, target.partial / name)
-    if (folder / "tokenizer_config.json").is_file():
-        tokenizer_config = read_json(folder / "tokenizer_config.json", TokenizerError)
-        tokenizer_config.pop("auto_map", None)
+    if tokenizer_config is not None:
         target.write_json("tokenizer_config.json", tokenizer_config)
     versions = {"glm-int4": __version__, "torch": torch.__version__, "python": platform.python_version()}
     target.write_json(REPORT, asdict(report) | {"versions": versions, "source_sha256": sources})
     target.write_json("config.json", config)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _peak_rss_bytes() -> int:
-    """Largest resident size of this process so far; 0 where the system does not tell (Windows)."""
-    try:
-        import resource
-    except ImportError:
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+def _tokenizer_config(folder: Path) -> dict[str, Any] | None:
+    """The tokenizer's config without the names of code to download, or None."""
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return None
+    config = read_json(path, TokenizerError)
+    config.pop("auto_map", None)
+    return config

@@ -3,7 +3,7 @@
 import ctypes
 import mmap
 import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -41,9 +41,6 @@ class CheckpointReader:
             self._tensors.update(tensors)
             self._mapped |= mapped
 
-    def names(self) -> Iterable[str]:
-        return self._tensors.keys()
-
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
 
@@ -52,7 +49,7 @@ class CheckpointReader:
 
     def release(self, name: str) -> None:
         """Give back the memory of a mapped tensor's pages; they are read again when needed."""
-        if name in self._mapped and sys.platform.startswith("linux"):
+        if name in self._mapped and sys.platform.startswith("linux") and self._tensors[name].is_contiguous():
             _release_pages(self._tensors[name])
 
     def check(

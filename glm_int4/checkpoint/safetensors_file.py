@@ -48,7 +48,10 @@ def map_safetensors(path: Path) -> tuple[dict[str, Tensor], set[str]]:
     Raises:
         CheckpointError: the header is broken, or the file shorter than it says.
     """
-    entries, data_start = _read_header(path)
+    try:
+        entries, data_start = _read_header(path)
+    except OSError as error:
+        raise CheckpointError(f"expected a readable {path}, got: {error.strerror}") from error
     size = path.stat().st_size
     data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
     tensors, mapped = {}, set()
@@ -85,6 +88,11 @@ def _read_header(path: Path) -> tuple[dict[str, tuple[torch.dtype, list[int], in
     for name, entry in header.items():
         if name == "__metadata__":
             continue
+        if isinstance(entry, dict) and isinstance(entry.get("dtype"), str) and entry["dtype"] not in DTYPES:
+            raise CheckpointError(
+                f"expected a dtype of {', '.join(DTYPES)} in {path}, got {entry['dtype']!r} for {name!r}; "
+                "use the official half-precision checkpoint"
+            )
         try:
             dtype, shape, (start, stop) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
             numbers = [*shape, start, stop]

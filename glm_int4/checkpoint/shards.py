@@ -4,9 +4,11 @@ All files go to ``<output>.partial``; each shard is written under a temporary na
 and the folder gets its final name last. What is finished is noted, so that a run can be resumed.
 """
 
+import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,42 +46,54 @@ def plan_shards(units: Sequence[Unit], max_bytes: int = MAX_SHARD_BYTES) -> list
     return shards
 
 
+def check_output(output: Path, *, overwrite: bool) -> None:
+    """Raise OutputError where ``output`` may not become the result."""
+    try:
+        taken = output.exists() and not (output.is_dir() and not any(output.iterdir()))
+    except OSError as error:
+        raise OutputError(f"expected an output folder that can be made, got {output}: {error.strerror}") from error
+    if taken and not overwrite:
+        raise OutputError(f"expected a new output folder, got {output}, which exists; pass --overwrite or another name")
+
+
 class OutputFolder:
     """The folder being written. Use as a context: an error removes what was written.
 
+    With ``resume``, and after Ctrl-C, the unfinished folder stays for a later ``resume``.
+
     Args:
-        output: the final name.
-        overwrite: replace a folder of that name, once the new one is complete.
+        output: the final name, checked by ``check_output``.
         resume: go on from ``<output>.partial`` where ``fingerprint`` agrees.
         fingerprint: JSON value that identifies sources and options.
     Raises:
-        OutputError: the name is taken, or nothing can be written there.
+        OutputError: nothing can be written there, or it was begun with another fingerprint.
     """
 
-    def __init__(self, output: Path, *, overwrite: bool, resume: bool, fingerprint: Any) -> None:
+    def __init__(self, output: Path, *, resume: bool, fingerprint: Any) -> None:
         self.output = output
         self.partial = output.with_name(output.name + ".partial")
-        self._overwrite, self._keep = overwrite, resume
-        if output.exists() and not overwrite and not (output.is_dir() and not any(output.iterdir())):
-            raise OutputError(
-                f"expected a new output folder, got {output}, which exists; pass --overwrite or another name"
-            )
-        self._progress: dict[str, Any] = {"fingerprint": fingerprint, "shards": {}}
+        self._keep = resume
+        progress = self._read_progress(fingerprint) if resume else None
         try:
-            if resume and (self.partial / _PROGRESS).is_file():
-                self._progress = self._read_progress(fingerprint)
-            else:
+            if progress is None:
                 shutil.rmtree(self.partial, ignore_errors=True)
+            self._new_parents = [p for p in (self.partial, *self.partial.parents) if not p.exists()][1:]
             self.partial.mkdir(parents=True, exist_ok=True)
+            self._progress: dict[str, Any] = progress or {"fingerprint": fingerprint, "shards": {}}
             self.write_json(_PROGRESS, self._progress)
         except OSError as error:
             raise OutputError(
                 f"expected to write {self.partial}, got: {error.strerror}; choose another output"
             ) from error
 
-    def _read_progress(self, fingerprint: Any) -> dict[str, Any]:
-        progress: dict[str, Any] = json.loads((self.partial / _PROGRESS).read_text(encoding="utf-8"))
-        if progress.get("fingerprint") != json.loads(json.dumps(fingerprint)):
+    def _read_progress(self, fingerprint: Any) -> dict[str, Any] | None:
+        """What an earlier run noted, or None where there is nothing to go on from."""
+        try:
+            progress = json.loads((self.partial / _PROGRESS).read_bytes())
+            begun = progress["fingerprint"], {name: (s["sha256"], s["notes"]) for name, s in progress["shards"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+        if begun[0] != json.loads(json.dumps(fingerprint)):
             raise OutputError(
                 f"expected {self.partial} to come from the same checkpoint and options, got others; "
                 "run without --resume to start over"
@@ -90,8 +104,14 @@ class OutputFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if kind is not None and not self._keep:
-            shutil.rmtree(self.partial, ignore_errors=True)
+        if kind is None or self._keep or issubclass(kind, KeyboardInterrupt):
+            return
+        shutil.rmtree(self.partial, ignore_errors=True)
+        for parent in self._new_parents:
+            try:
+                parent.rmdir()
+            except OSError:  # somebody else's file is in it by now
+                break
 
     def check_space(self, num_bytes: int) -> None:
         """Raise OutputError where the disk cannot hold ``num_bytes`` more."""
@@ -102,9 +122,15 @@ class OutputFolder:
                 "free some space or choose another disk"
             )
 
-    def finished(self, name: str) -> Any:
-        """What ``write_shard`` noted for a shard that an earlier run completed, or None."""
-        return self._progress["shards"].get(name) if (self.partial / name).is_file() else None
+    def finished(self, name: str) -> list[dict[str, Any]] | None:
+        """What ``write_shard`` noted for a shard that an earlier run completed, or None.
+
+        A shard whose bytes are not those that were written counts as unfinished.
+        """
+        entry = self._progress["shards"].get(name)
+        if entry is None or not (self.partial / name).is_file() or sha256(self.partial / name) != entry["sha256"]:
+            return None
+        return entry["notes"]
 
     def write_shard(
         self, name: str, units: Sequence[Unit], fill: Callable[[Unit, SafetensorsWriter], dict[str, Any]]
@@ -120,7 +146,7 @@ class OutputFolder:
         assert writer.remaining_bytes == 0, f"{writer.remaining_bytes} bytes of {name} were not written"
         writer.close(sync=True)
         temporary.replace(self.partial / name)
-        self._progress["shards"][name] = notes
+        self._progress["shards"][name] = {"sha256": sha256(self.partial / name), "notes": notes}
         self.write_json(_PROGRESS, self._progress)
         return notes
 
@@ -134,11 +160,22 @@ class OutputFolder:
         temporary.replace(self.partial / name)
 
     def publish(self) -> None:
-        """Give the folder its final name."""
+        """Give the folder its final name.
+
+        A checkpoint of that name goes; anything else is not ours to delete, and stays as ``<output>.old-*``.
+        """
         (self.partial / _PROGRESS).unlink()
-        old = self.output.with_name(self.output.name + ".old")
-        if self.output.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            self.output.replace(old)
+        if not self.output.exists():
+            self.partial.replace(self.output)
+            return
+        old = Path(tempfile.mkdtemp(prefix=f"{self.output.name}.old-", dir=self.output.parent)) / self.output.name
+        self.output.replace(old)
         self.partial.replace(self.output)
-        shutil.rmtree(old, ignore_errors=True)
+        if not old.is_dir() or not any(old.iterdir()) or (old / "config.json").is_file():
+            shutil.rmtree(old.parent, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,9 @@
 """``.bin`` files: mapped, and opened without ever running what a pickle asks for."""
 
 import pickle
+import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,25 +19,43 @@ def map_torch_file(path: Path) -> tuple[dict[str, Tensor], set[str]]:
     Raises:
         CheckpointError: truncated, not a state dict, or a pickle that wants to run code.
     """
-    mapped = True
     try:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap can only be used" not in str(error):
-                raise
-            mapped = False  # the format of torch before 1.6
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols: the error below says what matters
+            state, mapped = _load(path)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"expected only tensors in {path}, got a pickle that is damaged or asks to run code; "
             "nothing of it was run: do not trust this file"
         ) from error
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError, AttributeError, TypeError) as error:
+    except PermissionError as error:
+        raise CheckpointError(f"expected a readable {path}, got: {error.strerror}") from error
+    except Exception as error:  # a damaged pickle can raise anything
         raise CheckpointError(
             f"expected a complete torch file in {path}, got one that cannot be read; "
             "it is truncated or not a checkpoint, download it again"
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(_is_plain(k, v) for k, v in state.items()):
         raise CheckpointError(f"expected a dictionary of tensors in {path}, got something else; is this a checkpoint?")
-    return state, set(state) if mapped else set()
+    return {name: tensor.detach() for name, tensor in state.items()}, set(state) if mapped else set()
+
+
+def _load(path: Path) -> tuple[Any, bool]:
+    """What ``torch.load`` returns, and whether it is mapped."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True), True
+    except RuntimeError as error:
+        if "mmap can only be used" not in str(error):
+            raise
+        return torch.load(path, map_location="cpu", weights_only=True), False  # the format of torch before 1.6
+
+
+def _is_plain(name: object, value: object) -> bool:
+    """Whether an entry is a named, dense tensor whose elements lie one after the other in its storage."""
+    return (
+        isinstance(name, str)
+        and isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and not value.is_meta
+        and (value.is_contiguous() or value.numel() * value.element_size() <= value.untyped_storage().nbytes())
+    )

@@ -18,8 +18,8 @@ NAME = "chat"
 
 _HELP = "/clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
 
-# Share of max_length that stays free for the answer when old rounds are dropped.
-_ANSWER_SHARE = 4
+# When old rounds are dropped, a quarter of max_length stays free for the answer.
+_ROUNDS_SHARE = 0.75
 
 
 def run(
@@ -100,7 +100,7 @@ class Conversation:
 
     def drop_old_rounds(self, question: str) -> int:
         """Make room for a question and its answer; returns how many rounds were dropped."""
-        limit = self._glm.max_length - self._glm.max_length // _ANSWER_SHARE
+        limit = int(_ROUNDS_SHARE * self._glm.max_length)
         dropped = 0
         asked = {"role": "user", "content": question}
         while self._rounds and self._glm.count_tokens([*self._system, *self._rounds, asked]) > limit:
@@ -111,7 +111,7 @@ class Conversation:
 
 def _talk(conversation: Conversation, greeting: str) -> None:
     notes = console.stderr_console()
-    notes.print(greeting, style="dim", highlight=False)
+    notes.print(greeting, style="dim", highlight=False, markup=False)
     ask = _question_source()
     while (question := ask()) is not None:
         question = question.strip()
@@ -135,7 +135,9 @@ def _talk(conversation: Conversation, greeting: str) -> None:
             print()
             notes.print("(stopped; Ctrl-C again leaves)", style="dim")
         except InputError as error:
-            notes.print(f"error: {error}", highlight=False, soft_wrap=True)
+            if not sys.stdin.isatty():
+                raise
+            notes.print(f"error: {error}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _answer(conversation: Conversation, question: str) -> str:

@@ -2,8 +2,10 @@
 
 import logging
 import sys
+import traceback
 from collections.abc import Sequence
-from typing import Annotated, NoReturn
+from io import TextIOWrapper
+from typing import Annotated, NoReturn, TextIO
 
 import typer
 
@@ -17,7 +19,6 @@ _UsageFault: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c._
 app = typer.Typer(
     name="glm-int4",
     help="Run ChatGLM-6B with INT8 or INT4 weights on a small GPU or a CPU.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -43,8 +44,11 @@ def _options(
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command line and exit: 0, 2 for the user's mistakes, 1 for faults, 130 for Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        _use_utf8(stream, "backslashreplace")
+    _use_utf8(sys.stdin, "surrogateescape")  # so that other bytes become a clear error, not a decoder's
     debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
+    words = [word for word in words if word != "--debug"] or ["--help"]
     logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(message)s")
     try:
         sys.exit(app(words, prog_name="glm-int4", standalone_mode=False))
@@ -57,12 +61,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(1)
     except GLMError as error:
         if debug:
-            raise
+            traceback.print_exc()
         _fail(str(error), error.exit_code)
     except Exception as error:
         if debug:
-            raise
+            traceback.print_exc()
         _fail(f"{type(error).__name__}: {error} (unexpected; run again with --debug to see where)", 1)
+
+
+def _use_utf8(stream: TextIO | None, errors: str) -> None:
+    """Read or write UTF-8 on a standard stream, whatever the locale says."""
+    if isinstance(stream, TextIOWrapper):
+        stream.reconfigure(encoding="utf-8", errors=errors)
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:

@@ -89,7 +89,7 @@ def check_text(text: str, what: str) -> str:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise InputError(f"expected {what} in UTF-8, got other bytes at character {error.start}") from error
-    if not text.strip():
+    if not text.strip().strip("\u200b\u200c\u200d\ufeff"):
         raise InputError(f"expected {what}, got an empty text")
     return text
 

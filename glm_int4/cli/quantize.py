@@ -1,6 +1,7 @@
 """``glm-int4 quantize``: an official checkpoint in, an INT4 or INT8 checkpoint out."""
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -37,10 +38,10 @@ def run(
     if threads is not None:
         import torch
 
-        if threads < 1:
-            raise InputError(f"expected 1 thread or more, got {threads}")
-        torch.set_num_threads(threads)
-    output = output or Path(f"{Path(model).name}-int{bits}")
+        from glm_int4.generation.loading import check_threads
+
+        torch.set_num_threads(check_threads(threads))
+    output = output or Path(f"{Path(os.path.abspath(model)).name}-int{bits}")
     with console.progress("quantizing") as progress:
         report = quantize_checkpoint(
             model,
@@ -89,7 +90,9 @@ def run(
         highlight=False,
         soft_wrap=True,
     )
-    out.print(f"wrote {report.output}; try: glm-int4 chat {report.output}", highlight=False, soft_wrap=True)
+    out.print(
+        f"wrote {report.output}; try: glm-int4 chat {report.output}", highlight=False, markup=False, soft_wrap=True
+    )
 
 
 def _group_size(text: str | None) -> int | str | None:

@@ -28,7 +28,6 @@ class Engine:
     Attributes:
         model, config: the network and its config.
         max_length: most tokens of a sequence, prompt included.
-        threads: CPU threads in use.
     """
 
     def __init__(

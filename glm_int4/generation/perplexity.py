@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from glm_int4.errors import InputError
+from glm_int4.errors import GLMError, InputError
 
 if TYPE_CHECKING:
     from glm_int4.generation.engine import Engine
 
 MAX_WINDOW = 2048
+_MAX_LOSS = 700.0  # nats per token; its exponential still fits a float
 _HEAD_ROWS = 256  # rows of logits at a time: 256 x 130528 floats are 134 MB
 
 
@@ -85,6 +86,8 @@ def measure(
         if progress:
             progress(done, len(ids))
     loss = torch.cat(losses)
+    if not bool(torch.isfinite(loss).all()) or loss.mean().item() > _MAX_LOSS:
+        raise GLMError("expected finite losses, got nan or inf; the weights are damaged or overflow this dtype")
     perplexity = math.exp(loss.mean().item())
     deviation = loss.std().item() / math.sqrt(len(loss)) if len(loss) > 1 else 0.0
     return PerplexityResult(

@@ -30,11 +30,17 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         checks = (
-            (self.temperature is None or self.temperature >= 0, "temperature of 0 or more", self.temperature),
+            (
+                self.temperature is None or self.temperature == 0 or 1e-3 <= self.temperature <= 1e3,
+                "temperature of 0, or from 0.001 to 1000",
+                self.temperature,
+            ),
             (self.top_p is None or 0 < self.top_p <= 1, "top_p above 0, up to 1", self.top_p),
             (self.top_k is None or self.top_k >= 0, "top_k of 0 or more", self.top_k),
             (0 <= self.min_p <= 1, "min_p from 0 to 1", self.min_p),
-            (self.repetition_penalty > 0, "repetition_penalty above 0", self.repetition_penalty),
+            (1e-2 <= self.repetition_penalty <= 1e2, "repetition_penalty from 0.01 to 100", self.repetition_penalty),
+            (self.seed is None or 0 <= self.seed < 2**63, "seed from 0 to 2**63 - 1", self.seed),
+            (all(self.stop), "stop text that is not empty", self.stop),
         )
         for good, expected, value in checks:
             if not good:

@@ -38,8 +38,6 @@ class ChatGLMConfig:
     mask_token_id: int
     gmask_token_id: int
     pad_token_id: int
-    pre_seq_len: int
-    prefix_projection: bool
 
     version = "1"
 
@@ -104,6 +102,11 @@ def _parse_v1(raw: Mapping[str, Any]) -> ChatGLMConfig:
             f"expected position_encoding_2d true in config.json, got {raw['position_encoding_2d']!r}; "
             "every published ChatGLM-6B uses two-dimensional positions"
         )
+    if raw.get("tie_word_embeddings", True) is not True:
+        raise ConfigError(
+            f"expected tie_word_embeddings true or absent in config.json, got {raw['tie_word_embeddings']!r}; "
+            "ChatGLM-6B's head is its embedding"
+        )
     vocab_size = _integer(raw, "vocab_size", high=2**24)
     old_vocab = vocab_size == _OLD_VOCAB_SIZE
     config = ChatGLMConfig(
@@ -119,8 +122,6 @@ def _parse_v1(raw: Mapping[str, Any]) -> ChatGLMConfig:
         mask_token_id=_integer(raw, "mask_token_id", low=0, default=_OLD_MASK_ID if old_vocab else None),
         gmask_token_id=_integer(raw, "gmask_token_id", low=0, default=_OLD_GMASK_ID if old_vocab else None),
         pad_token_id=_integer(raw, "pad_token_id", low=0),
-        pre_seq_len=_integer(raw, "pre_seq_len", low=0, default=0),
-        prefix_projection=bool(raw.get("prefix_projection")),
     )
     if config.hidden_size % config.num_heads:
         raise ConfigError(
@@ -144,7 +145,7 @@ def _integer(
     raw: Mapping[str, Any], key: str, *, low: int = 1, high: int = 2**31 - 1, default: int | None = None
 ) -> int:
     value = raw.get(key)
-    if value is None or (value is False and default == 0):
+    if value is None:
         if default is not None:
             return default
         raise ConfigError(

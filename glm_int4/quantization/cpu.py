@@ -81,6 +81,8 @@ def learn_tile_layout(width: int) -> TileLayout | None:
 @functools.cache
 def tile_width() -> int | None:
     """Rows of a full tile on this machine, or None where the layout cannot be learned."""
+    if not hasattr(torch.ops.aten, "_convert_weight_to_int4pack_for_cpu"):
+        return None
     for width in (64, 32):
         layout = learn_tile_layout(width)
         if layout is None:

@@ -28,11 +28,13 @@ class StreamDecoder:
         if text.endswith("\ufffd"):
             return ""
         piece = text[len(self._read) :]
-        if piece:
-            # Keep the last ids read as context: the first piece of a text loses its leading space.
-            self._ids = self._ids[self._num_read :]
-            self._num_read = len(self._ids)
-            self._read = self._tokenizer.decode(self._ids)
+        recent = self._ids[self._num_read :]
+        context = self._tokenizer.decode(recent)
+        if context:
+            # Keep the ids just read as context, since the first piece of a text loses its leading space.
+            self._ids, self._num_read, self._read = recent, len(recent), context
+        else:
+            self._num_read, self._read = len(self._ids), text
         return piece
 
     def finish(self) -> str:

@@ -5,7 +5,7 @@ user types ([MASK], <sop>, <eop>, <pad>, <unk>) stay plain text.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import sentencepiece
@@ -19,7 +19,7 @@ _CONTROL, _USER_DEFINED, _BYTE = 3, 4, 6  # piece types of the SentencePiece for
 CONTROL_PIECES = ("[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>")
 SPACE_PIECES = ("<|tab|>", *(f"<|blank_{i}|>" for i in range(2, MAX_BLANK_LENGTH + 1)))
 _BLANKS = re.compile(f" {{2,{MAX_BLANK_LENGTH}}}")
-_BLANK_PIECE = re.compile(r"<\|blank_(\d\d?)\|>")
+_BLANK_PIECE = re.compile(r"<\|blank_([2-9]|[1-7]\d|80)\|>")
 
 
 class ChatGLMTokenizer:
@@ -51,7 +51,6 @@ class ChatGLMTokenizer:
         self.gmask_id = self.piece_id("[gMASK]")
         self.bos_id = self.piece_id("<sop>")
         self.eos_id = self.piece_id("<eop>")
-        self.stop_ids = (self.eos_id,)
 
     @property
     def vocab_size(self) -> int:
@@ -90,10 +89,6 @@ class ChatGLMTokenizer:
     def encode_prompt(self, text: str) -> list[int]:
         """Return the ids of ``text`` as a context to answer: text, [gMASK], <sop>."""
         return [*self.encode(text), self.gmask_id, self.bos_id]
-
-    def encode_document(self, ids: Sequence[int]) -> list[int]:
-        """Return ``ids`` as free text to be predicted: [gMASK], <sop>, then the ids."""
-        return [self.gmask_id, self.bos_id, *ids]
 
     def _find(self, piece: str) -> int | None:
         index = self._sp.piece_to_id(piece)

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor
 from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 from compressed_tensors.quantization import QuantizationConfig
 from safetensors.torch import load_file, save_file
@@ -69,6 +70,12 @@ def test_compressed_tensors_reads_every_tensor_to_the_same_values(tmp_path, opti
             assert torch.equal(ours.zero_points.int() - scheme.zero, zeros.int())
         groups = q.float().unflatten(1, (scales.shape[1], -1))
         weight = ((groups - zeros.float()[..., None]) * scales.float()[..., None]).flatten(1)
+        stored = {
+            s.name.removeprefix(f"{matrix.name}."): tensors[s.name] for s in packed_format.tensor_specs(matrix, scheme)
+        }
+        scheme_of_group = parsed.config_groups["embeddings" if matrix.name == layout.EMBEDDING else "linears"]
+        theirs = PackedQuantizationCompressor.decompress(stored, scheme_of_group)["weight"]
+        assert relative_rms(theirs, weight) < 2**-11, "they round to float16"
         assert relative_rms(weight, original[f"{matrix.name}.weight"]) == pytest.approx(errors[matrix.name], rel=1e-3)
         seen |= {spec.name for spec in packed_format.tensor_specs(matrix, scheme)}
     for name in layout.vectors(info.config):
@@ -160,6 +167,48 @@ def test_blocks_of_rows_do_not_show(tmp_path, monkeypatch):
 
 class Killed(BaseException):
     """Ends a run as a signal would, past every handler of errors."""
+
+
+def test_a_finished_shard_that_was_damaged_since_is_written_again(tmp_path):
+    options = {"group_size": 32, "max_shard_bytes": 20_000, "resume": True}
+
+    def stop(done, total, name):
+        if name == "transformer.layers.1.mlp.dense_4h_to_h":
+            raise Killed
+
+    glm_int4.quantize_checkpoint(TINY, tmp_path / "whole", **options)
+    with pytest.raises(Killed):
+        glm_int4.quantize_checkpoint(TINY, tmp_path / "out", progress=stop, **options)
+    first = sorted((tmp_path / "out.partial").glob("*.safetensors"))[0]
+    data = bytearray(first.read_bytes())
+    data[-1] ^= 1
+    first.write_bytes(data)
+    glm_int4.quantize_checkpoint(TINY, tmp_path / "out", **options)
+    for path in sorted((tmp_path / "whole").glob("*.safetensors")):
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("note", ["", "{", "[]", '{"fingerprint": 1}', '{"fingerprint": 1, "shards": {"a": 2}}'])
+def test_a_damaged_note_of_progress_starts_over(tmp_path, note):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "progress.json").write_text(note)
+    glm_int4.quantize_checkpoint(TINY, tmp_path / "out", group_size=32, resume=True)
+    glm_int4.load(tmp_path / "out", device="cpu")
+
+
+def test_ctrl_c_keeps_what_is_finished_for_a_later_resume(tmp_path):
+    def stop(done, total, name):
+        if done > 30_000:
+            raise KeyboardInterrupt
+
+    options = {"group_size": 32, "max_shard_bytes": 20_000}
+    with pytest.raises(KeyboardInterrupt):
+        glm_int4.quantize_checkpoint(TINY, tmp_path / "out", progress=stop, **options)
+    finished = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out.partial").glob("*.safetensors")}
+    assert finished
+    glm_int4.quantize_checkpoint(TINY, tmp_path / "out", resume=True, **options)
+    for name, written in finished.items():
+        assert (tmp_path / "out" / name).stat().st_mtime_ns == written
 
 
 @pytest.mark.parametrize("first", [1, 4, 7])
@@ -257,10 +306,40 @@ def test_a_quantized_checkpoint_is_not_quantized_again(tmp_path):
         glm_int4.quantize_checkpoint(tmp_path / "out", tmp_path / "again", group_size=32)
 
 
-def test_the_checkpoint_itself_is_no_output(tiny_folder):
-    with pytest.raises(OutputError, match="the checkpoint itself"):
-        glm_int4.quantize_checkpoint(tiny_folder, tiny_folder, group_size=32, overwrite=True)
+@pytest.mark.parametrize("up", [0, 1])
+def test_the_checkpoint_and_what_holds_it_are_no_outputs(tiny_folder, up):
+    output = [tiny_folder, *tiny_folder.parents][up]
+    with pytest.raises(OutputError, match="apart from the checkpoint"):
+        glm_int4.quantize_checkpoint(tiny_folder, output, group_size=32, overwrite=True)
     assert (tiny_folder / "model.safetensors").is_file()
+
+
+def test_overwriting_something_else_than_a_checkpoint_keeps_it_aside(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious.txt").write_text("mine")
+    glm_int4.quantize_checkpoint(TINY, tmp_path / "out", group_size=32, overwrite=True)
+    glm_int4.load(tmp_path / "out", device="cpu")
+    (kept,) = tmp_path.glob("out.old-*/out/precious.txt")
+    assert kept.read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_made_is_named_and_parents_do_not_stay(tmp_path, edit_tensors):
+    with pytest.raises(OutputError, match="File name too long"):
+        glm_int4.quantize_checkpoint(TINY, tmp_path / ("x" * 300), group_size=32)
+    damaged = edit_tensors(lambda tensors: tensors["transformer.final_layernorm.weight"].fill_(torch.nan))
+    with pytest.raises(CheckpointError):
+        glm_int4.quantize_checkpoint(damaged, tmp_path / "a" / "b" / "out", group_size=32)
+    assert {p.name for p in tmp_path.iterdir()} == {"tiny"}
+
+
+def test_a_broken_tokenizer_config_is_named_before_any_work(tiny_folder, tmp_path):
+    (tiny_folder / "tokenizer_config.json").write_text("{")
+    seen = []
+    with pytest.raises(UserError, match=r"tokenizer_config\.json"):
+        glm_int4.quantize_checkpoint(
+            tiny_folder, tmp_path / "out", group_size=32, progress=lambda *step: seen.append(step)
+        )
+    assert not seen
 
 
 def test_a_full_disk_is_named_before_anything_is_written(tmp_path, monkeypatch):

@@ -154,6 +154,45 @@ def test_a_truncated_file_is_named(tiny_folder, layout, share):
     assert "download" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "data", [b"", b".", b"\x80\x02.", b"u.", b"\x80\x02}q\x00(X", b"<html>404</html>", b"PK\x03\x04"]
+)
+def test_garbage_in_a_torch_file_is_named(tiny_folder, data):
+    (tiny_folder / "model.safetensors").unlink()
+    (tiny_folder / "pytorch_model.bin").write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin"):
+        open_checkpoint(tiny_folder)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_truncated_file_of_the_old_format_is_named(tiny_folder, share):
+    (tiny_folder / "model.safetensors").unlink()
+    path = tiny_folder / "pytorch_model.bin"
+    torch.save(TENSORS, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin"):
+        open_checkpoint(tiny_folder)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [torch.ones(1).expand(4096, 4096), torch.eye(3).to_sparse(), torch.empty(3, device="meta"), [1], 7],
+    ids=["expanded", "sparse", "meta", "list", "number"],
+)
+def test_entries_that_are_not_plain_tensors_are_refused(tiny_folder, value):
+    (tiny_folder / "model.safetensors").unlink()
+    torch.save(TENSORS | {"lm_head.weight": value}, tiny_folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="expected a dictionary of tensors"):
+        open_checkpoint(tiny_folder)
+
+
+def test_parameters_are_taken_as_tensors(tiny_folder):
+    (tiny_folder / "model.safetensors").unlink()
+    parameters = {name: torch.nn.Parameter(tensor) for name, tensor in TENSORS.items()}
+    torch.save(parameters, tiny_folder / "pytorch_model.bin")
+    glm_int4.quantize_checkpoint(tiny_folder, tiny_folder.parent / "out", bits=8)
+
+
 def test_a_missing_shard_is_named(tiny_folder):
     write_layout(tiny_folder, "sharded-bin")
     (tiny_folder / "pytorch_model-00002-of-00002.bin").unlink()
@@ -231,7 +270,6 @@ def test_a_hub_id_goes_through_the_hub_cache(monkeypatch, tiny_folder):
         b"[]",
         b"{",
         b'{"a": 3}',
-        b'{"a": {"dtype": "F7", "shape": [1], "data_offsets": [0, 4]}}',
         b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}',
         b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, -4]}}',
         b'{"a": {"dtype": "F32", "shape": ["1"], "data_offsets": [0, 4]}}',
@@ -245,6 +283,26 @@ def test_a_broken_safetensors_header_is_named(tiny_folder, header):
     path.write_bytes((1 << 60).to_bytes(8, "little") + header)
     with pytest.raises(CheckpointError, match="expected a safetensors header"):
         open_checkpoint(tiny_folder)
+
+
+def test_an_unknown_dtype_is_named(tiny_folder):
+    header = b'{"a": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}'
+    path = tiny_folder / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4)
+    with pytest.raises(CheckpointError, match="got 'F8_E4M3' for 'a'"):
+        open_checkpoint(tiny_folder)
+
+
+def test_a_packed_matrix_of_an_impossible_shape_is_named(tiny_folder, tmp_path):
+    glm_int4.quantize_checkpoint(tiny_folder, tmp_path / "out", group_size=32)
+    path = tmp_path / "out" / "model-00001-of-00001.safetensors"
+    name = "transformer.layers.0.attention.dense"
+    for change in ({"weight_packed": torch.zeros((), dtype=torch.int32)}, {"weight_shape": torch.tensor([64, 32])}):
+        tensors = load_file(path)
+        save_file(tensors | {f"{name}.{key}": value for key, value in change.items()}, path)
+        with pytest.raises(CheckpointError, match=f"{name}.weight"):
+            glm_int4.load(tmp_path / "out", device="cpu")
+        save_file(tensors, path)
 
 
 def test_every_reader_error_is_the_users(tiny_folder):

@@ -215,7 +215,8 @@ def test_broken_checkpoints_are_refused_and_leave_nothing(tmp_path, case):
         (["--group-size", "48"], "32, 64, 128 or channel"),
         (["--group-size", "128", "--model", str(TINY)], "divides the 64 inputs"),
         (["--method", "magic"], "the method rtn"),
-        (["--threads", "0"], "1 thread or more"),
+        (["--threads", "0"], "from 1 to"),
+        (["--output", "x" * 300], "File name too long"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(tmp_path, arguments, fragment):
@@ -231,6 +232,7 @@ def test_an_existing_output_needs_overwrite(tmp_path):
     assert (tmp_path / "out" / "precious.txt").read_text() == "mine"
     text(glm("quantize", "--model", TINY, "--bits", 8, "--output", tmp_path / "out", "--overwrite"))
     assert not (tmp_path / "out" / "precious.txt").exists()
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
 
 
 def test_prompts_and_texts_that_cannot_be_used_are_refused(mini_int4, tmp_path):
@@ -252,6 +254,22 @@ def test_prompts_and_texts_that_cannot_be_used_are_refused(mini_int4, tmp_path):
     refused(glm("chat", mini_int4, "--prompt", "3加5等于几?" * 200), "less than 512 tokens")
 
 
+def test_piped_questions_that_are_not_utf8_end_the_chat(mini_int4):
+    for encoding in ("utf-8:strict", "latin-1"):
+        result = glm("chat", mini_int4, stdin=b"caf\xe9\n", env={"PYTHONIOENCODING": encoding})
+        assert result.returncode == 2
+        assert result.stderr.decode().splitlines()[-1].startswith("error: expected a question in UTF-8")
+
+
+def test_answers_are_utf8_whatever_the_locale_says(mini_int4):
+    result = glm("chat", mini_int4, "--prompt", "法国的首都是哪里?", "--greedy", env={"PYTHONIOENCODING": "latin-1"})
+    assert text(result) == "巴黎\n"
+
+
+def test_without_a_command_there_is_help():
+    assert "Commands" in text(glm())
+
+
 def test_no_tokenizer_and_no_model_are_refused(tmp_path):
     refused(glm("chat", TINY, "--prompt", "hi"), "expected a tokenizer (ice_text.model)")
     refused(glm("chat", "--prompt", "hi", cwd=tmp_path), "glm-int4 quantize --bits 4")
@@ -259,7 +277,7 @@ def test_no_tokenizer_and_no_model_are_refused(tmp_path):
 
 def test_debug_shows_the_traceback():
     result = glm("chat", TINY, "--prompt", "hi", "--debug")
-    assert result.returncode != 0
+    assert result.returncode == 2
     assert b"Traceback" in result.stderr
 
 
@@ -267,7 +285,6 @@ class Terminal:
     """A chat in a pseudo-terminal."""
 
     def __init__(self, *arguments):
-        self.process, self.master = None, None
         self.master, slave = pty.openpty()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "glm_int4", *map(str, arguments)],
@@ -290,13 +307,36 @@ class Terminal:
                     os.write(self.master, b"\x1b[1;1R")
                 self.screen += data
 
+    def wait_for_answer(self):
+        """Wait until the answer has begun: text after the line that the question was typed on."""
+        self.wait_for("\r\n")
+        end = len(self.screen) + 40
+        while len(self.screen) < end:
+            self.screen += os.read(self.master, 4096)
+
     def type(self, line):
         self.screen = b""
         os.write(self.master, line.encode() + b"\r")
 
 
-def test_the_terminal_answers_stops_on_ctrl_c_and_leaves(mini_int4):
-    terminal = Terminal("chat", mini_int4, "--greedy")
+@pytest.fixture
+def open_terminal():
+    """A function that opens a chat, and the end of all that it opened."""
+    terminals = []
+
+    def open_one(*arguments):
+        terminals.append(Terminal(*arguments))
+        return terminals[-1]
+
+    yield open_one
+    for terminal in terminals:
+        terminal.process.kill()
+        terminal.process.wait()
+        os.close(terminal.master)
+
+
+def test_the_terminal_answers_stops_on_ctrl_c_and_leaves(mini_int4, open_terminal):
+    terminal = open_terminal("chat", mini_int4, "--greedy")
     terminal.wait_for("stops an answer")
     terminal.wait_for(">")
     terminal.type("3加5等于几?")
@@ -308,13 +348,12 @@ def test_the_terminal_answers_stops_on_ctrl_c_and_leaves(mini_int4):
     assert terminal.process.wait(timeout=30) == 0
 
 
-def test_ctrl_c_stops_the_answer_but_not_the_session(mini_int4):
+def test_ctrl_c_stops_the_answer_but_not_the_session(mini_int4, open_terminal):
     # Without stop ids in reach, a sampled answer at a high temperature goes on for hundreds of tokens.
-    terminal = Terminal("chat", mini_int4, "--temperature", "50", "--top-p", "1", "--top-k", "0", "--threads", "1")
+    terminal = open_terminal("chat", mini_int4, "--temperature", "50", "--top-p", "1", "--top-k", "0", "--threads", "1")
     terminal.wait_for(">")
     terminal.type("hello")
-    terminal.wait_for("hello")
-    time.sleep(0.3)
+    terminal.wait_for_answer()
     terminal.process.send_signal(signal.SIGINT)
     terminal.wait_for("stopped")
     terminal.type("/exit")

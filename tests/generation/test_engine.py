@@ -1,5 +1,6 @@
 """The engine's methods, on the tiny model where ids suffice and on the mini model where text is needed."""
 
+import json
 import shutil
 
 import pytest
@@ -66,8 +67,10 @@ def test_arguments_of_load_are_checked(tiny_folder):
     for arguments, message in (
         ({"device": "tpu"}, "expected the device"),
         ({"dtype": torch.int8}, "expected dtype"),
-        ({"threads": 0}, "expected 1 thread"),
+        ({"threads": 0}, "expected from 1 to"),
         ({"max_length": 1}, "expected a max length"),
+        ({"max_length": 10**6}, "expected a max length"),
+        ({"threads": 10**6}, "threads on this machine"),
         ({"prefix": "ptuning"}, "expected no prefix"),
         ({"kv_bits": 8}, "expected kv_bits 16"),
     ):
@@ -81,6 +84,14 @@ def test_arguments_of_load_are_checked(tiny_folder):
 def test_a_folder_without_tokenizer_takes_ids_and_refuses_text(tiny):
     with pytest.raises(TokenizerError, match=r"expected a tokenizer \(ice_text.model\)"):
         tiny.chat(QUESTION)
+
+
+def test_a_tokenizer_of_another_revision_is_refused(tmp_path):
+    folder = shutil.copytree(MINI, tmp_path / "mini")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"gmask_token_id": config["mask_token_id"]}))
+    with pytest.raises(TokenizerError, match="different revisions"):
+        glm_int4.load(folder, device="cpu")
 
 
 def test_a_tokenizer_file_alone_is_enough(tmp_path):

@@ -73,7 +73,17 @@ def test_logits_that_are_not_finite_are_a_fault():
 
 @pytest.mark.parametrize(
     "params",
-    [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.5}, {"top_k": -1}, {"min_p": 2}, {"repetition_penalty": 0}],
+    [
+        {"temperature": -1},
+        {"top_p": 0},
+        {"top_p": 1.5},
+        {"top_k": -1},
+        {"min_p": 2},
+        {"repetition_penalty": 0},
+        {"seed": 2**64},
+        {"stop": ("",)},
+        {"temperature": 1e-40},
+    ],
 )
 def test_values_that_make_no_sense_are_refused(params):
     with pytest.raises(InputError, match="expected a"):

@@ -1,8 +1,11 @@
 """The v1 tokenizer, id for id with the official class on the official model."""
 
 import json
+from random import Random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from glm_int4.errors import TokenizerError
 from glm_int4.text import StreamDecoder, load_tokenizer
@@ -110,6 +113,27 @@ def test_streaming_never_emits_half_a_character(mini_tokenizer):
     pieces = [decoder.push(token) for token in ids]
     assert not any("\ufffd" in piece for piece in pieces)
     assert "".join(pieces) == "好👋🏽!"
+
+
+@given(st.lists(st.integers(0, 1400), max_size=30))
+def test_streamed_pieces_add_up_for_any_ids(ids):
+    tokenizer = load_tokenizer(MINI)
+    decoder = StreamDecoder(tokenizer)
+    assert "".join([decoder.push(token) for token in ids] + [decoder.finish()]) == tokenizer.decode(ids)
+
+
+def test_streamed_pieces_add_up_for_any_official_ids(tokenizer):
+    random = Random(0)
+    pool = [5, 4, 130008, 130009, *range(130320, 130340), *random.sample(range(tokenizer.vocab_size), 300)]
+    for _ in range(1500):
+        ids = random.choices(pool, k=8)
+        decoder = StreamDecoder(tokenizer)
+        assert "".join([decoder.push(token) for token in ids] + [decoder.finish()]) == tokenizer.decode(ids)
+
+
+def test_only_the_official_blank_pieces_become_spaces(mini_tokenizer):
+    for text in ("<|blank_0|>", "<|blank_1|>", "<|blank_02|>", "<|blank_81|>", "<|blank_99|>"):
+        assert mini_tokenizer.decode(mini_tokenizer.encode(text)) == text
 
 
 def test_a_broken_character_is_shown_at_the_end(mini_tokenizer):

@@ -1,0 +1,61 @@
+"""What a quantizing run reports: to its caller, and to ``quantization_report.json``."""
+
+import sys
+from dataclasses import dataclass
+
+from glm_int4.checkpoint import packed_format
+from glm_int4.checkpoint.layout import MatrixSpec
+from glm_int4.quantization.scheme import QuantizationScheme
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerReport:
+    """One quantized matrix: its error is relative RMS, ``|w - w'| / |w|``."""
+
+    name: str
+    kind: str
+    bits: int
+    group_size: int | str
+    num_weights: int
+    stored_bytes: int
+    rel_error: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizationReport:
+    """What a run did. Sizes in bytes; ``bits_per_weight`` counts every tensor as stored."""
+
+    output: str
+    bits: int
+    group_size: int | str
+    method: str
+    bits_per_weight: float
+    seconds: float
+    peak_rss_bytes: int
+    source_bytes: int
+    stored_bytes: int
+    layers: list[LayerReport]
+
+
+def layer_report(matrix: MatrixSpec, scheme: QuantizationScheme | None, rel_error: float) -> LayerReport:
+    """Describe one matrix that was quantized with ``scheme``."""
+    assert scheme is not None
+    return LayerReport(
+        name=matrix.name,
+        kind=matrix.kind,
+        bits=scheme.bits,
+        group_size="channel" if scheme.group_size is None else scheme.group_size,
+        num_weights=matrix.out_features * matrix.in_features,
+        stored_bytes=sum(spec.num_bytes for spec in packed_format.tensor_specs(matrix, scheme)),
+        rel_error=rel_error,
+    )
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident size of this process so far; 0 where the system does not tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
