@@ -8,7 +8,8 @@ from typing import Any
 from glm_int4.errors import CheckpointError, ConfigError, InputError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_HUB_FILES = ["*.json", "*.model", "*.bin", "*.safetensors", "MODEL_LICENSE"]
+_HUB_SMALL_FILES = ["*.json", "*.model", "MODEL_LICENSE"]
+_HUB_WEIGHTS = ["*.safetensors", "*.bin"]
 _INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -35,7 +36,11 @@ def resolve_folder(model: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(model), allow_patterns=_HUB_FILES))
+        folder = Path(snapshot_download(str(model), allow_patterns=_HUB_SMALL_FILES))
+        # Some repositories hold the weights twice: take one format.
+        indexed = [w for w, index in zip(_HUB_WEIGHTS, _INDEX_FILES, strict=True) if (folder / index).is_file()]
+        weights = indexed[:1] or _HUB_WEIGHTS
+        return Path(snapshot_download(str(model), allow_patterns=[*_HUB_SMALL_FILES, *weights]))
     except Exception as error:  # the hub client raises errors of several libraries
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(

@@ -249,12 +249,18 @@ def test_a_hub_id_goes_through_the_hub_cache(monkeypatch, tiny_folder):
     asked = []
 
     def download(name, allow_patterns):
-        asked.append(name)
+        asked.append((name, set(allow_patterns) & {"*.bin", "*.safetensors"}))
         return str(tiny_folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert resolve_folder("zai-org/chatglm-6b") == tiny_folder
-    assert asked == ["zai-org/chatglm-6b"]
+    assert asked[-1] == ("zai-org/chatglm-6b", {"*.bin", "*.safetensors"})
+    (tiny_folder / "pytorch_model.bin.index.json").write_text("{}")
+    resolve_folder("zai-org/chatglm-6b")
+    assert asked[-1] == ("zai-org/chatglm-6b", {"*.bin"})
+    (tiny_folder / "model.safetensors.index.json").write_text("{}")
+    resolve_folder("zai-org/chatglm-6b")
+    assert asked[-1] == ("zai-org/chatglm-6b", {"*.safetensors"})
 
     def fail(name, allow_patterns):
         raise OSError("no network\nsecond line")
