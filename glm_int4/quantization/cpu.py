@@ -150,11 +150,7 @@ class PackedInt4Linear(nn.Module):
         params = torch.stack((scales, offsets), dim=-1).transpose(0, 1)  # (K / G, N, 2)
         self.register_buffer("params", params.contiguous().bfloat16())
         self.register_buffer("bias", None if bias is None else bias.bfloat16())
-        packed = torch.empty(self.out_features, self.in_features // 2, dtype=torch.uint8)
-        step = max((1 << 24) // self.in_features // 64, 1) * 64
-        for start in range(0, self.out_features, step):
-            packed[start : start + step] = pack_aten(packing.unpack_int4(weight.packed[start : start + step]))
-        self.register_buffer("packed", packed)
+        self.register_buffer("packed", repack_aten(weight.packed))
 
     @staticmethod
     def takes(weight: QuantizedWeight) -> bool:
@@ -200,6 +196,23 @@ class PackedInt4Linear(nn.Module):
                 )  # fmt: skip
             torch.mm(x, target, out=out[:, start : start + num_rows])
         return out
+
+
+def repack_aten(packed: Tensor) -> Tensor:
+    """Repack the file layout (N, K / 2) uint8 to what ``pack_aten`` makes, without its four bytes a weight."""
+    from glm_int4.quantization import cpu_loops
+
+    out = torch.empty_like(packed, memory_format=torch.contiguous_format)
+    num_tiled, width = 0, tile_width()
+    layout = learn_tile_layout(width) if width else None
+    if layout is not None:
+        num_tiled = packed.shape[0] // layout.width * layout.width
+        tiles = out[:num_tiled].view(-1, 2 * packed.shape[1], layout.width // 2)
+        with numba_threads():
+            cpu_loops.pack_tiles(packed[:num_tiled].numpy(), layout.low_rows, layout.high_rows, tiles.numpy())
+    if num_tiled < packed.shape[0]:
+        out[num_tiled:] = pack_aten(packing.unpack_int4(packed[num_tiled:])).view(-1, packed.shape[1])
+    return out
 
 
 def _aten_groups(weight: QuantizedWeight) -> tuple[int, Tensor, Tensor]:

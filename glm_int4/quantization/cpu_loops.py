@@ -105,6 +105,26 @@ def dequantize_rows(packed, scales, zeros, group_size, bits, out):
                     target[2 * j + 1] = (_high(part[j]) - zero) * scale
 
 
+@numba.njit(parallel=True, cache=True)
+def pack_tiles(packed, low_rows, high_rows, out):
+    """Repack rows of the file layout as tiles.
+
+    packed: (tiles * width, K // 2) uint8. low_rows, high_rows: as ``dequantize_tiles``. out: (tiles, K,
+    width // 2) uint8.
+    """
+    num_tiles, _, half = out.shape
+    num_bytes = packed.shape[1]
+    low_nibble, high_nibble = np.uint8(15), np.uint8(240)
+    for tile in numba.prange(num_tiles):
+        rows = packed[tile * 2 * half : (tile + 1) * 2 * half]
+        for j in range(num_bytes):
+            even, odd = out[tile, 2 * j], out[tile, 2 * j + 1]
+            for d in range(half):
+                low, high = rows[low_rows[d], j], rows[high_rows[d], j]
+                even[d] = (low & low_nibble) | np.uint8(high << np.uint8(4))
+                odd[d] = np.uint8(low >> np.uint8(4)) | (high & high_nibble)
+
+
 @numba.njit(parallel=True, cache=True, fastmath=True)
 def dequantize_tiles(packed, params, group_size, low_rows, high_rows, first_row, out):
     """out[k, n] = (q - 8) * scale + offset as bfloat16 bits, for whole tiles of rows.

@@ -12,6 +12,7 @@ from glm_int4.quantization.embedding import QuantizedEmbedding
 from glm_int4.quantization.linear import QuantizedLinear
 from glm_int4.quantization.scheme import QuantizationScheme
 from tests.tolerances import BFLOAT16_RELATIVE_RMS, FLOAT32_RELATIVE_RMS, relative_rms
+from triton_kernels import packing
 
 SCHEMES = [
     QuantizationScheme(bits=4, group_size=128, symmetric=False),
@@ -41,6 +42,13 @@ def test_backends_agree_with_the_reference_on_both_sides_of_the_switch(scheme, s
         out = fast(x[None])[0]
         assert out.shape == (num_rows, shape[0])
         assert relative_rms(out, reference(x)) < BOUNDS[backend]
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (192, 96)], ids=str)
+def test_repacking_for_torch_equals_torchs_own_packing(shape):
+    q = torch.randint(0, 16, shape).to(torch.uint8)
+    expected = cpu.pack_aten(q).view(shape[0], -1)
+    assert torch.equal(cpu.repack_aten(packing.pack_int4(q)), expected)
 
 
 def test_large_and_small_row_counts_share_one_copy_of_the_weights():
