@@ -8,8 +8,10 @@ loops over the file layout in float32, where the packed operations are slow (AVX
 
 import functools
 import logging
+import math
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,13 +24,14 @@ from glm_int4.quantization.scheme import QuantizedWeight
 from glm_int4.quantization.threads import numba_threads
 
 logger = logging.getLogger(__name__)
+_thread = threading.local()
 
 # Rows of x up to which the packed operations beat dequantize + matmul, from
 #   python benchmarks/cpu_switch.py
 # on 2 cores of an AMD EPYC with AVX-512 and BF16 (benchmarks/results/cpu_switch.json).
-PACKED_INT4_MAX_ROWS = 24
-PACKED_INT8_MAX_ROWS = 12
-ROWS_MAX_ROWS = 4
+PACKED_INT4_MAX_ROWS = 40
+PACKED_INT8_MAX_ROWS = 14
+ROWS_MAX_ROWS = 16
 
 # Scratch of one dequantized piece: small enough to stay in the last-level cache.
 SCRATCH_BYTES = 4 << 20
@@ -127,6 +130,18 @@ def choose_backend() -> str:
     return backend
 
 
+def scratch(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Memory of this thread for a dequantized piece; the next call takes it again.
+
+    Fresh memory for every piece would be faulted in page by page, which takes longer than dequantizing.
+    """
+    num_bytes = math.prod(shape) * dtype.itemsize
+    buffer = getattr(_thread, "buffer", None)
+    if buffer is None or buffer.numel() < num_bytes:
+        buffer = _thread.buffer = torch.empty(max(num_bytes, SCRATCH_BYTES), dtype=torch.uint8)
+    return buffer[:num_bytes].view(dtype).view(tuple(shape))
+
+
 def _best_time(function: Callable[[], object]) -> float:
     times = []
     for _ in range(10):
@@ -180,14 +195,13 @@ class PackedInt4Linear(nn.Module):
         if num_tiled < self.out_features:
             rest = self.out_features - num_tiled
             starts.append((num_tiled, rest, rest))
-        scratch = torch.empty(self.in_features, min(piece, self.out_features), dtype=torch.bfloat16)
         for start, num_rows, tile in starts:
             layout = learn_tile_layout(tile)
             if layout is None:
                 part = self.packed[start:], self.params[:, start:].contiguous()
                 out[:, start:] = torch.ops.aten._weight_int4pack_mm_for_cpu(x, part[0], self.group_size, part[1])
                 continue
-            target = scratch.flatten()[: self.in_features * num_rows].view(self.in_features, num_rows)
+            target = scratch((self.in_features, num_rows), torch.bfloat16)
             tiles = self.packed[start : start + num_rows].view(-1, self.in_features, tile // 2)
             with numba_threads():
                 cpu_loops.dequantize_tiles(
@@ -259,7 +273,8 @@ class PackedInt8Linear(nn.Module):
             out = torch.empty(rows.shape[0], self.out_features, dtype=torch.bfloat16)
             piece = max(SCRATCH_BYTES // (2 * self.in_features), 1)
             for start in range(0, self.out_features, piece):
-                part = self.weight[start : start + piece].bfloat16()  # exact: eight significant bits
+                weight = self.weight[start : start + piece]
+                part = scratch(weight.shape, torch.bfloat16).copy_(weight)  # exact: eight significant bits
                 torch.mm(rows, part.T, out=out[:, start : start + piece])
             out *= self.scales
         if self.bias is not None:
@@ -300,16 +315,18 @@ class RowsMatrix(nn.Module):
         else:
             piece = max(SCRATCH_BYTES // (4 * self.in_features), 1)
             for start in range(0, self.out_features, piece):
-                part = self.dequantize(slice(start, start + piece))
+                rows_of_piece = slice(start, min(start + piece, self.out_features))
+                target = scratch((rows_of_piece.stop - start, self.in_features), torch.float32)
+                part = self.dequantize(rows_of_piece, target)
                 torch.mm(rows, part.T, out=out[:, start : start + piece])
         return out.view(*x.shape[:-1], self.out_features)
 
-    def dequantize(self, rows: slice | Tensor) -> Tensor:
-        """The chosen rows in float32."""
+    def dequantize(self, rows: slice | Tensor, out: Tensor | None = None) -> Tensor:
+        """The chosen rows in float32, in ``out`` if given."""
         from glm_int4.quantization import cpu_loops
 
         packed, scales, zeros = self._arrays(rows)
-        out = torch.empty(packed.shape[0], self.in_features)
+        out = torch.empty(packed.shape[0], self.in_features) if out is None else out
         with numba_threads():
             cpu_loops.dequantize_rows(packed, scales, zeros, self.group_size, self.bits, out.numpy())
         return out

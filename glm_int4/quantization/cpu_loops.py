@@ -139,7 +139,8 @@ def dequantize_tiles(packed, params, group_size, low_rows, high_rows, first_row,
     for d in range(half):
         contiguous = contiguous and low_rows[d] == d and high_rows[d] == d + half
     for task in numba.prange(num_tiles * num_groups):
-        tile, group = task // num_groups, task % num_groups
+        # Neighbouring tasks write to the same rows of out, which stay in the cache.
+        group, tile = task // num_tiles, task % num_tiles
         column = tile * width
         scale_low, scale_high = np.empty(half, np.float32), np.empty(half, np.float32)
         offset_low, offset_high = np.empty(half, np.float32), np.empty(half, np.float32)
