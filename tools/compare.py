@@ -17,6 +17,7 @@ from rich.table import Table
 
 import glm_int4
 from glm_int4.cli.console import size
+from glm_int4.quantization.scheme import QuantizationScheme
 
 GREEDY = glm_int4.SamplingParams(temperature=0)
 SPEED_TOKENS = 128
@@ -37,6 +38,13 @@ def tokens_per_second(glm: glm_int4.Engine) -> float:
         count = len(glm.generate(prompt, SPEED_TOKENS, GREEDY, stop_ids=[]))
         times.append((time.perf_counter() - started) / count)
     return 1 / min(times)
+
+
+def label(scheme: QuantizationScheme | None) -> str:
+    """FP16, INT8 or INT4, and the group where it is not a whole row."""
+    if scheme is None:
+        return "FP16"
+    return f"INT{scheme.bits}" + ("" if scheme.group_size is None else f", groups of {scheme.group_size}")
 
 
 def machine() -> dict[str, object]:
@@ -76,7 +84,7 @@ def main() -> None:
         rows.append(
             {
                 "model": model,
-                "weights": str(scheme) if scheme else "FP16",
+                "weights": label(scheme),
                 "weight_bytes": glm.info.weight_bytes,
                 "bits_per_weight": glm.info.bits_per_weight,
                 "perplexity": result.perplexity,
@@ -97,6 +105,8 @@ def main() -> None:
             f"\n{arguments.models[-1]} is asked {arguments.ask} and answers {answer}\n", highlight=False, markup=False
         )
     table = Table("weights", "size", "bits/weight", "perplexity", "accuracy", "tokens/s", box=None, pad_edge=False)
+    for column in table.columns:
+        column.no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows:

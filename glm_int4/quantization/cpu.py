@@ -30,8 +30,8 @@ _thread = threading.local()
 #   python benchmarks/cpu_switch.py
 # on 2 cores of an AMD EPYC with AVX-512 and BF16 (benchmarks/results/cpu_switch.json).
 PACKED_INT4_MAX_ROWS = 40
-PACKED_INT8_MAX_ROWS = 14
-ROWS_MAX_ROWS = 16
+PACKED_INT8_MAX_ROWS = 16
+ROWS_MAX_ROWS = 20
 
 # Scratch of one dequantized piece: small enough to stay in the last-level cache.
 SCRATCH_BYTES = 4 << 20
