@@ -148,7 +148,8 @@ class Engine:
                 return
         text += decoder.finish()
         end, stopped = _stable_end(text, sampling.stop)
-        yield text[sent : end if stopped else None]
+        if rest := text[sent : end if stopped else None]:
+            yield rest
 
     def stream_chat(
         self,
@@ -169,8 +170,10 @@ class Engine:
         prompt = self.tokenizer.encode_prompt(build_prompt(messages))
         cleaned = ResponseStream()
         for piece in self.stream_text(prompt, max_new_tokens, sampling, new_ids):
-            yield cleaned.push(piece)
-        yield cleaned.finish()
+            if stable := cleaned.push(piece):
+                yield stable
+        if rest := cleaned.finish():
+            yield rest
 
     def chat(
         self,

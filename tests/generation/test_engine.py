@@ -110,6 +110,7 @@ def test_streamed_pieces_add_up_to_the_answer(mini):
     messages = [{"role": "user", "content": "你会什么"}]
     pieces = list(mini.stream_chat(messages, sampling=GREEDY))
     assert len(pieces) > 3
+    assert all(pieces)
     assert "".join(pieces) == mini.chat(messages, sampling=GREEDY)
     assert "，" in "".join(pieces), "punctuation between Chinese characters is full-width"
 
