@@ -35,7 +35,40 @@ def mini() -> str:
     return "\n".join(lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {"mini": mini}
+def full_size() -> str:
+    """What the 6-billion-parameter checkpoint takes on a CPU."""
+    result = json.loads((RESULTS / "full_size.json").read_text(encoding="utf-8"))
+    heads = "|quantizing|its peak memory|size on disk|bits per weight|loading|memory once loaded|peak memory of a chat"
+    columns = [[head] for head in f"{heads}|prompt of 128 tokens|prompt of 512|answer".split("|")]
+    for row in result["rows"]:
+        quantize = row["quantize"]
+        speed = quantize["source_bytes"] / quantize["seconds"] / 1e9
+        cells = [
+            f"INT{quantize['bits']}",
+            f"{quantize['seconds']:.0f} s ({speed:.2f} GB/s)",
+            f"{quantize['peak_rss_bytes'] / 1e9:.2f} GB",
+            f"{quantize['stored_bytes'] / 1e9:.2f} GB",
+            f"{quantize['bits_per_weight']:.2f}",
+            f"{row['load_s']:.1f} s",
+            f"{row['load_rss_bytes'] / 1e9:.2f} GB",
+            f"{row['chat_peak_rss_bytes'] / 1e9:.2f} GB",
+            *(f"{prefill['tokens_per_s']:.1f} tokens/s" for prefill in row["prefill"]),
+            f"{row['decode']['tokens_per_s']:.1f} tokens/s",
+        ]
+        for column, cell in zip(columns, cells, strict=True):
+            column.append(cell)
+    lines = [f"| {' | '.join(columns[0])} |", "|---" * len(columns[0]) + "|"]
+    lines += [f"| {' | '.join(column)} |" for column in columns[1:]]
+    lines.append("")
+    lines.append(
+        f"{result['rows'][0]['threads']} threads of {result['cpu']} ({result['capability']}), a shared machine; "
+        f"torch {result['torch']}, {result['date']}, commit {result['commit']}. GB = 1e9 bytes; "
+        "files in the page cache; medians of 3 runs."
+    )
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {"mini": mini, "full-size": full_size}
 
 
 def render(readme: str) -> str:

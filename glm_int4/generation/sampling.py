@@ -17,7 +17,8 @@ class SamplingParams:
 
     temperature: divides the logits. top_k: tokens kept, 0 keeps all. top_p: probability mass kept.
     min_p: least probability kept, as a share of the largest. repetition_penalty: above 1, lowers
-    tokens that have occurred. seed: makes sampling repeatable. stop: texts that end an answer.
+    tokens that have occurred. seed: makes sampling repeatable. stop: texts that end an answer, in
+    the methods that return text.
     """
 
     temperature: float | None = None
