@@ -83,7 +83,9 @@ def cpu_name() -> str:
 
 
 def commit() -> str:
-    result = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    """The commit that is measured."""
+    folder = Path(__file__).parent
+    result = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=folder, capture_output=True, text=True)
     return result.stdout.strip()
 
 
