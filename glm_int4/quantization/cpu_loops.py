@@ -1,7 +1,7 @@
 """Numba loops over packed weights: matrix times vector, and dequantizing into scratch.
 
 Row-major loops read the file layout (rows of bytes, even k in the low nibble); tile loops read the
-layout that torch's packed INT4 operation keeps on this machine (see ``cpu.TileLayout``). Scales are
+layout that torch's packed INT4 operation keeps on this machine (see ``aten_layout.py``). Scales are
 passed as the bits of float16 or bfloat16, which Numba has no type for. Integers are narrowed after
 every operation: Numba widens them to 64 bits, and LLVM then uses a quarter of a vector register.
 """

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from glm_int4.quantization import cpu, rounding
+from glm_int4.quantization import aten_layout, cpu, rounding
 from glm_int4.quantization.embedding import QuantizedEmbedding
 from glm_int4.quantization.linear import QuantizedLinear
 from glm_int4.quantization.scheme import QuantizationScheme
@@ -47,8 +47,8 @@ def test_backends_agree_with_the_reference_on_both_sides_of_the_switch(scheme, s
 @pytest.mark.parametrize("shape", [*SHAPES, (192, 96)], ids=str)
 def test_repacking_for_torch_equals_torchs_own_packing(shape):
     q = torch.randint(0, 16, shape).to(torch.uint8)
-    expected = cpu.pack_aten(q).view(shape[0], -1)
-    assert torch.equal(cpu.repack_aten(packing.pack_int4(q)), expected)
+    expected = aten_layout.pack_aten(q).view(shape[0], -1)
+    assert torch.equal(aten_layout.repack_aten(packing.pack_int4(q)), expected)
 
 
 def test_large_and_small_row_counts_share_one_copy_of_the_weights():
@@ -66,7 +66,7 @@ def test_shapes_that_torch_does_not_take_run_on_the_rows():
 
 @pytest.mark.parametrize("width", [64, 32, 48, 16])
 def test_the_tile_layout_is_learned(width):
-    layout = cpu.learn_tile_layout(width)
+    layout = aten_layout.learn_tile_layout(width)
     if layout is None:
         pytest.fail(f"torch packs tiles of {width} rows in an unknown way here")
     assert sorted([*layout.low_rows, *layout.high_rows]) == list(range(width))
