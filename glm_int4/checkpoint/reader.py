@@ -31,6 +31,7 @@ class CheckpointReader:
         self._tensors: dict[str, Tensor] = {}
         self._mapped: set[str] = set()
         for path in self.files:
+            _check_content(path)
             tensors, mapped = map_safetensors(path) if path.suffix == ".safetensors" else map_torch_file(path)
             if weight_map is not None:
                 absent = [n for n, file in weight_map.items() if file == path.name and n not in tensors]
@@ -95,6 +96,21 @@ class CheckpointReader:
                 f"expected the tensors that config.json describes in {self.folder}, got: {'; '.join(faults)}; "
                 "do the config and the weights belong together?"
             )
+
+
+def _check_content(path: Path) -> None:
+    """Raise CheckpointError where a file holds what a failed download leaves in place of weights."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        raise CheckpointError(f"expected a readable {path}, got: {error.strerror}") from error
+    if start.startswith(b"version https://git-lfs"):
+        raise CheckpointError(
+            f"expected weights in {path}, got a Git LFS pointer; fetch the file itself, for example with git lfs pull"
+        )
+    if start.lstrip().startswith((b"<!", b"<html", b"<HTML")):
+        raise CheckpointError(f"expected weights in {path}, got a web page; download the file itself")
 
 
 def _listing(names: list[str]) -> str:

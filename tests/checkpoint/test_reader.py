@@ -193,6 +193,22 @@ def test_parameters_are_taken_as_tensors(tiny_folder):
     glm_int4.quantize_checkpoint(tiny_folder, tiny_folder.parent / "out", bits=8)
 
 
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html>sign in</html>", "got a web page"),
+        (b"\n<html>404</html>", "got a web page"),
+    ],
+)
+def test_what_failed_downloads_leave_is_told_apart(tiny_folder, name, data, message):
+    (tiny_folder / "model.safetensors").unlink()
+    (tiny_folder / name).write_bytes(data)
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(tiny_folder)
+
+
 def test_a_missing_shard_is_named(tiny_folder):
     write_layout(tiny_folder, "sharded-bin")
     (tiny_folder / "pytorch_model-00002-of-00002.bin").unlink()
