@@ -12,8 +12,8 @@ LOW = {"triton_kernels"}
 QUANTIZATION = {*LOW, "glm_int4.errors", "glm_int4.version", "glm_int4.quantization"}
 MODELS = {*QUANTIZATION, "glm_int4.models"}
 TEXT = {"glm_int4.errors", "glm_int4.text"}
-CHECKPOINT = {*MODELS, "glm_int4.checkpoint"}
-GENERATION = {*CHECKPOINT, *TEXT, "glm_int4.generation"}
+CHECKPOINT = {*MODELS, *TEXT, "glm_int4.checkpoint"}
+GENERATION = {*CHECKPOINT, "glm_int4.generation"}
 ALLOWED = {
     "triton_kernels": LOW,
     "glm_int4/errors.py": set(),

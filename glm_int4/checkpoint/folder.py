@@ -64,7 +64,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_json(path: Path, error_class: type[Exception]) -> dict[str, Any]:
     """Return a JSON object from a file, or raise ``error_class`` naming the file."""
     try:
-        value = json.loads(path.read_bytes().decode("utf-8"))
+        value = json.loads(path.read_bytes().decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise error_class(f"expected JSON in {path}, got something else ({error}); download it again") from error
     if not isinstance(value, dict):

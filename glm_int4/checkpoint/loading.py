@@ -11,11 +11,14 @@ from torch import Tensor, nn
 from glm_int4.checkpoint import layout, packed_format
 from glm_int4.checkpoint.folder import read_config
 from glm_int4.checkpoint.reader import CheckpointReader
+from glm_int4.errors import TokenizerError
 from glm_int4.models.chatglm import ChatGLMForConditionalGeneration
 from glm_int4.models.config import ChatGLMConfig, parse_config
 from glm_int4.quantization.embedding import DenseEmbedding, QuantizedEmbedding
 from glm_int4.quantization.linear import DenseLinear, QuantizedLinear
 from glm_int4.quantization.scheme import QuantizationScheme
+from glm_int4.text import ChatGLMTokenizer, load_tokenizer
+from glm_int4.text.loading import has_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +140,30 @@ def build_model(reader: CheckpointReader, info: CheckpointInfo, plan: ComputePla
                 tensor = vector(f"{name}.{part}", plan.stream_dtype)
                 setattr(module, part, nn.Parameter(tensor, requires_grad=False))
     return model.eval()
+
+
+def load_checked_tokenizer(folder: Path, config: ChatGLMConfig) -> ChatGLMTokenizer | None:
+    """The tokenizer of a checkpoint folder, or None where it holds none.
+
+    Raises:
+        TokenizerError: it cannot be read, or prompts and the model would mean different ids.
+    """
+    if not has_tokenizer(folder):
+        return None
+    tokenizer = load_tokenizer(folder, config.version)
+    names = {
+        "gmask_token_id": "gmask_id",
+        "mask_token_id": "mask_id",
+        "bos_token_id": "bos_id",
+        "eos_token_id": "eos_id",
+    }
+    for key, name in names.items():
+        if getattr(config, key) != getattr(tokenizer, name):
+            raise TokenizerError(
+                f"expected {key} {getattr(config, key)} as in config.json from the tokenizer, "
+                f"got {getattr(tokenizer, name)}; ice_text.model and the weights are of different revisions"
+            )
+    return tokenizer
 
 
 def resident_bytes(info: CheckpointInfo, plan: ComputePlan) -> int:

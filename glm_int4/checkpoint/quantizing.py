@@ -19,11 +19,11 @@ import torch
 from glm_int4.checkpoint import layout, packed_format
 from glm_int4.checkpoint.folder import read_config, read_json, resolve_folder
 from glm_int4.checkpoint.layout import MatrixSpec
-from glm_int4.checkpoint.loading import open_checkpoint
+from glm_int4.checkpoint.loading import load_checked_tokenizer, open_checkpoint
 from glm_int4.checkpoint.reader import CheckpointReader
 from glm_int4.checkpoint.report import QuantizationReport, layer_report, peak_rss_bytes
 from glm_int4.checkpoint.safetensors_file import SafetensorsWriter, TensorSpec
-from glm_int4.checkpoint.shards import MAX_SHARD_BYTES, OutputFolder, Unit, check_output, plan_shards, sha256
+from glm_int4.checkpoint.shards import MAX_SHARD_BYTES, REPORT, OutputFolder, Unit, check_output, plan_shards, sha256
 from glm_int4.errors import CheckpointError, InputError, OutputError, TokenizerError
 from glm_int4.models.config import ChatGLMConfig
 from glm_int4.quantization.rounding import quantize_rtn
@@ -31,7 +31,6 @@ from glm_int4.quantization.scheme import QuantizationScheme
 from glm_int4.version import __version__
 
 METHODS = ("rtn",)
-REPORT = "quantization_report.json"
 _BLOCK_WEIGHTS = 32 << 20  # of fp16: 64 MiB
 _COPIED = ("ice_text.model", "tokenizer.model", "special_tokens_map.json", "generation_config.json", "MODEL_LICENSE")
 
@@ -73,13 +72,14 @@ def quantize_checkpoint(
     scheme = _linear_scheme(bits, group_size, method, symmetric)
     if head_bits not in (4, 8, 16):
         raise InputError(f"expected head bits to be 4, 8 or 16, got {head_bits}")
-    output = Path(os.path.abspath(output))
+    output = Path(os.path.realpath(output))
     check_output(output, overwrite=overwrite)
     folder = resolve_folder(model)
     if folder.resolve().is_relative_to(output.resolve()):
         raise OutputError(f"expected an output folder apart from the checkpoint, got {output}, which holds {folder}")
     tokenizer_config = _tokenizer_config(folder)
     reader, info = open_checkpoint(folder, model_version)
+    load_checked_tokenizer(folder, info.config)
     if any(info.schemes.values()):
         raise CheckpointError(f"expected a half-precision checkpoint, got the quantized one in {folder}")
     head_scheme = _head_scheme(scheme, head_bits, symmetric, info.config.hidden_size)

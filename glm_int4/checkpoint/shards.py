@@ -19,6 +19,7 @@ from glm_int4.errors import OutputError
 
 MAX_SHARD_BYTES = 1 << 30
 _PROGRESS = "progress.json"
+REPORT = "quantization_report.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,10 @@ def check_output(output: Path, *, overwrite: bool) -> None:
         taken = output.exists() and not (output.is_dir() and not any(output.iterdir()))
     except OSError as error:
         raise OutputError(f"expected an output folder that can be made, got {output}: {error.strerror}") from error
+    if taken and not output.is_dir():
+        raise OutputError(
+            f"expected the name of a folder as output, got {output}, which is a file; choose another name"
+        )
     if taken and not overwrite:
         raise OutputError(f"expected a new output folder, got {output}, which exists; pass --overwrite or another name")
 
@@ -75,8 +80,8 @@ class OutputFolder:
         self._keep = resume
         progress = self._read_progress(fingerprint) if resume else None
         try:
-            if progress is None:
-                shutil.rmtree(self.partial, ignore_errors=True)
+            if progress is None and self.partial.exists():
+                self._remove_unfinished()
             self._new_parents = [p for p in (self.partial, *self.partial.parents) if not p.exists()][1:]
             self.partial.mkdir(parents=True, exist_ok=True)
             self._progress: dict[str, Any] = progress or {"fingerprint": fingerprint, "shards": {}}
@@ -85,6 +90,15 @@ class OutputFolder:
             raise OutputError(
                 f"expected to write {self.partial}, got: {error.strerror}; choose another output"
             ) from error
+
+    def _remove_unfinished(self) -> None:
+        """Remove what an earlier run left; raise OutputError where the folder is somebody else's."""
+        if any(self.partial.iterdir()) and not (self.partial / _PROGRESS).is_file():
+            raise OutputError(
+                f"expected {self.partial} to be free for the unfinished checkpoint, got a folder with other files; "
+                "move it away or choose another output"
+            )
+        shutil.rmtree(self.partial)
 
     def _read_progress(self, fingerprint: Any) -> dict[str, Any] | None:
         """What an earlier run noted, or None where there is nothing to go on from."""
@@ -162,7 +176,8 @@ class OutputFolder:
     def publish(self) -> None:
         """Give the folder its final name.
 
-        A checkpoint of that name goes; anything else is not ours to delete, and stays as ``<output>.old-*``.
+        A folder of that name that a run like this has written goes; anything else is not ours to delete,
+        and stays as ``<output>.old-*``.
         """
         (self.partial / _PROGRESS).unlink()
         if not self.output.exists():
@@ -171,7 +186,8 @@ class OutputFolder:
         old = Path(tempfile.mkdtemp(prefix=f"{self.output.name}.old-", dir=self.output.parent)) / self.output.name
         self.output.replace(old)
         self.partial.replace(self.output)
-        if not old.is_dir() or not any(old.iterdir()) or (old / "config.json").is_file():
+        entries = list(old.iterdir())
+        if not entries or ((old / REPORT).is_file() and all(entry.is_file() for entry in entries)):
             shutil.rmtree(old.parent, ignore_errors=True)
 
 

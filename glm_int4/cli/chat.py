@@ -59,7 +59,7 @@ def run(
     conversation = Conversation(glm, sampling, system, max_new_tokens)
     if prompt is not None:
         for piece in conversation.ask(prompt):
-            print(piece, end="", flush=True)
+            print(options.printable(piece), end="", flush=True)
         print()
         return
     loaded_s = time.perf_counter() - started
@@ -99,10 +99,17 @@ class Conversation:
                 self._rounds.pop()
 
     def drop_old_rounds(self, question: str) -> int:
-        """Make room for a question and its answer; returns how many rounds were dropped."""
+        """Make room for a question and its answer; returns how many rounds were dropped.
+
+        Raises:
+            InputError: the question alone is too long; nothing is dropped then.
+        """
         limit = int(_ROUNDS_SHARE * self._glm.max_length)
         dropped = 0
         asked = {"role": "user", "content": question}
+        alone = self._glm.count_tokens([*self._system, asked])
+        if alone >= self._glm.max_length:
+            raise InputError(f"expected a question of less than {self._glm.max_length} tokens, got {alone}; shorten it")
         while self._rounds and self._glm.count_tokens([*self._system, *self._rounds, asked]) > limit:
             del self._rounds[:2]
             dropped += 1
@@ -129,7 +136,7 @@ def _talk(conversation: Conversation, greeting: str) -> None:
         try:
             options.check_text(question, "a question")
             if dropped := conversation.drop_old_rounds(question):
-                notes.print(f"(dropped the oldest {dropped} rounds to stay within the model's length)", style="dim")
+                notes.print(f"(dropped the oldest rounds, {dropped}, to stay within the model's length)", style="dim")
             notes.print(_answer(conversation, question), style="dim", highlight=False)
         except KeyboardInterrupt:
             print()
@@ -146,7 +153,7 @@ def _answer(conversation: Conversation, question: str) -> str:
     first = None
     for piece in conversation.ask(question):
         first = first or time.perf_counter()
-        print(piece, end="", flush=True)
+        print(options.printable(piece), end="", flush=True)
     ended = time.perf_counter()
     print()
     count = conversation.last_num_tokens
@@ -166,9 +173,13 @@ def _question_source() -> Callable[[], str | None]:
     session: PromptSession[str] = PromptSession(reserve_space_for_menu=0)
 
     def ask() -> str | None:
-        try:
-            return session.prompt("> ")
-        except (EOFError, KeyboardInterrupt):
-            return None
+        while True:
+            try:
+                return session.prompt("> ")
+            except KeyboardInterrupt:
+                if not session.default_buffer.text:  # with a line begun, Ctrl-C clears it
+                    return None
+            except EOFError:
+                return None
 
     return ask

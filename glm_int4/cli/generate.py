@@ -50,7 +50,7 @@ def run(
     prompt_ids = glm.tokenizer.encode_prompt(text)
     if not as_json:
         for piece in glm.stream_text(prompt_ids, max_new_tokens, sampling):
-            print(piece, end="", flush=True)
+            print(options.printable(piece), end="", flush=True)
         print()
         return
     ids: list[int] = []

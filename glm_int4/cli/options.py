@@ -1,12 +1,15 @@
 """Options that several commands share, and how they become arguments of the Python interface."""
 
 import os
+import sys
+import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from glm_int4.errors import InputError
+from glm_int4.text.prompts_v1 import is_blank
 
 if TYPE_CHECKING:
     from glm_int4.generation.engine import Engine
@@ -83,13 +86,20 @@ def sampling_params(
     )
 
 
+def printable(text: str) -> str:
+    """``text`` without the control characters that could change a terminal; unchanged for a pipe."""
+    if not sys.stdout.isatty():
+        return text
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
+
+
 def check_text(text: str, what: str) -> str:
     """Return ``text`` if it is not empty and came in as UTF-8."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise InputError(f"expected {what} in UTF-8, got other bytes at character {error.start}") from error
-    if not text.strip().strip("\u200b\u200c\u200d\ufeff"):
+    if is_blank(text):
         raise InputError(f"expected {what}, got an empty text")
     return text
 
@@ -104,6 +114,6 @@ def read_text(path: Path) -> str:
         raise InputError(
             f"expected UTF-8 in {path}, got other bytes at position {error.start}; convert it, for example with iconv"
         ) from error
-    if not text.strip():
+    if is_blank(text):
         raise InputError(f"expected a text in {path}, got an empty file")
     return text

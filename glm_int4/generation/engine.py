@@ -135,21 +135,16 @@ class Engine:
         A stop text ends the stream and is not part of it. ``new_ids``, if given, receives the ids.
         """
         sampling = sampling or SamplingParams()
-        decoder, text, sent = StreamDecoder(self.tokenizer), "", 0
-        for token in self.stream_ids(token_ids, max_new_tokens, sampling):
-            if new_ids is not None:
-                new_ids.append(token)
-            text += decoder.push(token)
-            end, stopped = _stable_end(text, sampling.stop)
-            if end > sent:
-                yield text[sent:end]
-                sent = end
-            if stopped:
-                return
-        text += decoder.finish()
-        end, stopped = _stable_end(text, sampling.stop)
-        if rest := text[sent : end if stopped else None]:
-            yield rest
+        decoder = StreamDecoder(self.tokenizer)
+
+        def pieces() -> Iterator[str]:
+            for token in self.stream_ids(token_ids, max_new_tokens, sampling):
+                if new_ids is not None:
+                    new_ids.append(token)
+                yield decoder.push(token)
+            yield decoder.finish()
+
+        return _until_stop(pieces(), sampling.stop)
 
     def stream_chat(
         self,
@@ -167,13 +162,16 @@ class Engine:
         Raises:
             InputError: an empty question, roles out of order, or more tokens than ``max_length``.
         """
+        sampling = sampling or SamplingParams()
         prompt = self.tokenizer.encode_prompt(build_prompt(messages))
         cleaned = ResponseStream()
-        for piece in self.stream_text(prompt, max_new_tokens, sampling, new_ids):
-            if stable := cleaned.push(piece):
-                yield stable
-        if rest := cleaned.finish():
-            yield rest
+
+        def pieces() -> Iterator[str]:
+            for piece in self.stream_text(prompt, max_new_tokens, sampling, new_ids):
+                yield cleaned.push(piece)
+            yield cleaned.finish()
+
+        return _until_stop(pieces(), sampling.stop)  # once more, for texts that the cleaning has made
 
     def chat(
         self,
@@ -211,11 +209,10 @@ class Engine:
         room = self.max_length - batch.num_tokens
         if room < 1:
             raise InputError(
-                f"expected a prompt of less than {self.max_length} tokens, got {batch.num_tokens}; "
-                "shorten it or raise --max-length"
+                f"expected a prompt of less than {self.max_length} tokens, got {batch.num_tokens}; shorten it"
             )
         limit = room if max_new_tokens is None else min(max_new_tokens, room)
-        stops = frozenset(self.stop_ids if stop_ids is None else stop_ids)
+        stops = frozenset(map(int, self.stop_ids if stop_ids is None else stop_ids))
         sampler = Sampler(sampling, self.config.version)
         cache = self._take_cache(batch.size, batch.num_tokens + limit)
         try:
@@ -276,11 +273,32 @@ class Engine:
 
 
 def _is_batch(token_ids: TokenIds | Sequence[TokenIds]) -> bool:
-    return len(token_ids) > 0 and not isinstance(token_ids[0], Integral)
+    return len(token_ids) > 0 and not isinstance(_as_lists(token_ids)[0], Integral)
 
 
 def _as_rows(token_ids: TokenIds | Sequence[TokenIds]) -> Sequence[TokenIds]:
+    token_ids = _as_lists(token_ids)
     return token_ids if _is_batch(token_ids) else [token_ids]  # type: ignore[list-item,return-value]
+
+
+def _as_lists(token_ids: TokenIds | Sequence[TokenIds]) -> TokenIds | Sequence[TokenIds]:
+    """Arrays and tensors as lists; lists as they are."""
+    return token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
+
+
+def _until_stop(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
+    """Pass on a stream of text up to the first stop text, in pieces that are not empty."""
+    text, sent = "", 0
+    for piece in pieces:
+        text += piece
+        end, stopped = _stable_end(text, stops)
+        if end > sent:
+            yield text[sent:end]
+            sent = end
+        if stopped:
+            return
+    if text[sent:]:
+        yield text[sent:]
 
 
 def _stable_end(text: str, stops: Sequence[str]) -> tuple[int, bool]:

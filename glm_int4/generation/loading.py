@@ -8,13 +8,16 @@ import torch
 
 from glm_int4.checkpoint import layout
 from glm_int4.checkpoint.folder import resolve_folder
-from glm_int4.checkpoint.loading import CheckpointInfo, ComputePlan, build_model, open_checkpoint
-from glm_int4.errors import InputError, TokenizerError
+from glm_int4.checkpoint.loading import (
+    CheckpointInfo,
+    ComputePlan,
+    build_model,
+    load_checked_tokenizer,
+    open_checkpoint,
+)
+from glm_int4.errors import InputError
 from glm_int4.generation.engine import Engine
-from glm_int4.models.config import ChatGLMConfig
 from glm_int4.quantization.cpu import choose_backend
-from glm_int4.text import ChatGLMTokenizer, load_tokenizer
-from glm_int4.text.loading import has_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +63,7 @@ def load(
         raise InputError(
             f"expected a max length from 2 to {limit} tokens, which the model was made for, got {max_length}"
         )
-    tokenizer = load_tokenizer(folder, info.config.version) if has_tokenizer(folder) else None
-    if tokenizer is not None:
-        _check_tokenizer(tokenizer, info.config)
+    tokenizer = load_checked_tokenizer(folder, info.config)
     plan = make_plan(info, place, dtype)
     network = build_model(reader, info, plan)
     logger.info("loaded %s on %s: %s linears, %s stream", folder, place, plan.backend, plan.stream_dtype)
@@ -75,22 +76,6 @@ def check_threads(threads: int) -> int:
     if not 1 <= threads <= most:
         raise InputError(f"expected from 1 to {most} threads on this machine, got {threads}")
     return threads
-
-
-def _check_tokenizer(tokenizer: ChatGLMTokenizer, config: ChatGLMConfig) -> None:
-    """Raise TokenizerError where prompts and the model would mean different ids."""
-    names = {
-        "gmask_token_id": "gmask_id",
-        "mask_token_id": "mask_id",
-        "bos_token_id": "bos_id",
-        "eos_token_id": "eos_id",
-    }
-    for key, name in names.items():
-        if getattr(config, key) != getattr(tokenizer, name):
-            raise TokenizerError(
-                f"expected {key} {getattr(config, key)} as in config.json from the tokenizer, "
-                f"got {getattr(tokenizer, name)}; ice_text.model and the weights are of different revisions"
-            )
 
 
 def choose_device(device: str) -> torch.device:

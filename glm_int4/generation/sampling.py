@@ -30,6 +30,8 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        object.__setattr__(self, "stop", stop)  # a single text is taken as one
         checks = (
             (
                 self.temperature is None or self.temperature == 0 or 1e-3 <= self.temperature <= 1e3,
@@ -41,7 +43,7 @@ class SamplingParams:
             (0 <= self.min_p <= 1, "min_p from 0 to 1", self.min_p),
             (1e-2 <= self.repetition_penalty <= 1e2, "repetition_penalty from 0.01 to 100", self.repetition_penalty),
             (self.seed is None or 0 <= self.seed < 2**63, "seed from 0 to 2**63 - 1", self.seed),
-            (all(self.stop), "stop text that is not empty", self.stop),
+            (all(text and isinstance(text, str) for text in stop), "stop text that is not empty", stop),
         )
         for good, expected, value in checks:
             if not good:

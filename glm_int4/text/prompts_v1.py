@@ -1,6 +1,7 @@
 """How ChatGLM-6B (v1) expects a conversation to be written, and how its answers are cleaned."""
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 
 from glm_int4.errors import InputError
@@ -27,6 +28,11 @@ def build_prompt(messages: Sequence[Message]) -> str:
     return f"{system}{''.join(lines)}[Round {len(rounds)}]\n问：{question}\n答："
 
 
+def is_blank(text: str) -> bool:
+    """Whether a text shows nothing: white space, control and format characters only."""
+    return all(c.isspace() or unicodedata.category(c) in ("Cc", "Cf") for c in text)
+
+
 def _split(messages: Sequence[Message]) -> tuple[str, list[tuple[str, str]], str]:
     system, rounds, question = "", [], None
     for message in messages:
@@ -44,7 +50,7 @@ def _split(messages: Sequence[Message]) -> tuple[str, list[tuple[str, str]], str
             raise InputError(f"expected messages of user and assistant in turn, got one of role {role!r}")
     if question is None:
         raise InputError("expected the last message to be the user's, got none")
-    if not question.strip():
+    if is_blank(question):
         raise InputError("expected a question, got an empty prompt")
     return system, rounds, question
 

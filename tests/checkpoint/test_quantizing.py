@@ -323,6 +323,47 @@ def test_overwriting_something_else_than_a_checkpoint_keeps_it_aside(tmp_path):
     assert kept.read_text() == "mine"
 
 
+def test_a_project_with_a_config_of_its_own_is_kept_aside_too(tmp_path):
+    (tmp_path / "out" / "src").mkdir(parents=True)
+    (tmp_path / "out" / "config.json").write_text("{}")
+    (tmp_path / "out" / "src" / "main.py").write_text("code")
+    glm_int4.quantize_checkpoint(TINY, tmp_path / "out", group_size=32, overwrite=True)
+    assert len(list(tmp_path.glob("out.old-*/out/src/main.py"))) == 1
+
+
+def test_a_file_is_no_output_and_a_foreign_partial_folder_stays(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OutputError, match="which is a file"):
+        glm_int4.quantize_checkpoint(TINY, tmp_path / "file", group_size=32, overwrite=True)
+    assert (tmp_path / "file").read_text() == "mine"
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "mine").write_text("mine")
+    with pytest.raises(OutputError, match="other files"):
+        glm_int4.quantize_checkpoint(TINY, tmp_path / "out", group_size=32)
+    assert (tmp_path / "out.partial" / "mine").read_text() == "mine"
+
+
+def test_an_output_that_is_a_link_goes_where_it_points(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    glm_int4.quantize_checkpoint(TINY, tmp_path / "link", group_size=32)
+    assert (tmp_path / "link").is_symlink()
+    glm_int4.load(tmp_path / "disk", device="cpu")
+
+
+def test_a_tokenizer_that_does_not_fit_is_named_before_any_work(tmp_path):
+    folder = shutil.copytree(MINI, tmp_path / "mini")
+    (folder / "ice_text.model").write_bytes(b"garbage")
+    with pytest.raises(UserError, match="expected a SentencePiece model"):
+        glm_int4.quantize_checkpoint(folder, tmp_path / "out")
+    shutil.copy(MINI / "ice_text.model", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"gmask_token_id": 7}))
+    with pytest.raises(UserError, match="different revisions"):
+        glm_int4.quantize_checkpoint(folder, tmp_path / "out")
+    assert {p.name for p in tmp_path.iterdir()} == {"mini"}
+
+
 def test_a_folder_that_cannot_be_made_is_named_and_parents_do_not_stay(tmp_path, edit_tensors):
     with pytest.raises(OutputError, match="File name too long"):
         glm_int4.quantize_checkpoint(TINY, tmp_path / ("x" * 300), group_size=32)

@@ -126,6 +126,17 @@ def test_long_conversations_drop_their_oldest_rounds(mini_int4):
     assert b"dropped the oldest" in result.stderr
 
 
+def test_a_question_that_is_too_long_does_not_cost_the_conversation(mini_int4, open_terminal):
+    terminal = open_terminal("chat", mini_int4, "--greedy", "--max-length", 128)
+    terminal.wait_for(">")
+    for question, answer in (("我叫小明。", "小明"), ("3加5" * 60, "less than 128 tokens"), ("我叫什么名字?", "小明")):
+        terminal.type(question)
+        terminal.wait_for("error: expected" if "less" in answer else "the first after")
+        assert answer in terminal.screen.decode(errors="replace").replace("\r\n", " ")
+    terminal.type("/exit")
+    assert terminal.process.wait(timeout=30) == 0
+
+
 def test_the_model_comes_from_the_environment_or_the_default_folder(mini_int4, tmp_path):
     arguments = ("chat", "--prompt", "3加5等于几?", "--greedy")
     assert text(glm(*arguments, env={"GLM_INT4_MODEL": str(mini_int4)})) == "8\n"

@@ -141,6 +141,31 @@ def test_int4_and_int8_answer_like_the_original(mini, mini_int4, tmp_path):
             assert glm.chat(messages, sampling=GREEDY) == mini.chat(messages, sampling=GREEDY)
 
 
+def test_stop_texts_match_what_the_user_sees(mini):
+    messages = [{"role": "user", "content": "你好"}]
+    assert mini.chat(messages, sampling=GREEDY).startswith("你好！")
+    for stop in ("！", "!", ["！"]):
+        assert mini.chat(messages, sampling=SamplingParams(temperature=0, stop=stop)) == "你好"
+
+
+def test_questions_of_invisible_characters_are_refused(mini):
+    for text in ("\u200b", "\u2060", "\u00ad"):
+        with pytest.raises(InputError, match="empty prompt"):
+            mini.chat([{"role": "user", "content": text}])
+
+
+def test_arrays_and_tensors_are_taken_as_ids(tiny, cases):
+    ids, expected = cases["short.input_ids"], cases["short.greedy"].tolist()
+    for one in (ids[0], ids[0].numpy()):
+        assert tiny.generate(one, 20, GREEDY, stop_ids=[]) == expected[0]
+    for batch in (ids, ids.numpy()):
+        assert tiny.generate(batch, 20, GREEDY, stop_ids=[]) == expected
+    stops = torch.tensor(expected[0][3:4])
+    assert tiny.generate(ids[0], 20, GREEDY, stop_ids=stops) == tiny.generate(
+        ids[0], 20, GREEDY, stop_ids=expected[0][3:4]
+    )
+
+
 @pytest.mark.gpu
 def test_cuda_answers_like_the_cpu(mini, mini_int4):
     if not torch.cuda.is_available():

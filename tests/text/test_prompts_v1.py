@@ -38,6 +38,7 @@ def test_system_text_goes_in_front():
         ([assistant("a")], "in turn"),
         ([{"role": "tool", "content": "a"}], "in turn"),
         ([user("  ")], "empty prompt"),
+        ([user("\ufeff\u2060")], "empty prompt"),
         ([{"role": "user"}], "a text as content"),
     ],
 )
