@@ -17,7 +17,7 @@ _V1_KEYS = ("position_encoding_2d", "inner_hidden_size")
 _V2_KEYS = ("ffn_hidden_size", "multi_query_group_num", "padded_vocab_size")
 
 # Before mask_token_id and gmask_token_id were written to the file, the class supplied them; the
-# values belong to the first vocabulary (FACTS: class defaults).
+# values belong to the first vocabulary (defaults of the official ChatGLMConfig class).
 _OLD_VOCAB_SIZE = 150528
 _OLD_MASK_ID, _OLD_GMASK_ID = 150000, 150001
 
