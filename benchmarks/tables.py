@@ -30,7 +30,7 @@ def mini() -> str:
         f"Perplexity over {first['tokens']} tokens and exact answers to {first['questions']} questions, "
         "both with number pairs that training never saw; "
         f"one sequence, {machine['threads']} thread(s) of {machine['cpu']} ({machine['capability']}), "
-        f"torch {machine['torch']}, {machine['date']}."
+        f"torch {machine['torch']}, {machine['date']}, commit {machine['commit']}."
     )
     return "\n".join(lines)
 

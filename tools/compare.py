@@ -7,6 +7,7 @@ import argparse
 import json
 import logging
 import platform
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -51,12 +52,15 @@ def machine() -> dict[str, object]:
     """What the figures were measured on."""
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
     names = [line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")]
+    folder = Path(__file__).parent
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=folder, capture_output=True, text=True)
     return {
         "cpu": names[0] if names else platform.processor(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "glm_int4": glm_int4.__version__,
+        "commit": commit.stdout.strip(),
         "date": time.strftime("%Y-%m-%d"),
     }
 

@@ -2,8 +2,9 @@
 
 Row-major loops read the file layout (rows of bytes, even k in the low nibble); tile loops read the
 layout that torch's packed INT4 operation keeps on this machine (see ``aten_layout.py``). Scales are
-passed as the bits of float16 or bfloat16, which Numba has no type for. Integers are narrowed after
-every operation: Numba widens them to 64 bits, and LLVM then uses a quarter of a vector register.
+passed as the bits of float16 or bfloat16, which Numba has no type for. Inner loops count from 0 over
+slices: with any other start Numba allows for negative indices, and LLVM turns the loads into gathers
+(on an AMD EPYC, two threads, a 16384 x 4096 INT4 matrix times a vector took 12.7 ms instead of 3.1).
 """
 
 import numba

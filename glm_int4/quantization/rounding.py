@@ -10,8 +10,9 @@ from torch import Tensor
 from glm_int4.quantization.kernels import packing
 from glm_int4.quantization.scheme import QuantizationScheme, QuantizedWeight
 
-# Shares of a group's full range that the search tries. Finer or lower grids gain under 0.1 % of the
-# error on Gaussian and t(5) weights at groups of 32 to 128 (tests/quantization/test_rounding.py).
+# Shares of a group's full range that the search tries. Against 91 shares from 1 to 0.1, the relative RMS
+# error is 0.2 to 0.7 % larger (of itself) on Gaussian and t(5) weights in groups of 32, 128 and per channel;
+# tests/quantization/test_rounding.py holds that.
 CLIP_SHARES_GROUP = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.76, 0.72, 0.68)
 CLIP_SHARES_CHANNEL = (1.0, 0.92, 0.84, 0.76, 0.68, 0.6, 0.52, 0.44, 0.36, 0.28, 0.2)
 CLIP_SHARES_INT8 = (1.0,)
