@@ -27,8 +27,9 @@ def mini() -> str:
     first, machine = result["rows"][0], result["machine"]
     lines.append("")
     lines.append(
-        f"Perplexity over {first['tokens']} tokens and exact answers to {first['questions']} questions. Their number pairs "
-        "never occur in training in that order (a sum's mirror image mostly does); the other kinds of question repeat it; "
+        f"Perplexity over {first['tokens']} tokens and exact answers to {first['questions']} questions. "
+        "Their number pairs never occur in training in that order (a sum's mirror image mostly does); "
+        "the other kinds of question repeat it; "
         f"one sequence, {machine['threads']} thread(s) of {machine['cpu']} ({machine['capability']}), "
         f"torch {machine['torch']}, {machine['date']}, commit {machine['commit']}."
     )

@@ -7,6 +7,7 @@ there. The result is written in the official layout, with its own tokenizer.
 """
 
 import argparse
+import io
 import json
 import shutil
 import time
@@ -42,9 +43,10 @@ SAVE_EVERY, EVALUATE_EVERY = 250, 500
 
 def train_tokenizer(folder: Path) -> ChatGLMTokenizer:
     """Train a unigram model with the official special pieces by name, digits one by one."""
+    model = io.BytesIO()  # written to a path, the file would contain that path
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=mini_corpus.tokenizer_corpus(),
-        model_prefix=str(folder / "ice_text"),
+        model_writer=model,
         model_type="unigram",
         vocab_size=VOCAB_SIZE,
         hard_vocab_limit=False,
@@ -61,7 +63,7 @@ def train_tokenizer(folder: Path) -> ChatGLMTokenizer:
         control_symbols=list(CONTROL_PIECES),
         minloglevel=2,
     )
-    (folder / "ice_text.vocab").unlink()
+    (folder / "ice_text.model").write_bytes(model.getvalue())
     config = {
         "name_or_path": "mini-chatglm",
         "bos_token": "<sop>",
