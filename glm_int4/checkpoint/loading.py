@@ -28,13 +28,15 @@ class ComputePlan:
     """What the model computes with.
 
     backend: of quantized linears. dense_dtype: of unquantized matrices. stream_dtype: of the residual
-    stream, norms and attention. half_tables: rotary tables as in the official half-precision model.
+    stream, norms and attention. kv_dtype: of the key/value cache. half_tables: rotary tables as in the
+    official half-precision model.
     """
 
     device: torch.device
     backend: str
     dense_dtype: torch.dtype
     stream_dtype: torch.dtype
+    kv_dtype: torch.dtype
     half_tables: bool
 
 

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from glm_int4.models.chatglm import ChatGLMForConditionalGeneration, PrefixLMMask, attention_mask_func
+from glm_int4.models.attention import AttentionMask, attention_mask_func
+from glm_int4.models.chatglm import ChatGLMForConditionalGeneration
 
 
 class Batch:
@@ -24,8 +25,8 @@ class Batch:
             positions[i, :, self.num_tokens - len(row) :] = torch.tensor(model.get_position_ids(row))
         self.token_ids, self.positions = token_ids.to(device), positions.to(device)
         self._next = self._next_positions().to(device)
-        self._padding = torch.tensor([self.num_tokens - len(row) for row in rows])
-        self._padded = bool(self._padding.any())
+        self._padding = torch.tensor([self.num_tokens - len(row) for row in rows]).to(device)
+        self._padded = min(map(len, rows)) < self.num_tokens
 
     def _next_positions(self) -> Tensor:
         """Positions (B, 2, 1) of the first new token of each row."""
@@ -38,11 +39,11 @@ class Batch:
             positions.append([[token_position], [len(row) - context_length + 1]])
         return torch.tensor(positions)
 
-    def prefill_mask(self, dtype: torch.dtype) -> PrefixLMMask:
+    def prefill_mask(self, dtype: torch.dtype) -> AttentionMask:
         """Mask of the prompts themselves."""
         if self.size == 1:
-            return PrefixLMMask(context_length=self._model.context_length(self.rows[0]))
-        return PrefixLMMask(bias=attention_mask_func(self._model.get_masks(self.rows, self._device), dtype))
+            return AttentionMask(context_length=self._model.context_length(self.rows[0]))
+        return AttentionMask(bias=attention_mask_func(self._model.get_masks(self.rows, self._device), dtype))
 
     def decode_positions(self, step: int) -> Tensor:
         """Positions (B, 2, 1) of the new token number ``step``, from 0."""
@@ -50,9 +51,6 @@ class Batch:
         positions[:, 1] += step
         return positions
 
-    def decode_mask(self, num_all: int, dtype: torch.dtype) -> PrefixLMMask:
-        """Mask of one new token over ``num_all`` columns: everything but padding."""
-        if not self._padded:
-            return PrefixLMMask()
-        masked = torch.arange(num_all) < self._padding[:, None]
-        return PrefixLMMask(bias=attention_mask_func(masked[:, None, None].to(self._device), dtype))
+    def decode_mask(self) -> AttentionMask:
+        """Mask of one new token: everything but padding is visible."""
+        return AttentionMask(padding=self._padding if self._padded else None)

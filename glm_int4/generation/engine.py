@@ -240,7 +240,7 @@ class Engine:
             if step + 1 < limit:
                 with torch.inference_mode():
                     ids = torch.tensor(tokens, device=self.device)[:, None]
-                    mask = batch.decode_mask(cache.length + 1, self.plan.stream_dtype)
+                    mask = batch.decode_mask()
                     logits = self.model(ids, batch.decode_positions(step), mask, cache, last_only=True)
 
     def _batch(self, token_ids: TokenIds | Sequence[TokenIds]) -> Batch:
@@ -267,7 +267,7 @@ class Engine:
             config.num_kv_heads,
             config.head_dim,
             self.max_length if batch_size == 1 else length,
-            dtype=self.plan.stream_dtype,
+            dtype=self.plan.kv_dtype,
             device=self.device,
         )
 

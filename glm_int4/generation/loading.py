@@ -42,7 +42,7 @@ def load(
         device: "auto" (CUDA where there is one), "cuda" or "cpu".
         dtype: None for the device's fast path; torch.float32 for exact arithmetic on plain torch.
         prefix: None; P-Tuning v2 prefixes are not supported yet.
-        kv_bits: 16; an INT8 key/value cache is not supported yet.
+        kv_bits: of the key/value cache: 16, or 8 for half the memory.
         max_length: most tokens of a sequence; None for what the model was made for.
         model_version: "auto", "1", "2" or "3".
         threads: CPU threads; None leaves torch's choice.
@@ -53,8 +53,6 @@ def load(
         torch.set_num_threads(check_threads(threads))
     if prefix is not None:
         raise InputError(f"expected no prefix, got {prefix}; this release does not load P-Tuning prefixes yet")
-    if kv_bits != 16:
-        raise InputError(f"expected kv_bits 16, got {kv_bits}; this release has no other key/value cache yet")
     place = choose_device(device)
     folder = resolve_folder(model)
     reader, info = open_checkpoint(folder, model_version)
@@ -64,7 +62,7 @@ def load(
             f"expected a max length from 2 to {limit} tokens, which the model was made for, got {max_length}"
         )
     tokenizer = load_checked_tokenizer(folder, info.config)
-    plan = make_plan(info, place, dtype)
+    plan = make_plan(info, place, dtype, kv_bits)
     network = build_model(reader, info, plan)
     logger.info("loaded %s on %s: %s linears, %s stream", folder, place, plan.backend, plan.stream_dtype)
     return Engine(network, info, plan, tokenizer, max_length or limit)
@@ -93,8 +91,17 @@ def choose_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def make_plan(info: CheckpointInfo, device: torch.device, dtype: torch.dtype | None) -> ComputePlan:
-    """Choose backend and dtypes; an explicit ``dtype`` is taken everywhere, without packed operations."""
+def make_plan(
+    info: CheckpointInfo, device: torch.device, dtype: torch.dtype | None = None, kv_bits: int = 16
+) -> ComputePlan:
+    """Choose backend and dtypes; an explicit ``dtype`` is taken everywhere, without packed operations.
+
+    Raises:
+        InputError: another dtype, or ``kv_bits`` that are neither 16 nor 8.
+    """
+    if kv_bits not in (16, 8):
+        raise InputError(f"expected kv_bits 16 or 8, got {kv_bits!r}")
+    kv_dtype = torch.float16 if kv_bits == 16 else torch.int8
     if dtype is not None:
         if dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise InputError(f"expected dtype float32, float16, bfloat16 or None, got {dtype}")
@@ -103,11 +110,18 @@ def make_plan(info: CheckpointInfo, device: torch.device, dtype: torch.dtype | N
             backend="reference",
             dense_dtype=dtype,
             stream_dtype=dtype,
+            kv_dtype=dtype if kv_bits == 16 else kv_dtype,
             half_tables=dtype != torch.float32,
         )
     if device.type == "cuda":
-        half = torch.float16
-        return ComputePlan(device=device, backend="reference", dense_dtype=half, stream_dtype=half, half_tables=True)
+        return ComputePlan(
+            device=device,
+            backend="reference",
+            dense_dtype=torch.float16,
+            stream_dtype=torch.float16,
+            kv_dtype=kv_dtype,
+            half_tables=True,
+        )
     quantized = any(info.schemes.values())
     fits = 4 * layout.num_parameters(info.config) <= _FLOAT32_MEMORY_SHARE * _memory_bytes()
     return ComputePlan(
@@ -115,6 +129,7 @@ def make_plan(info: CheckpointInfo, device: torch.device, dtype: torch.dtype | N
         backend=choose_backend() if quantized else "reference",
         dense_dtype=torch.float32 if fits or quantized else torch.bfloat16,
         stream_dtype=torch.float32,
+        kv_dtype=kv_dtype,
         half_tables=True,
     )
 
