@@ -31,7 +31,9 @@ from glm_int4.quantization.scheme import QuantizationScheme
 from glm_int4.version import __version__
 
 METHODS = ("rtn",)
-_BLOCK_WEIGHTS = 32 << 20  # of fp16: 64 MiB
+# Of float16: 8 MiB. Its float32 copy then stays below the size that malloc gives back at once, instead of being
+# faulted in anew for every block: 30 s instead of 49 for ChatGLM-6B's shapes (2 cores of an AMD EPYC).
+_BLOCK_WEIGHTS = 4 << 20
 _COPIED = ("ice_text.model", "tokenizer.model", "special_tokens_map.json", "generation_config.json", "MODEL_LICENSE")
 
 Progress = Callable[[int, int, str], None]

@@ -7,6 +7,7 @@ import functools
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -82,16 +83,19 @@ def _one_token_attention(q: Tensor, cache: KVCache, layer_id: int, end: int, pad
     """Attention (B, H, D) to (B, H * D) in a Numba loop that reads the cache as it is stored."""
     from glm_int4.models import attention_loops
 
-    def stored(x: Tensor) -> object:
+    def stored(x: Tensor) -> np.ndarray:
         part = x[layer_id, :, :, :end]
         return (part.view(torch.uint16) if part.dtype == torch.float16 else part).numpy()
 
     q = q.contiguous()
     out = torch.empty_like(q)
     hidden = torch.zeros(q.shape[0], dtype=torch.int64) if padding is None else padding
-    arrays = (stored(x) for x in (cache.k, cache.v, cache.k_scales, cache.v_scales))
+    k, v, k_scales, v_scales = (stored(x) for x in (cache.k, cache.v, cache.k_scales, cache.v_scales))
+    softmax_scale = np.float32(1 / math.sqrt(q.shape[-1]))
     with numba_threads():
-        attention_loops.one_token_attention(q.numpy(), *arrays, hidden.numpy(), 1 / math.sqrt(q.shape[-1]), out.numpy())
+        attention_loops.one_token_attention(
+            q.numpy(), k, v, k_scales, v_scales, hidden.numpy(), softmax_scale, out.numpy()
+        )
     return out.flatten(1)
 
 
