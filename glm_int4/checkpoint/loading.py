@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from glm_int4.checkpoint import layout, packed_format
 from glm_int4.checkpoint.folder import read_config
+from glm_int4.checkpoint.memory import trim_heap
 from glm_int4.checkpoint.reader import CheckpointReader
 from glm_int4.errors import TokenizerError
 from glm_int4.models.chatglm import ChatGLMForConditionalGeneration
@@ -141,6 +142,7 @@ def build_model(reader: CheckpointReader, info: CheckpointInfo, plan: ComputePla
             for part in ("weight", "bias"):
                 tensor = vector(f"{name}.{part}", plan.stream_dtype)
                 setattr(module, part, nn.Parameter(tensor, requires_grad=False))
+    trim_heap()
     return model.eval()
 
 
