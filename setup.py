@@ -29,6 +29,7 @@ setup(
         "prompt_toolkit",
     ],
     extras_require={
+        "peers": ["llama-cpp-python", "gguf"],
         "dev": [
             "pytest",
             "pytest-benchmark",

@@ -1,5 +1,6 @@
 """Memory that a process no longer needs, given back to the system."""
 
+import contextlib
 import ctypes
 
 
@@ -8,7 +9,5 @@ def trim_heap() -> None:
 
     Loading ChatGLM-6B in INT4 leaves 0.15 GB of it behind.
     """
-    try:
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError, TypeError):  # another C library
-        pass

@@ -80,6 +80,15 @@ def test_info_prints_the_contracts_json(mini_int4):
     assert "bits per weight" in text(glm("info", mini_int4))
 
 
+def test_info_tells_which_context_fits_in_how_much_memory(mini_int4):
+    plan = json.loads(text(glm("info", mini_int4, "--json", "--device", "cuda")))["plan"]
+    assert (plan["device"], plan["tokens_in_memory"]["4 GB"]) == ("cuda", {"16": 512, "8": 512})
+    original = json.loads(text(glm("info", MINI, "--json")))["plan"]
+    assert original["kv_bytes_int8"] < 0.6 * original["kv_bytes"]
+    shown = text(glm("info", mini_int4, "--device", "cpu"))
+    assert "memory on CPU" in shown and "with --kv-bits 8" in shown and "512 tokens" in shown
+
+
 def test_info_plans_what_load_takes(mini_int4):
     import glm_int4
 
