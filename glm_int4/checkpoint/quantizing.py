@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from glm_int4.checkpoint import layout, packed_format
-from glm_int4.checkpoint.folder import read_config, read_json, resolve_folder
+from glm_int4.checkpoint.checks import check_finite, warn_of_untied_head
+from glm_int4.checkpoint.folder import read_config, resolve_folder
 from glm_int4.checkpoint.layout import MatrixSpec
 from glm_int4.checkpoint.loading import load_checked_tokenizer, open_checkpoint
 from glm_int4.checkpoint.reader import CheckpointReader
@@ -25,6 +26,7 @@ from glm_int4.checkpoint.report import QuantizationReport, layer_report, peak_rs
 from glm_int4.checkpoint.safetensors_file import SafetensorsWriter, TensorSpec
 from glm_int4.checkpoint.shards import MAX_SHARD_BYTES, REPORT, OutputFolder, Unit, check_output, plan_shards, sha256
 from glm_int4.errors import CheckpointError, InputError, OutputError, TokenizerError
+from glm_int4.files import ABSENT, found_instead, read_json
 from glm_int4.models.config import ChatGLMConfig
 from glm_int4.quantization.rounding import quantize_rtn
 from glm_int4.quantization.scheme import QuantizationScheme
@@ -82,6 +84,7 @@ def quantize_checkpoint(
     load_checked_tokenizer(folder, info.config)
     if any(info.schemes.values()):
         raise CheckpointError(f"expected a half-precision checkpoint, got the quantized one in {folder}")
+    warn_of_untied_head(reader)
     head_scheme = _head_scheme(scheme, head_bits, symmetric, info.config.hidden_size)
     schemes = {m.name: scheme for m in layout.linears(info.config)} | {layout.EMBEDDING: head_scheme}
     matrices = {m.name: m for m in (layout.embedding(info.config), *layout.linears(info.config))}
@@ -107,8 +110,7 @@ def quantize_checkpoint(
         if matrix_scheme is None:
             for spec in unit.specs:
                 tensor = reader[spec.name]
-                if not bool(torch.isfinite(tensor).all()):
-                    raise _not_finite(spec.name)
+                check_finite(spec.name, tensor)
                 writer.write(spec.name, tensor)
                 reader.release(spec.name)
             note: dict[str, Any] = {}
@@ -245,8 +247,7 @@ def _quantize_matrix(
     error = norm = 0.0
     for start in range(0, matrix.out_features, step):
         block = weight[start : start + step]
-        if not bool(torch.isfinite(block).all()):
-            raise _not_finite(f"{matrix.name}.weight")
+        check_finite(f"{matrix.name}.weight", block)
         quantized, block_error, block_norm = quantize_rtn(block, scheme)
         if not bool(torch.isfinite(quantized.scales).all()):
             raise CheckpointError(f"expected weights whose scales fit float16, got larger ones in {matrix.name}.weight")
@@ -262,12 +263,6 @@ def _quantize_matrix(
         writer.write(f"{matrix.name}.weight_zero_point", packed)
     reader.release(f"{matrix.name}.weight")
     return error, norm
-
-
-def _not_finite(name: str) -> CheckpointError:
-    return CheckpointError(
-        f"expected finite weights, got inf or nan in {name}; the checkpoint is damaged, download it again"
-    )
 
 
 def _write_files(
@@ -295,7 +290,7 @@ def _write_files(
 def _tokenizer_config(folder: Path) -> dict[str, Any] | None:
     """The tokenizer's config without the names of code to download, or None."""
     path = folder / "tokenizer_config.json"
-    if not path.is_file():
+    if found_instead(path) == ABSENT:
         return None
     config = read_json(path, TokenizerError)
     config.pop("auto_map", None)
