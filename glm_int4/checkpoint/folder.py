@@ -1,17 +1,32 @@
 """Finding a checkpoint: a local folder or a hub id, its config and its weight files."""
 
-import json
+import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from glm_int4.errors import CheckpointError, ConfigError, InputError
+from glm_int4.files import ABSENT, found_instead, read_json, shown, shown_name
+
+logger = logging.getLogger(__name__)
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_SMALL_FILES = ["*.json", "*.model", "MODEL_LICENSE"]
 _HUB_WEIGHTS = ["*.safetensors", "*.bin"]
 _INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+_UNFINISHED_DOWNLOADS = ("*.incomplete", ".cache/huggingface/download/*.incomplete")
+_SHARD_NAME = re.compile(r"(?:model|pytorch_model)-\d{5}-of-(\d{5})\.(?:safetensors|bin)")
+_MOST_SHARDS = 10_000
+_MOST_NAMED = 6
+
+# While a run writes a checkpoint, its folder bears this suffix and holds this note.
+PARTIAL_SUFFIX, PROGRESS = ".partial", "progress.json"
+
+# What find_shards returns: the weight files, and where an index says it, each tensor's file.
+Shards = tuple[list[Path], dict[str, str] | None]
 
 
 def resolve_folder(model: str | Path) -> Path:
@@ -55,57 +70,102 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         ConfigError: it is missing or not a JSON object.
     """
+    if folder.name.endswith(PARTIAL_SUFFIX) and (folder / PROGRESS).exists():
+        raise ConfigError(
+            f"expected a complete checkpoint, got the unfinished {folder}; run the same quantize command with --resume"
+        )
     path = folder / "config.json"
-    if not path.is_file():
-        raise ConfigError(f"expected config.json in {folder}, got none; is this a checkpoint folder?")
-    return read_json(path, ConfigError)
+    if found_instead(path) != ABSENT:
+        return read_json(path, ConfigError)
+    if _adapter_in(folder):
+        raise ConfigError(f"expected a checkpoint with config.json in {folder}, got {_adapter_in(folder)}")
+    raise ConfigError(f"expected config.json in {folder}, got none; is this a checkpoint folder?")
 
 
-def read_json(path: Path, error_class: type[Exception]) -> dict[str, Any]:
-    """Return a JSON object from a file, or raise ``error_class`` naming the file."""
-    try:
-        value = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise error_class(f"expected JSON in {path}, got something else ({error}); download it again") from error
-    if not isinstance(value, dict):
-        raise error_class(f"expected a JSON object in {path}, got {type(value).__name__}; download it again")
-    return value
-
-
-def find_shards(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
+def find_shards(folder: Path) -> Shards:
     """Return the weight files of a folder and, where an index says it, each tensor's file.
 
-    Safetensors win over ``.bin`` files. An index is needed where there is more than one shard.
+    The first complete set counts: safetensors before ``.bin`` files, what an index names before a single
+    file before all the shards ``-00001-of-N`` to ``-N-of-N`` without an index.
 
     Raises:
-        CheckpointError: no weights, a shard of the index is missing, or shards without their index.
+        CheckpointError: no set is complete; it says what is missing of the first.
     """
+    try:
+        return _complete_set(folder)
+    except OSError as error:
+        raise CheckpointError(f"expected a readable folder {folder}, got: {error.strerror or error}") from error
+
+
+def _complete_set(folder: Path) -> Shards:
+    faults: list[tuple[int, str]] = []  # files that are there, and what is wrong
     for single, index in zip(_SINGLE_FILES, _INDEX_FILES, strict=True):
-        if (folder / index).is_file():
-            return _from_index(folder, index)
-        if (folder / single).is_file():
-            return [folder / single], None
-        stray = sorted(folder.glob(single.replace(".", "-*-of-*.")))
-        if stray:
+        try:
+            for paths, weight_map, what in _sets(folder, single, index):
+                fault = _fault(folder, paths, what)
+                if fault is None:
+                    if faults:
+                        logger.warning("using %s: %s", paths[0].name, faults[0][1])
+                    return paths, weight_map
+                faults.append((sum(found_instead(path) is None for path in paths), fault))
+        except CheckpointError as error:
+            faults.append((0, str(error)))
+    if faults:
+        raise CheckpointError(max(faults, key=lambda fault: fault[0])[1])
+    found = _adapter_in(folder) or f"none{_unfinished_in(folder)}"
+    raise CheckpointError(f"expected {' or '.join(_SINGLE_FILES)} (or all shards) in {folder}, got {found}")
+
+
+def _sets(folder: Path, single: str, index: str) -> Iterator[tuple[list[Path], dict[str, str] | None, str]]:
+    """Sets of files of one format that may be the weights: paths, tensors' files, and what to call them."""
+    indexed = found_instead(folder / index) != ABSENT
+    if indexed:
+        weight_map = _read_index(folder / index)
+        names = sorted(set(weight_map.values()))
+        yield [folder / name for name in names], weight_map, f"the {len(names)} files that {index} names"
+    if found_instead(folder / single) != ABSENT:
+        yield [folder / single], None, "the weights"
+    if indexed:
+        return
+    stem, suffix = single.split(".")
+    totals = {int(m[1]) for path in folder.glob(f"{stem}-*") if (m := _SHARD_NAME.fullmatch(path.name))}
+    for total in sorted(t for t in totals if 1 <= t <= _MOST_SHARDS):
+        names = [f"{stem}-{i:05d}-of-{total:05d}.{suffix}" for i in range(1, total + 1)]
+        if any(found_instead(folder / name) != ABSENT for name in names):
+            yield [folder / name for name in names], None, f"all of the {total} shards"
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    weight_map = read_json(path, CheckpointError).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+        raise CheckpointError(f"expected a weight_map of file names in {path}, got none; download it again")
+    for name in set(weight_map.values()):
+        if not re.fullmatch(r"[\w.-]+\.(safetensors|bin)", name):
             raise CheckpointError(
-                f"expected {index} beside {stray[0].name} in {folder}, got none; "
-                "the checkpoint is incomplete, download the index too"
+                f"expected names of .safetensors or .bin files in {path}, got {shown(name)}; "
+                "take the index from the official repository"
             )
-    raise CheckpointError(f"expected {' or '.join(_SINGLE_FILES)} (or shards with an index) in {folder}, got none")
+    return weight_map
 
 
-def _from_index(folder: Path, index: str) -> tuple[list[Path], dict[str, str]]:
-    weight_map = read_json(folder / index, CheckpointError).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-        raise CheckpointError(f"expected a weight_map of file names in {folder / index}, got none; download it again")
-    names = sorted(set(weight_map.values()))
-    for name in names:
-        if Path(name).name != name:
-            raise CheckpointError(f"expected plain file names in {folder / index}, got {name!r}; the index is not safe")
-    missing = [name for name in names if not (folder / name).is_file()]
+def _fault(folder: Path, paths: list[Path], what: str) -> str | None:
+    """What is missing of a set of files, or not what was to be downloaded."""
+    missing = [path.name for path in paths if found_instead(path) == ABSENT]
     if missing:
-        raise CheckpointError(
-            f"expected the {len(names)} shards that {index} names in {folder}, "
-            f"got none of {', '.join(missing)}; download the missing files"
+        rest = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
+        return (
+            f"expected {what} in {folder}, got none of {', '.join(missing[:_MOST_NAMED])}{rest}; "
+            f"download the missing files{_unfinished_in(folder)}"
         )
-    return [folder / name for name in names], weight_map
+    faults = ((path, found_instead(path)) for path in paths)
+    return next((f"expected weights in {path}, got {fault}" for path, fault in faults if fault is not None), None)
+
+
+def _adapter_in(folder: Path) -> str | None:
+    name = next((name for name in _ADAPTER_FILES if found_instead(folder / name) != ABSENT), None)
+    return name and f"the adapter {name}; merge it into its model first (peft: merge_and_unload), then save that"
+
+
+def _unfinished_in(folder: Path) -> str:
+    found = next((path for pattern in _UNFINISHED_DOWNLOADS for path in folder.glob(pattern)), None)
+    return f" (an unfinished download lies there, {shown_name(found.name)}: run it again, it goes on)" if found else ""

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from glm_int4.checkpoint import layout, packed_format
+from glm_int4.checkpoint.checks import check_finite, warn_of_untied_head
 from glm_int4.checkpoint.folder import read_config
 from glm_int4.checkpoint.memory import trim_heap
 from glm_int4.checkpoint.reader import CheckpointReader
 from glm_int4.errors import TokenizerError
+from glm_int4.files import shown
 from glm_int4.models.chatglm import ChatGLMForConditionalGeneration
 from glm_int4.models.config import ChatGLMConfig, parse_config
 from glm_int4.quantization.embedding import DenseEmbedding, QuantizedEmbedding
@@ -73,7 +75,9 @@ def open_checkpoint(folder: Path, model_version: str = "auto") -> tuple[Checkpoi
     raw = read_config(folder)
     config = parse_config(raw, model_version)
     if raw.get("pre_seq_len"):
-        logger.warning("ignoring pre_seq_len %s in config.json: prefixes are not supported yet", raw["pre_seq_len"])
+        logger.warning(
+            "ignoring pre_seq_len %s in config.json: prefixes are not supported yet", shown(raw["pre_seq_len"])
+        )
     quantized = packed_format.is_packed(raw)
     reader = CheckpointReader(folder)
     expected = layout.vectors(config)
@@ -101,11 +105,17 @@ def open_checkpoint(folder: Path, model_version: str = "auto") -> tuple[Checkpoi
 
 
 def build_model(reader: CheckpointReader, info: CheckpointInfo, plan: ComputePlan) -> ChatGLMForConditionalGeneration:
-    """Build the model of an opened checkpoint, releasing the files' pages as it goes."""
+    """Build the model of an opened checkpoint, releasing the files' pages as it goes.
+
+    Raises:
+        CheckpointError: weights are not finite.
+    """
     config = info.config
+    warn_of_untied_head(reader)
     matrices = {m.name: m for m in (layout.embedding(config), *layout.linears(config))}
 
     def vector(name: str, dtype: torch.dtype) -> Tensor:
+        check_finite(name, reader[name])
         return reader[name].to(device=plan.device, dtype=dtype, copy=True)
 
     def make_linear(name: str, in_features: int, out_features: int, has_bias: bool) -> nn.Module:

@@ -16,6 +16,7 @@ from glm_int4.checkpoint.layout import MatrixSpec
 from glm_int4.checkpoint.reader import CheckpointReader
 from glm_int4.checkpoint.safetensors_file import TensorSpec
 from glm_int4.errors import CheckpointError, ConfigError
+from glm_int4.files import shown
 from glm_int4.quantization.scheme import GROUP_SIZES, QuantizationScheme, QuantizedWeight
 
 QUANT_METHOD, FORMAT = "compressed-tensors", "pack-quantized"
@@ -96,7 +97,7 @@ def is_packed(raw_config: Mapping[str, Any]) -> bool:
     ):
         raise ConfigError(
             f'expected quantization_config with quant_method "{QUANT_METHOD}" and format "{FORMAT}" in config.json, '
-            f"got {quantization!r:.120}; quantize the official checkpoint with glm-int4 quantize"
+            f"got {shown(quantization)}; quantize the official checkpoint with glm-int4 quantize"
         )
     return True
 

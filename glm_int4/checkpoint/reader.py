@@ -13,6 +13,7 @@ from glm_int4.checkpoint.folder import find_shards
 from glm_int4.checkpoint.safetensors_file import map_safetensors
 from glm_int4.checkpoint.torch_file import map_torch_file
 from glm_int4.errors import CheckpointError
+from glm_int4.files import shown_name
 
 _MOST_NAMED = 6
 
@@ -31,7 +32,6 @@ class CheckpointReader:
         self._tensors: dict[str, Tensor] = {}
         self._mapped: set[str] = set()
         for path in self.files:
-            _check_content(path)
             tensors, mapped = map_safetensors(path) if path.suffix == ".safetensors" else map_torch_file(path)
             if weight_map is not None:
                 absent = [n for n, file in weight_map.items() if file == path.name and n not in tensors]
@@ -39,8 +39,10 @@ class CheckpointReader:
                     raise CheckpointError(
                         f"expected {_listing(absent)} in {path}, as the index says, got none; download the file again"
                     )
+                # Where two files hold a tensor, the index decides.
+                tensors = {n: t for n, t in tensors.items() if weight_map.get(n, path.name) == path.name}
             self._tensors.update(tensors)
-            self._mapped |= mapped
+            self._mapped |= mapped & tensors.keys()
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
@@ -94,28 +96,33 @@ class CheckpointReader:
         if faults:
             raise CheckpointError(
                 f"expected the tensors that config.json describes in {self.folder}, got: {'; '.join(faults)}; "
-                "do the config and the weights belong together?"
+                f"{_advice(extra)}"
             )
 
 
-def _check_content(path: Path) -> None:
-    """Raise CheckpointError where a file holds what a failed download leaves in place of weights."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(64)
-    except OSError as error:
-        raise CheckpointError(f"expected a readable {path}, got: {error.strerror}") from error
-    if start.startswith(b"version https://git-lfs"):
-        raise CheckpointError(
-            f"expected weights in {path}, got a Git LFS pointer; fetch the file itself, for example with git lfs pull"
-        )
-    if start.lstrip().startswith((b"<!", b"<html", b"<HTML")):
-        raise CheckpointError(f"expected weights in {path}, got a web page; download the file itself")
+# Parts of tensor names that tell where a checkpoint comes from, and what to do with it.
+_ADVICE = {
+    "lora_": "these are LoRA weights: merge them into the model first (peft: merge_and_unload), then save that",
+    "base_model.model.": "peft saved this model: merge_and_unload it first, then save the result",
+    "prefix_encoder.": "these are P-Tuning prefixes: take the checkpoint that they were trained on",
+    "module.": "a training framework added a prefix to the names: save with its module unwrapped",
+    "head.": "an extra head belongs to a reward model: save the language model alone",
+    "score.": "an extra head belongs to a classifier: save the language model alone",
+    "classifier.": "an extra head belongs to a classifier: save the language model alone",
+}
+
+
+def _advice(extra: list[str]) -> str:
+    """What to do about tensors that the model has no place for."""
+    for part, advice in _ADVICE.items():
+        if any(part in name for name in extra):
+            return advice
+    return "do the config and the weights belong together?"
 
 
 def _listing(names: list[str]) -> str:
     rest = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(names[:_MOST_NAMED]) + rest
+    return ", ".join(map(shown_name, names[:_MOST_NAMED])) + rest
 
 
 def _release_pages(tensor: Tensor) -> None:

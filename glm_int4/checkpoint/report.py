@@ -1,7 +1,10 @@
 """What a quantizing run reports: to its caller, and to ``quantization_report.json``."""
 
+import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
 
 from glm_int4.checkpoint import packed_format
 from glm_int4.checkpoint.layout import MatrixSpec
@@ -49,6 +52,19 @@ def layer_report(matrix: MatrixSpec, scheme: QuantizationScheme | None, rel_erro
         stored_bytes=sum(spec.num_bytes for spec in packed_format.tensor_specs(matrix, scheme)),
         rel_error=rel_error,
     )
+
+
+def read_report(path: Path, fingerprint: Any) -> tuple[QuantizationReport, dict[str, str]] | None:
+    """The report that a run with this fingerprint wrote, and its shards' SHA-256; None where there is none."""
+    try:
+        stored = json.loads(path.read_bytes())
+        if stored["fingerprint"] != json.loads(json.dumps(fingerprint)):
+            return None
+        layers = [LayerReport(**layer) for layer in stored["layers"]]
+        values = {field.name: stored[field.name] for field in fields(QuantizationReport)} | {"layers": layers}
+        return QuantizationReport(**values), dict(stored["sha256"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def peak_rss_bytes() -> int:

@@ -11,13 +11,17 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from glm_int4.errors import CheckpointError
+from glm_int4.files import shown, shown_name, unique_keys
 
-MAX_HEADER_BYTES = 32 << 20
+MAX_HEADER_BYTES = 16 << 20
+MAX_TENSORS = 50_000  # the official checkpoint has 368
+_MAX_DIMENSIONS = 8
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -50,27 +54,37 @@ def map_safetensors(path: Path) -> tuple[dict[str, Tensor], set[str]]:
     """
     try:
         entries, data_start = _read_header(path)
-    except OSError as error:
-        raise CheckpointError(f"expected a readable {path}, got: {error.strerror}") from error
-    size = path.stat().st_size
-    data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
-    tensors, mapped = {}, set()
-    for name, (dtype, shape, start, stop) in entries.items():
-        if data_start + stop > size:
+        size = path.stat().st_size
+        stop = max((entry.stop for entry in entries.values()), default=0)
+        if data_start + stop != size:
             raise CheckpointError(
-                f"expected {data_start + stop} bytes or more in {path}, got {size}; "
-                "the file is truncated, download it again"
+                f"expected {data_start + stop} bytes in {path}, got {size}; "
+                f"the file is {'truncated' if data_start + stop > size else 'damaged'}, download it again"
             )
-        part = data[data_start + start : data_start + stop]
-        if part.storage_offset() % dtype.itemsize:
+        data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:120]
+        raise CheckpointError(f"expected a readable {path}, got: {reason}") from error
+    tensors, mapped = {}, set()
+    for name, entry in entries.items():
+        part = data[data_start + entry.start : data_start + entry.stop]
+        if (data_start + entry.start) % entry.dtype.itemsize:
             part = part.clone()
         else:
             mapped.add(name)
-        tensors[name] = part.view(dtype).view(shape)
+        tensors[name] = part.view(entry.dtype).view(entry.shape)
     return tensors, mapped
 
 
-def _read_header(path: Path) -> tuple[dict[str, tuple[torch.dtype, list[int], int, int]], int]:
+class _Entry(NamedTuple):
+    dtype: torch.dtype
+    shape: list[int]
+    start: int
+    stop: int
+
+
+def _read_header(path: Path) -> tuple[dict[str, _Entry], int]:
+    """The tensors that a file says it holds, and where their bytes begin."""
     broken = f"expected a safetensors header in {path}, got something else; download the file again"
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -79,30 +93,41 @@ def _read_header(path: Path) -> tuple[dict[str, tuple[torch.dtype, list[int], in
         if not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
             raise CheckpointError(broken)
         try:
-            header = json.loads(file.read(length))
-        except (ValueError, RecursionError) as error:
+            header = json.loads(file.read(length), object_pairs_hook=unique_keys)
+        except (ValueError, RecursionError, MemoryError) as error:
             raise CheckpointError(broken) from error
     if not isinstance(header, dict):
         raise CheckpointError(broken)
-    entries = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        if isinstance(entry, dict) and isinstance(entry.get("dtype"), str) and entry["dtype"] not in DTYPES:
-            raise CheckpointError(
-                f"expected a dtype of {', '.join(DTYPES)} in {path}, got {entry['dtype']!r} for {name!r}; "
-                "use the official half-precision checkpoint"
-            )
-        try:
-            dtype, shape, (start, stop) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
-            numbers = [*shape, start, stop]
-            fits = all(type(n) is int and n >= 0 for n in numbers) and stop - start == math.prod(shape) * dtype.itemsize
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{broken} (tensor {name!r})") from error
-        if not fits:
-            raise CheckpointError(f"{broken} (tensor {name!r})")
-        entries[name] = dtype, shape, start, stop
+    header.pop("__metadata__", None)
+    if len(header) > MAX_TENSORS:
+        raise CheckpointError(f"expected at most {MAX_TENSORS} tensors in {path}, got {len(header)}; is this ChatGLM?")
+    entries = {name: _parse_entry(path, name, entry, broken) for name, entry in header.items()}
+    position = 0
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if entry.start != position:
+            raise CheckpointError(f"{broken} (tensor {shown_name(name)} overlaps another, or follows a gap)")
+        position = entry.stop
     return entries, 8 + length
+
+
+def _parse_entry(path: Path, name: str, entry: Any, broken: str) -> _Entry:
+    dtype_name = entry.get("dtype") if isinstance(entry, dict) else None
+    if isinstance(dtype_name, str) and dtype_name not in DTYPES:
+        raise CheckpointError(
+            f"expected a dtype of {', '.join(DTYPES)} in {path}, got {shown(dtype_name)} for {shown_name(name)}; "
+            "use the official half-precision checkpoint"
+        )
+    try:
+        dtype = DTYPES[entry["dtype"]]
+        shape, (start, stop) = entry["shape"], entry["data_offsets"]
+        numbers = [*shape, start, stop]
+        fits = len(shape) <= _MAX_DIMENSIONS and all(type(n) is int and 0 <= n < 2**63 for n in numbers)
+        fits = fits and stop - start == math.prod(shape) * dtype.itemsize
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{broken} (tensor {shown_name(name)})") from error
+    if not fits:
+        raise CheckpointError(f"{broken} (tensor {shown_name(name)})")
+    return _Entry(dtype, shape, start, stop)
 
 
 class SafetensorsWriter:

@@ -1,25 +1,34 @@
 """Writing a checkpoint folder so that it is either complete or not there.
 
 All files go to ``<output>.partial``; each shard is written under a temporary name, synced and renamed,
-and the folder gets its final name last. What is finished is noted, so that a run can be resumed.
+and the folder gets its final name last (``publishing.py``). What is finished is noted, so that a run can
+be resumed.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glm_int4.checkpoint.folder import PROGRESS
+from glm_int4.checkpoint.publishing import (
+    check_output,
+    empty_folder,
+    is_ours,
+    lock_folder,
+    partial_folder,
+    publish,
+    put_back,
+)
 from glm_int4.checkpoint.safetensors_file import SafetensorsWriter, TensorSpec
 from glm_int4.errors import OutputError
 
 MAX_SHARD_BYTES = 1 << 30
-_PROGRESS = "progress.json"
-REPORT = "quantization_report.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,67 +56,79 @@ def plan_shards(units: Sequence[Unit], max_bytes: int = MAX_SHARD_BYTES) -> list
     return shards
 
 
-def check_output(output: Path, *, overwrite: bool) -> None:
-    """Raise OutputError where ``output`` may not become the result."""
-    try:
-        taken = output.exists() and not (output.is_dir() and not any(output.iterdir()))
-    except OSError as error:
-        raise OutputError(f"expected an output folder that can be made, got {output}: {error.strerror}") from error
-    if taken and not output.is_dir():
-        raise OutputError(
-            f"expected the name of a folder as output, got {output}, which is a file; choose another name"
-        )
-    if taken and not overwrite:
-        raise OutputError(f"expected a new output folder, got {output}, which exists; pass --overwrite or another name")
-
-
 class OutputFolder:
     """The folder being written. Use as a context: an error removes what was written.
 
-    With ``resume``, and after Ctrl-C, the unfinished folder stays for a later ``resume``.
+    With ``resume``, and after Ctrl-C, the unfinished folder stays for a later ``resume``. While it is
+    being written it is locked, and it does not load.
 
     Args:
         output: the final name, checked by ``check_output``.
         resume: go on from ``<output>.partial`` where ``fingerprint`` agrees.
+        overwrite: ``output`` may exist.
         fingerprint: JSON value that identifies sources and options.
     Raises:
-        OutputError: nothing can be written there, or it was begun with another fingerprint.
+        OutputError: nothing can be written there, another run is writing there, or it was begun with
+            another fingerprint.
     """
 
-    def __init__(self, output: Path, *, resume: bool, fingerprint: Any) -> None:
+    def __init__(self, output: Path, *, resume: bool, overwrite: bool, fingerprint: Any) -> None:
         self.output = output
-        self.partial = output.with_name(output.name + ".partial")
+        self.partial = partial_folder(output)
         self._keep = resume
-        progress = self._read_progress(fingerprint) if resume else None
+        self._lock: int | None = None
+        self._new_parents: list[Path] = []
+        cleared = False
         try:
-            if progress is None and self.partial.exists():
-                self._remove_unfinished()
             self._new_parents = [p for p in (self.partial, *self.partial.parents) if not p.exists()][1:]
             self.partial.mkdir(parents=True, exist_ok=True)
+            self._lock = lock_folder(self.partial)
+            put_back(output)
+            check_output(output, overwrite=overwrite)
+            progress = self._read_progress(fingerprint) if resume else None
+            self._clear(progress)
+            cleared = True
             self._progress: dict[str, Any] = progress or {"fingerprint": fingerprint, "shards": {}}
-            self.write_json(_PROGRESS, self._progress)
-        except OSError as error:
+            self.write_json(PROGRESS, self._progress)
+        except (OSError, OutputError) as error:
+            if cleared and not resume:
+                self._discard()
+            self._close(remove_empty=True)
+            if isinstance(error, OutputError):
+                raise
             raise OutputError(
                 f"expected to write {self.partial}, got: {error.strerror}; choose another output"
             ) from error
 
-    def _remove_unfinished(self) -> None:
-        """Remove what an earlier run left; raise OutputError where the folder is somebody else's."""
-        if any(self.partial.iterdir()) and not (self.partial / _PROGRESS).is_file():
-            raise OutputError(
-                f"expected {self.partial} to be free for the unfinished checkpoint, got a folder with other files; "
-                "move it away or choose another output"
-            )
-        shutil.rmtree(self.partial)
+    def _clear(self, progress: dict[str, Any] | None) -> None:
+        """Remove what an earlier run left, but for what ``progress`` lists."""
+        if progress is None:
+            noted = any((self.partial / name).is_file() for name in (PROGRESS, f"{PROGRESS}.tmp"))
+            if not noted and not is_ours(self.partial):
+                raise OutputError(
+                    f"expected {self.partial} to be free for the unfinished checkpoint, got a folder with other "
+                    "files; move it away or choose another output"
+                )
+            empty_folder(self.partial)
+            return
+        for entry in self.partial.iterdir():
+            if entry.name != PROGRESS and entry.name not in progress["shards"] and not entry.is_dir():
+                entry.unlink()
 
     def _read_progress(self, fingerprint: Any) -> dict[str, Any] | None:
         """What an earlier run noted, or None where there is nothing to go on from."""
         try:
-            progress = json.loads((self.partial / _PROGRESS).read_bytes())
-            begun = progress["fingerprint"], {name: (s["sha256"], s["notes"]) for name, s in progress["shards"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            progress = json.loads((self.partial / PROGRESS).read_bytes())
+            begun, shards = progress["fingerprint"], progress["shards"]
+            valid = all(
+                isinstance(shard["sha256"], str) and all(isinstance(note, dict) for note in shard["notes"])
+                for shard in shards.values()
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
-        if begun[0] != json.loads(json.dumps(fingerprint)):
+        if not valid:
+            return None
+        if begun != json.loads(json.dumps(fingerprint)):
             raise OutputError(
                 f"expected {self.partial} to come from the same checkpoint and options, got others; "
                 "run without --resume to start over"
@@ -119,20 +140,34 @@ class OutputFolder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if kind is None or self._keep or issubclass(kind, KeyboardInterrupt):
-            return
-        shutil.rmtree(self.partial, ignore_errors=True)
-        for parent in self._new_parents:
+            self._close()
+        else:
+            self._discard()
+
+    def _discard(self) -> None:
+        """Remove the unfinished folder and the parents that were made for it."""
+        if self.partial.is_dir():
+            with contextlib.suppress(OSError):
+                empty_folder(self.partial)
+        self._close(remove_empty=True)
+
+    def _close(self, remove_empty: bool = False) -> None:
+        for folder in (self.partial, *self._new_parents) if remove_empty else ():
             try:
-                parent.rmdir()
+                folder.rmdir()
             except OSError:  # somebody else's file is in it by now
                 break
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
-    def check_space(self, num_bytes: int) -> None:
-        """Raise OutputError where the disk cannot hold ``num_bytes`` more."""
+    def check_space(self, sizes: Mapping[str, int]) -> None:
+        """Raise OutputError where the disk cannot hold shards of these sizes; those that are there count as held."""
+        num_bytes = sum(size for name, size in sizes.items() if not (self.partial / name).is_file())
         free = shutil.disk_usage(self.partial).free
         if num_bytes > free:
             raise OutputError(
-                f"expected {num_bytes / 1e9:.2f} GB free for {self.output}, got {free / 1e9:.2f} GB; "
+                f"expected {size_text(num_bytes)} free for {self.output}, got {size_text(free)}; "
                 "free some space or choose another disk"
             )
 
@@ -155,14 +190,29 @@ class OutputFolder:
         try:
             notes = [fill(unit, writer) for unit in units]
         except BaseException:
-            writer.close(sync=False)
+            with contextlib.suppress(OSError):  # what could not be written cannot be flushed either
+                writer.close(sync=False)
             raise
         assert writer.remaining_bytes == 0, f"{writer.remaining_bytes} bytes of {name} were not written"
         writer.close(sync=True)
         temporary.replace(self.partial / name)
         self._progress["shards"][name] = {"sha256": sha256(self.partial / name), "notes": notes}
-        self.write_json(_PROGRESS, self._progress)
+        self.write_json(PROGRESS, self._progress)
         return notes
+
+    @property
+    def checksums(self) -> dict[str, str]:
+        """SHA-256 of the shards that are finished."""
+        return {name: shard["sha256"] for name, shard in self._progress["shards"].items()}
+
+    def copy(self, source: Path) -> None:
+        """Copy a file under its own name."""
+        temporary = self.partial / (source.name + ".tmp")
+        with temporary.open("wb") as file:
+            file.write(source.read_bytes())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.partial / source.name)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file, complete or not at all."""
@@ -174,21 +224,16 @@ class OutputFolder:
         temporary.replace(self.partial / name)
 
     def publish(self) -> None:
-        """Give the folder its final name.
+        """Give the folder its final name; see ``publishing.publish``."""
+        publish(self.partial, self.output)
 
-        A folder of that name that a run like this has written goes; anything else is not ours to delete,
-        and stays as ``<output>.old-*``.
-        """
-        (self.partial / _PROGRESS).unlink()
-        if not self.output.exists():
-            self.partial.replace(self.output)
-            return
-        old = Path(tempfile.mkdtemp(prefix=f"{self.output.name}.old-", dir=self.output.parent)) / self.output.name
-        self.output.replace(old)
-        self.partial.replace(self.output)
-        entries = list(old.iterdir())
-        if not entries or ((old / REPORT).is_file() and all(entry.is_file() for entry in entries)):
-            shutil.rmtree(old.parent, ignore_errors=True)
+
+def size_text(num_bytes: int) -> str:
+    """A size for a message, in units of 1000."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.2f} {unit}"
+    return f"{num_bytes} bytes"
 
 
 def sha256(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 import pickle
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ import torch
 from torch import Tensor
 
 from glm_int4.errors import CheckpointError
+from glm_int4.files import shown_name
+
+_MAX_PICKLE_BYTES = 64 << 20  # the official shards' have 10 KB
 
 
 def map_torch_file(path: Path) -> tuple[dict[str, Tensor], set[str]]:
@@ -23,6 +27,8 @@ def map_torch_file(path: Path) -> tuple[dict[str, Tensor], set[str]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols: the error below says what matters
             state, mapped = _load(path)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"expected only tensors in {path}, got a pickle that is damaged or asks to run code; "
@@ -40,8 +46,24 @@ def map_torch_file(path: Path) -> tuple[dict[str, Tensor], set[str]]:
     return {name: tensor.detach() for name, tensor in state.items()}, set(state) if mapped else set()
 
 
+def _check_records(path: Path) -> None:
+    """Raise CheckpointError for a zip archive whose records would take more memory than the file has bytes."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return
+    with zipfile.ZipFile(path) as archive:
+        for record in archive.infolist():
+            is_pickle = record.filename.endswith(".pkl")
+            if record.compress_type != zipfile.ZIP_STORED or (is_pickle and record.file_size > _MAX_PICKLE_BYTES):
+                raise CheckpointError(
+                    f"expected uncompressed records and a pickle of at most {_MAX_PICKLE_BYTES} bytes in {path}, "
+                    f"got {shown_name(record.filename)} of {record.file_size} bytes; torch.save writes no such file"
+                )
+
+
 def _load(path: Path) -> tuple[Any, bool]:
     """What ``torch.load`` returns, and whether it is mapped."""
+    _check_records(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True), True
     except RuntimeError as error:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from glm_int4.errors import ConfigError
+from glm_int4.files import shown
 
 VERSIONS = ("1", "2", "3")
 
@@ -61,7 +62,7 @@ def detect_version(raw: Mapping[str, Any]) -> tuple[str, str]:
     model_type = raw.get("model_type")
     if model_type != "chatglm":
         raise ConfigError(
-            f'expected model_type "chatglm" in config.json, got {model_type!r}; this is not a ChatGLM checkpoint'
+            f'expected model_type "chatglm" in config.json, got {shown(model_type)}; this is not a ChatGLM checkpoint'
         )
     for key in _V1_KEYS:
         if key in raw:
@@ -99,12 +100,12 @@ def parse_config(raw: Mapping[str, Any], model_version: str = "auto") -> ChatGLM
 def _parse_v1(raw: Mapping[str, Any]) -> ChatGLMConfig:
     if raw.get("position_encoding_2d", True) is not True:
         raise ConfigError(
-            f"expected position_encoding_2d true in config.json, got {raw['position_encoding_2d']!r}; "
+            f"expected position_encoding_2d true in config.json, got {shown(raw['position_encoding_2d'])}; "
             "every published ChatGLM-6B uses two-dimensional positions"
         )
     if raw.get("tie_word_embeddings", True) is not True:
         raise ConfigError(
-            f"expected tie_word_embeddings true or absent in config.json, got {raw['tie_word_embeddings']!r}; "
+            f"expected tie_word_embeddings true or absent in config.json, got {shown(raw['tie_word_embeddings'])}; "
             "ChatGLM-6B's head is its embedding"
         )
     vocab_size = _integer(raw, "vocab_size", high=2**24)
@@ -152,12 +153,12 @@ def _integer(
             f"expected the key {key} in config.json, got none; take the file from the official repository"
         )
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ConfigError(f"expected {key} in config.json to be an integer from {low} to {high}, got {value!r}")
+        raise ConfigError(f"expected {key} in config.json to be an integer from {low} to {high}, got {shown(value)}")
     return value
 
 
 def _number(raw: Mapping[str, Any], key: str) -> float:
     value = raw.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
-        raise ConfigError(f"expected {key} in config.json to be a number between 0 and 1, got {value!r}")
+        raise ConfigError(f"expected {key} in config.json to be a number between 0 and 1, got {shown(value)}")
     return float(value)

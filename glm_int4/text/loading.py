@@ -1,9 +1,9 @@
 """Finding the tokenizer of a checkpoint folder."""
 
-import json
 from pathlib import Path
 
 from glm_int4.errors import TokenizerError
+from glm_int4.files import ABSENT, found_instead, read_json, shown
 from glm_int4.text.tokenizer_v1 import ChatGLMTokenizer
 
 V1_FILE, V2_FILE = "ice_text.model", "tokenizer.model"
@@ -21,9 +21,9 @@ def load_tokenizer(folder: str | Path, version: str = "auto") -> ChatGLMTokenize
     folder = Path(folder)
     if version not in ("auto", "1", "2", "3"):
         raise TokenizerError(f"expected version auto, 1, 2 or 3, got {version!r}")
-    if version in ("auto", "1") and (folder / V1_FILE).is_file():
+    if version in ("auto", "1") and _holds(folder, V1_FILE):
         return ChatGLMTokenizer(folder / V1_FILE, _num_image_tokens(folder))
-    if version in ("2", "3") or (folder / V2_FILE).is_file():
+    if version in ("2", "3") or _holds(folder, V2_FILE):
         raise TokenizerError(
             f"expected {V1_FILE} in {folder}, got a version 2 or 3 tokenizer; this release runs version 1 only"
         )
@@ -32,17 +32,18 @@ def load_tokenizer(folder: str | Path, version: str = "auto") -> ChatGLMTokenize
 
 def has_tokenizer(folder: str | Path) -> bool:
     """Whether a checkpoint folder holds a tokenizer file of any version."""
-    return any((Path(folder) / name).is_file() for name in (V1_FILE, V2_FILE))
+    return any(_holds(Path(folder), name) for name in (V1_FILE, V2_FILE))
+
+
+def _holds(folder: Path, name: str) -> bool:
+    return found_instead(folder / name) != ABSENT
 
 
 def _num_image_tokens(folder: Path) -> int | None:
     path = folder / "tokenizer_config.json"
-    if not path.is_file():
+    if found_instead(path) == ABSENT:
         return None
-    try:
-        value = json.loads(path.read_text(encoding="utf-8")).get("num_image_tokens")
-    except (ValueError, AttributeError) as error:
-        raise TokenizerError(f"expected a JSON object in {path}, got: {error}") from error
+    value = read_json(path, TokenizerError).get("num_image_tokens")
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 10**6):
-        raise TokenizerError(f"expected num_image_tokens in {path} to be a small integer, got {value!r}")
+        raise TokenizerError(f"expected num_image_tokens in {path} to be a small integer, got {shown(value)}")
     return value

