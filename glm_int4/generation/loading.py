@@ -8,13 +8,8 @@ import torch
 
 from glm_int4.checkpoint import layout
 from glm_int4.checkpoint.folder import resolve_folder
-from glm_int4.checkpoint.loading import (
-    CheckpointInfo,
-    ComputePlan,
-    build_model,
-    load_checked_tokenizer,
-    open_checkpoint,
-)
+from glm_int4.checkpoint.loading import ComputePlan, build_model, load_checked_tokenizer
+from glm_int4.checkpoint.opening import CheckpointInfo, open_checkpoint
 from glm_int4.errors import InputError
 from glm_int4.generation.engine import Engine
 from glm_int4.quantization.cpu import choose_backend

@@ -153,6 +153,8 @@ class ChatGLMModel(nn.Module):
 class ChatGLMForConditionalGeneration(nn.Module):
     """The language model; its head is the embedding matrix."""
 
+    is_causal = False
+
     def __init__(
         self,
         config: ChatGLMConfig,
@@ -213,6 +215,14 @@ class ChatGLMForConditionalGeneration(nn.Module):
             [*range(context_length), *[mask_position] * num_after],
             [*[0] * context_length, *range(1, num_after + 1)],
         ]
+
+    def next_position_ids(self, token_ids: list[int]) -> list[int]:
+        """Token and block position of the token that will follow; after it, only the block position grows."""
+        context_length = self.context_length(token_ids)
+        token_position = context_length
+        if context_length < len(token_ids):
+            token_position = self.get_position_ids(token_ids)[0][-1]
+        return [token_position, len(token_ids) - context_length + 1]
 
     def context_length(self, token_ids: list[int]) -> int:
         """Number of tokens before the first ``<sop>``; all of them where there is none."""

@@ -4,4 +4,6 @@ from glm_int4.text.loading import load_tokenizer
 from glm_int4.text.streaming import StreamDecoder
 from glm_int4.text.tokenizer_v1 import ChatGLMTokenizer
 
-__all__ = ["ChatGLMTokenizer", "StreamDecoder", "load_tokenizer"]
+Tokenizer = ChatGLMTokenizer
+
+__all__ = ["ChatGLMTokenizer", "StreamDecoder", "Tokenizer", "load_tokenizer"]
