@@ -88,17 +88,27 @@ def sampling_params(
 
 def printable(text: str) -> str:
     """``text`` without the control characters that could change a terminal; unchanged for a pipe."""
-    if not sys.stdout.isatty():
+    if sys.stdout is None or not sys.stdout.isatty():
         return text
+    return harmless(text)
+
+
+def harmless(text: str) -> str:
+    """``text`` without the control characters that could change a terminal."""
     return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
 
 
-def check_text(text: str, what: str) -> str:
-    """Return ``text`` if it is not empty and came in as UTF-8."""
+def check_utf8(text: str, what: str) -> None:
+    """Raise InputError if ``text`` came in as other bytes than UTF-8."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise InputError(f"expected {what} in UTF-8, got other bytes at character {error.start}") from error
+
+
+def check_text(text: str, what: str) -> str:
+    """Return ``text`` if it is not empty and came in as UTF-8."""
+    check_utf8(text, what)
     if is_blank(text):
         raise InputError(f"expected {what}, got an empty text")
     return text

@@ -1,0 +1,68 @@
+"""Figures of a conversation in words: the status line, what stands below an answer, /stats."""
+
+from glm_int4.cli.terminal.conversation import Conversation, Turn
+from glm_int4.generation.sampling import OFFICIAL_DEFAULTS
+
+
+def status_line(conversation: Conversation) -> str:
+    """Model, bits, device, context."""
+    return " · ".join([conversation.name, bits(conversation), str(conversation.glm.device), context(conversation)])
+
+
+def bits(conversation: Conversation) -> str:
+    scheme = conversation.glm.info.linear_scheme
+    return f"INT{scheme.bits}" if scheme else "16 bits"
+
+
+def context(conversation: Conversation) -> str:
+    used, limit = conversation.context_tokens(), conversation.glm.max_length
+    return f"context {used} of {limit} tokens ({100 * used / limit:.0f} %)"
+
+
+def rounds(count: int) -> str:
+    return f"{count} round{'' if count == 1 else 's'}"
+
+
+def temperature(conversation: Conversation) -> str:
+    value = conversation.sampling.temperature
+    if value is None:
+        return f"{OFFICIAL_DEFAULTS[conversation.glm.config.version][0]} (the model's official value)"
+    return "0 (always the likeliest word)" if value == 0 else f"{value:g}"
+
+
+def after_answer(conversation: Conversation, turn: Turn) -> str:
+    """The lines below an answer: speed, and what cut it."""
+    if not turn.new_tokens:
+        return "(no answer: the model ended it at once)"
+    line = f"{turn.new_tokens} tokens, the first after {turn.first_s:.2f} s"
+    if turn.tokens_per_s:
+        line += f", then {turn.tokens_per_s:.1f} tokens/s"
+    if turn.limit == "max_new_tokens":
+        line += f"\n(cut after {turn.new_tokens} tokens: --max-new-tokens)"
+    elif turn.limit == "max_length":
+        line += f"\n(cut: the context of {conversation.glm.max_length} tokens is full; /clear makes room)"
+    return line
+
+
+def statistics(conversation: Conversation) -> str:
+    """What /stats shows."""
+    glm, sampling = conversation.glm, conversation.sampling
+    _, top_p, top_k = OFFICIAL_DEFAULTS[glm.config.version]
+    turns = [turn for turn in conversation.turns if turn.new_tokens]
+    rest_s = sum(turn.rest_s for turn in turns)
+    speed = f", {sum(turn.rest_tokens for turn in turns) / rest_s:.1f} tokens/s" if rest_s > 0 else ""
+    seed = "none" if sampling.seed is None else sampling.seed
+    lines = {
+        "model": f"{conversation.name}, {bits(conversation)} ({glm.info.bits_per_weight:.2f} bits per weight)",
+        "computes": f"on {glm.device}, {glm.plan.backend}",
+        "context": f"{context(conversation)}, {rounds(conversation.num_rounds)}",
+        "answers": f"{len(turns)}, of {sum(turn.new_tokens for turn in turns)} tokens{speed}",
+        "last": after_answer(conversation, turns[-1]).splitlines()[0] if turns else "none",
+        "temperature": temperature(conversation),
+        "sampling": f"top_p {top_p if sampling.top_p is None else sampling.top_p}, "
+        f"top_k {top_k if sampling.top_k is None else sampling.top_k}, "
+        f"repetition penalty {sampling.repetition_penalty:g}, seed {seed}",
+        "limits": f"max_new_tokens {conversation.max_new_tokens or 'none'}, max_length {glm.max_length}",
+        "system": conversation.system or "none",
+    }
+    return "\n".join(f"{name:<12} {text}" for name, text in lines.items())
