@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "chatglm-6b-int4"
 
-Model = Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Checkpoint folder or hub id.")]
+Model = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL", help="Checkpoint folder or hub id. Default: $GLM_INT4_MODEL, or ./chatglm-6b-int4."
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cuda or cpu.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads.")]
 ModelVersion = Annotated[str, typer.Option(help="auto, 1, 2 or 3.")]
@@ -28,7 +33,7 @@ TopP = Annotated[float | None, typer.Option(help="Probability mass to sample fro
 TopK = Annotated[int | None, typer.Option(help="Most likely tokens to sample from; 0 for all.")]
 RepetitionPenalty = Annotated[float, typer.Option(help="Above 1 avoids tokens that have occurred.")]
 Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]
-Stop = Annotated[list[str] | None, typer.Option(help="Text that ends an answer; may be repeated.")]
+Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Text that ends an answer; may be repeated.")]
 Greedy = Annotated[bool, typer.Option("--greedy", help="Always take the most likely token.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 

@@ -89,10 +89,11 @@ class LiveMarkdown:
         # A narrower terminal has wrapped what was drawn wider.
         stale = sum(max(1, -(-_cells(line) // columns)) for line in self._drawn[same:])
         up = min(stale, rows - 1)
-        out = f"\x1b[{up}A\r\x1b[J" if up else ""
-        out += "".join(f"{line}\n" for line in lines[same:])
-        if out:
-            self._write(out)
+        if up or lines[same:]:
+            # Line by line: some terminals move a screen that is cleared as a whole into their history.
+            out = f"\x1b[{up}A\r" if up else ""
+            out += "".join(f"\x1b[K{line}\n" for line in lines[same:])
+            self._write(out + "\x1b[J")
 
 
 def split_finished(text: str) -> tuple[str, str]:

@@ -1,12 +1,15 @@
 """Figures of a conversation in words: the status line, what stands below an answer, /stats."""
 
+from pathlib import Path
+
 from glm_int4.cli.terminal.conversation import Conversation, Turn
 from glm_int4.generation.sampling import OFFICIAL_DEFAULTS
 
 
 def status_line(conversation: Conversation) -> str:
     """Model, bits, device, context."""
-    return " · ".join([conversation.name, bits(conversation), str(conversation.glm.device), context(conversation)])
+    name = Path(conversation.name).name or conversation.name
+    return " · ".join([name, bits(conversation), str(conversation.glm.device), f"context {context(conversation)}"])
 
 
 def bits(conversation: Conversation) -> str:
@@ -16,7 +19,7 @@ def bits(conversation: Conversation) -> str:
 
 def context(conversation: Conversation) -> str:
     used, limit = conversation.context_tokens(), conversation.glm.max_length
-    return f"context {used} of {limit} tokens ({100 * used / limit:.0f} %)"
+    return f"{used} of {limit} tokens ({100 * used / limit:.0f} %)"
 
 
 def rounds(count: int) -> str:
