@@ -52,11 +52,15 @@ def run(
     glm.tokenizer  # noqa: B018 (a folder without one is an error now, not after the first question)
     from glm_int4.cli.terminal.conversation import Conversation
     from glm_int4.cli.terminal.screen import PlainScreen
+    from glm_int4.cli.terminal.status import limit_note
 
     name = options.find_model(model)
     conversation = Conversation(glm, sampling, name=name, system=system, max_new_tokens=max_new_tokens)
     if prompt is not None:
-        PlainScreen().answer(conversation.ask(prompt))
+        screen = PlainScreen()
+        screen.answer(conversation.ask(prompt))
+        if note := limit_note(conversation, conversation.turns[-1]):
+            screen.note(note)
         return
     loaded_s = time.perf_counter() - started
     _talk(conversation, f"{name} on {glm.device}, loaded in {loaded_s:.1f} s. {_HINT}")

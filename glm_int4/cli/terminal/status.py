@@ -35,16 +35,23 @@ def temperature(conversation: Conversation) -> str:
 
 def after_answer(conversation: Conversation, turn: Turn) -> str:
     """The lines below an answer: speed, and what cut it."""
+    return "\n".join(filter(None, [speed(turn), limit_note(conversation, turn)]))
+
+
+def speed(turn: Turn) -> str:
     if not turn.new_tokens:
         return "(no answer: the model ended it at once)"
-    line = f"{turn.new_tokens} tokens, the first after {turn.first_s:.2f} s"
-    if turn.tokens_per_s:
-        line += f", then {turn.tokens_per_s:.1f} tokens/s"
+    rest = f", then {turn.tokens_per_s:.1f} tokens/s" if turn.tokens_per_s else ""
+    return f"{turn.new_tokens} tokens, the first after {turn.first_s:.2f} s{rest}"
+
+
+def limit_note(conversation: Conversation, turn: Turn) -> str:
+    """What cut an answer; empty if it ended by itself."""
     if turn.limit == "max_new_tokens":
-        line += f"\n(cut after {turn.new_tokens} tokens: --max-new-tokens)"
-    elif turn.limit == "max_length":
-        line += f"\n(cut: the context of {conversation.glm.max_length} tokens is full; /clear makes room)"
-    return line
+        return f"(cut after {turn.new_tokens} tokens: --max-new-tokens)"
+    if turn.limit == "max_length":
+        return f"(cut: the context of {conversation.glm.max_length} tokens is full; /clear makes room)"
+    return ""
 
 
 def statistics(conversation: Conversation) -> str:
@@ -53,14 +60,14 @@ def statistics(conversation: Conversation) -> str:
     _, top_p, top_k = OFFICIAL_DEFAULTS[glm.config.version]
     turns = [turn for turn in conversation.turns if turn.new_tokens]
     rest_s = sum(turn.rest_s for turn in turns)
-    speed = f", {sum(turn.rest_tokens for turn in turns) / rest_s:.1f} tokens/s" if rest_s > 0 else ""
+    average = f", {sum(turn.rest_tokens for turn in turns) / rest_s:.1f} tokens/s" if rest_s > 0 else ""
     seed = "none" if sampling.seed is None else sampling.seed
     lines = {
         "model": f"{conversation.name}, {bits(conversation)} ({glm.info.bits_per_weight:.2f} bits per weight)",
         "computes": f"on {glm.device}, {glm.plan.backend}",
         "context": f"{context(conversation)}, {rounds(conversation.num_rounds)}",
-        "answers": f"{len(turns)}, of {sum(turn.new_tokens for turn in turns)} tokens{speed}",
-        "last": after_answer(conversation, turns[-1]).splitlines()[0] if turns else "none",
+        "answers": f"{len(turns)}, of {sum(turn.new_tokens for turn in turns)} tokens{average}",
+        "last": speed(turns[-1]) if turns else "none",
         "temperature": temperature(conversation),
         "sampling": f"top_p {top_p if sampling.top_p is None else sampling.top_p}, "
         f"top_k {top_k if sampling.top_k is None else sampling.top_k}, "
