@@ -23,7 +23,11 @@ def context(conversation: Conversation) -> str:
 
 
 def rounds(count: int) -> str:
-    return f"{count} round{'' if count == 1 else 's'}"
+    return _count(count, "round")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def temperature(conversation: Conversation) -> str:
@@ -42,13 +46,13 @@ def speed(turn: Turn) -> str:
     if not turn.new_tokens:
         return "(no answer: the model ended it at once)"
     rest = f", then {turn.tokens_per_s:.1f} tokens/s" if turn.tokens_per_s else ""
-    return f"{turn.new_tokens} tokens, the first after {turn.first_s:.2f} s{rest}"
+    return f"{_count(turn.new_tokens, 'token')}, the first after {turn.first_s:.2f} s{rest}"
 
 
 def limit_note(conversation: Conversation, turn: Turn) -> str:
     """What cut an answer; empty if it ended by itself."""
     if turn.limit == "max_new_tokens":
-        return f"(cut after {turn.new_tokens} tokens: --max-new-tokens)"
+        return f"(cut after {_count(turn.new_tokens, 'token')}: --max-new-tokens)"
     if turn.limit == "max_length":
         return f"(cut: the context of {conversation.glm.max_length} tokens is full; /clear makes room)"
     return ""
