@@ -92,9 +92,19 @@ def _talk(conversation: "Conversation", greeting: str) -> None:
 
 def _read_line() -> str | None:
     """The next line of stdin, asked for where somebody types it; None at the end."""
-    if _is_typed():
+    if sys.stdin is None:
+        return None
+    if not _is_typed():
+        return sys.stdin.readline() or None
+    line = ""
+    try:
         print("> ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline() or None if sys.stdin else None
+        line = sys.stdin.readline()
+    except KeyboardInterrupt:
+        pass
+    if not line:
+        print(file=sys.stderr)
+    return line or None
 
 
 def _is_typed() -> bool:

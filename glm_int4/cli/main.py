@@ -94,8 +94,8 @@ def _use_utf8(stream: TextIO | None, errors: str) -> None:
 
 def _discard_output() -> None:
     """Send what is still in stdout's buffer nowhere, so that the interpreter ends without another error."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:

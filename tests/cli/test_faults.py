@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -34,6 +35,28 @@ def test_a_reader_that_never_came_is_no_error_message(mini_int4, rest):
     _, errors, codes = run_in_shell(f"glm-int4 {rest} | true", m=mini_int4)
     assert errors == []
     assert codes == "1 0"
+
+
+def test_notes_without_a_reader_are_no_traceback(mini_int4):
+    output, errors, codes = run_in_shell("echo hi | glm-int4 chat {m} 2>&1 | head -1", m=mini_int4)
+    assert output.count("\n") == 1
+    assert errors == []
+    assert codes.split()[1] in ("0", "1")  # all may have fitted into the pipe before the reader left
+
+
+def test_nohup_keeps_its_promise(mini_int4, tmp_path):
+    (tmp_path / "script.json").write_text(json.dumps({"answer": "slowly " * 30, "delay": 0.01}))
+    command = [sys.executable, "-m", "tests.cli.scripted_chat", tmp_path / "script.json", "chat", mini_int4]
+    process = subprocess.Popen(
+        ["nohup", *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdin.write(b"hi\n")
+    process.stdin.flush()
+    process.stdout.read(6)
+    process.send_signal(signal.SIGHUP)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert output.endswith(b"slowly \n")
 
 
 def test_a_full_disk_is_one_line(mini_int4):

@@ -15,12 +15,16 @@ except ImportError:  # Windows: what is typed is shown there
 
 @contextmanager
 def leaving_on_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind the program, so that everything that changed the terminal changes it back."""
+    """Let SIGTERM and SIGHUP unwind the program, so that everything that changed the terminal changes it back.
+
+    What was ignored stays ignored: nohup does that.
+    """
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
         sys.exit(128 + number)
 
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]
     before = [signal.signal(number, leave) for number in numbers]
     try:
         yield

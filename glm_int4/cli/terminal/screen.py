@@ -94,7 +94,7 @@ def terminal_size() -> tuple[int, int]:
 
 def is_terminal() -> bool:
     """Whether both ends are a terminal that can move its cursor."""
-    able = os.environ.get("TERM", "dumb" if os.name == "posix" else "") not in ("", "dumb", "unknown")
+    able = os.name != "posix" or os.environ.get("TERM", "") not in ("", "dumb", "unknown")
     return able and all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
 
 

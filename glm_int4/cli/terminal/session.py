@@ -48,6 +48,8 @@ def _ask(conversation: Conversation, screen: Screen, question: str | None) -> No
     """Ask and show; None for the last question once more."""
     if question is None:
         answer = conversation.retry()
+        if conversation.sampling.temperature == 0 or conversation.sampling.seed is not None:
+            screen.note("(with temperature 0 or a seed, the same question has the same answer)")
     else:
         check_text(question, "a question")
         if dropped := conversation.make_room(question):
