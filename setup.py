@@ -27,6 +27,7 @@ setup(
         "typer",
         "rich",
         "prompt_toolkit",
+        "markdown-it-py",
     ],
     extras_require={
         "peers": ["llama-cpp-python", "gguf"],

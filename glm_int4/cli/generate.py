@@ -44,6 +44,8 @@ def run(
         seed=seed,
         stop=stop,
     )
+    from glm_int4.generation.engine import StreamRecord
+
     started = time.perf_counter()
     glm = options.load_engine(model, device=device, threads=threads, model_version=model_version, max_length=max_length)
     loaded = time.perf_counter()
@@ -53,18 +55,20 @@ def run(
             print(options.printable(piece), end="", flush=True)
         print()
         return
-    ids: list[int] = []
+    record = StreamRecord()
     pieces, first = [], None
-    for piece in glm.stream_text(prompt_ids, max_new_tokens, sampling, new_ids=ids):
+    for piece in glm.stream_text(prompt_ids, max_new_tokens, sampling, record):
         first = first or time.perf_counter()
         pieces.append(piece)
     ended = time.perf_counter()
+    ids = record.ids
     prefill_s = (first or ended) - loaded
     decode_s = ended - loaded - prefill_s
     result = {
         "text": "".join(pieces),
         "prompt_ids": prompt_ids,
         "ids": ids,
+        "finish_reason": "length" if record.cut else "stop",
         "load_s": loaded - started,
         "prefill_s": prefill_s,
         "decode_s": decode_s,

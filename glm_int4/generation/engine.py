@@ -1,6 +1,7 @@
 """The engine: a loaded model, its tokenizer, and what can be done with the two."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from numbers import Integral
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,19 @@ if TYPE_CHECKING:
     from glm_int4.generation.perplexity import PerplexityResult
 
 TokenIds = Sequence[int]
+
+
+@dataclass(slots=True)
+class StreamRecord:
+    """What a stream of text leaves behind beside the text.
+
+    prompt_tokens: length of the prompt. ids: the new ids so far. cut: whether a limit ended the answer,
+    ``max_new_tokens`` or ``max_length``, and not the model or a stop text.
+    """
+
+    prompt_tokens: int = 0
+    ids: list[int] = field(default_factory=list)
+    cut: bool = False
 
 
 class Engine:
@@ -128,21 +142,23 @@ class Engine:
         token_ids: TokenIds,
         max_new_tokens: int | None = None,
         sampling: SamplingParams | None = None,
-        new_ids: list[int] | None = None,
+        record: StreamRecord | None = None,
     ) -> Iterator[str]:
         """Continue ids and yield the text as it comes, never half a character.
 
-        A stop text ends the stream and is not part of it. ``new_ids``, if given, receives the ids.
+        A stop text ends the stream and is not part of it. ``record``, if given, is filled in as it goes.
         """
         sampling = sampling or SamplingParams()
         decoder = StreamDecoder(self.tokenizer)
+        record = record or StreamRecord()
+        record.prompt_tokens = len(token_ids)
 
         def pieces() -> Iterator[str]:
             for token in self.stream_ids(token_ids, max_new_tokens, sampling):
-                if new_ids is not None:
-                    new_ids.append(token)
+                record.ids.append(token)
                 yield decoder.push(token)
             yield decoder.finish()
+            record.cut = len(record.ids) >= self._limit(len(token_ids), max_new_tokens)  # no stop text came first
 
         return _until_stop(pieces(), sampling.stop)
 
@@ -151,14 +167,14 @@ class Engine:
         messages: Sequence[Message],
         max_new_tokens: int | None = None,
         sampling: SamplingParams | None = None,
-        new_ids: list[int] | None = None,
+        record: StreamRecord | None = None,
     ) -> Iterator[str]:
         """Answer a conversation; the pieces add up to ``chat``'s answer.
 
         Args:
             messages: ``{"role": ..., "content": ...}``, the last one the user's.
             max_new_tokens: None goes on to ``max_length``.
-            new_ids: if given, receives the ids.
+            record: if given, is filled in as it goes.
         Raises:
             InputError: an empty question, roles out of order, or more tokens than ``max_length``.
         """
@@ -167,7 +183,7 @@ class Engine:
         cleaned = ResponseStream()
 
         def pieces() -> Iterator[str]:
-            for piece in self.stream_text(prompt, max_new_tokens, sampling, new_ids):
+            for piece in self.stream_text(prompt, max_new_tokens, sampling, record):
                 yield cleaned.push(piece)
             yield cleaned.finish()
 
@@ -206,12 +222,11 @@ class Engine:
         if max_new_tokens is not None and max_new_tokens < 1:
             raise InputError(f"expected max_new_tokens of 1 or more, got {max_new_tokens}")
         batch = self._batch(token_ids)
-        room = self.max_length - batch.num_tokens
-        if room < 1:
+        limit = self._limit(batch.num_tokens, max_new_tokens)
+        if limit < 1:
             raise InputError(
                 f"expected a prompt of less than {self.max_length} tokens, got {batch.num_tokens}; shorten it"
             )
-        limit = room if max_new_tokens is None else min(max_new_tokens, room)
         stops = frozenset(map(int, self.stop_ids if stop_ids is None else stop_ids))
         sampler = Sampler(sampling, self.config.version)
         cache = self._take_cache(batch.size, batch.num_tokens + limit)
@@ -220,6 +235,11 @@ class Engine:
         finally:
             if batch.size == 1:
                 self._cache = cache
+
+    def _limit(self, prompt_tokens: int, max_new_tokens: int | None) -> int:
+        """Most new tokens behind a prompt."""
+        room = self.max_length - prompt_tokens
+        return room if max_new_tokens is None else min(max_new_tokens, room)
 
     def _decode(
         self, batch: Batch, cache: KVCache, limit: int, sampler: Sampler, stops: frozenset[int]

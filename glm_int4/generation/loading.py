@@ -2,6 +2,7 @@
 
 import logging
 import os
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -44,6 +45,10 @@ def load(
     Raises:
         UserError: what is wrong with the checkpoint or the arguments, in one line.
     """
+    if not isinstance(model, str | os.PathLike):
+        raise InputError(f"expected a folder or a hub id as model, got {model!r}")
+    if max_length is not None:
+        check_whole_number("max_length", max_length)
     if threads is not None:
         torch.set_num_threads(check_threads(threads))
     if prefix is not None:
@@ -63,8 +68,15 @@ def load(
     return Engine(network, info, plan, tokenizer, max_length or limit)
 
 
+def check_whole_number(name: str, value: object) -> None:
+    """Raise InputError unless an argument is an integer."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise InputError(f"expected {name} to be a whole number, got {value!r}")
+
+
 def check_threads(threads: int) -> int:
     """Return a number of CPU threads that makes sense, or raise InputError."""
+    check_whole_number("threads", threads)
     most = 4 * (os.cpu_count() or 1)
     if not 1 <= threads <= most:
         raise InputError(f"expected from 1 to {most} threads on this machine, got {threads}")
@@ -99,7 +111,7 @@ def make_plan(
     kv_dtype = torch.float16 if kv_bits == 16 else torch.int8
     if dtype is not None:
         if dtype not in (torch.float32, torch.float16, torch.bfloat16):
-            raise InputError(f"expected dtype float32, float16, bfloat16 or None, got {dtype}")
+            raise InputError(f"expected dtype float32, float16, bfloat16 or None, got {dtype!r}")
         return ComputePlan(
             device=device,
             backend="reference",
