@@ -10,7 +10,8 @@ from rich.table import Table
 from glm_int4.cli import console, options
 
 if TYPE_CHECKING:
-    from glm_int4.checkpoint.loading import CheckpointInfo, ComputePlan
+    from glm_int4.checkpoint.loading import ComputePlan
+    from glm_int4.checkpoint.opening import CheckpointInfo
 
 NAME = "info"
 
@@ -34,7 +35,7 @@ def run(
     import torch
 
     from glm_int4.checkpoint.folder import resolve_folder
-    from glm_int4.checkpoint.loading import open_checkpoint
+    from glm_int4.checkpoint.opening import open_checkpoint
     from glm_int4.generation.loading import choose_device, make_plan
 
     name = options.find_model(model)

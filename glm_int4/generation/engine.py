@@ -11,10 +11,11 @@ from torch import Tensor
 from glm_int4.checkpoint.loading import CheckpointInfo, ComputePlan
 from glm_int4.errors import InputError, TokenizerError
 from glm_int4.generation.batch import Batch
+from glm_int4.generation.decoding import Decoder
 from glm_int4.generation.sampling import Sampler, SamplingParams
-from glm_int4.models.chatglm import ChatGLMForConditionalGeneration
-from glm_int4.models.kv_cache import KVCache
-from glm_int4.text import ChatGLMTokenizer, StreamDecoder
+from glm_int4.models import Model
+from glm_int4.models.config import ChatGLMConfig
+from glm_int4.text import StreamDecoder, Tokenizer
 from glm_int4.text.prompts_v1 import Message, ResponseStream, build_prompt
 
 if TYPE_CHECKING:
@@ -46,23 +47,24 @@ class Engine:
 
     def __init__(
         self,
-        model: ChatGLMForConditionalGeneration,
+        model: Model,
         info: CheckpointInfo,
         plan: ComputePlan,
-        tokenizer: ChatGLMTokenizer | None,
+        tokenizer: Tokenizer | None,
         max_length: int,
     ) -> None:
         self.model, self.config, self.info, self.plan = model, info.config, info, plan
         self.max_length = max_length
         self._tokenizer = tokenizer
-        self._cache: KVCache | None = None
+        self._decoder = Decoder(model, plan, max_length)
 
     @property
-    def tokenizer(self) -> ChatGLMTokenizer:
+    def tokenizer(self) -> Tokenizer:
         """The tokenizer; raises TokenizerError where the folder had none."""
         if self._tokenizer is None:
             raise TokenizerError(
-                "expected a tokenizer (ice_text.model) in the checkpoint folder, got none; "
+                f"expected a tokenizer ({'ice_text.model' if self.config.version == '1' else 'tokenizer.model'}) in the "
+                "checkpoint folder, got none; "
                 "copy it from the official repository"
             )
         return self._tokenizer
@@ -73,8 +75,17 @@ class Engine:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """The ids that end an answer in this model version."""
+        """The ids that end an answer in this model version; version 3's roles need its tokenizer."""
+        if self._tokenizer is not None:
+            return self._tokenizer.stop_ids
         return (self.config.eos_token_id,)
+
+    @property
+    def text_prefix(self) -> list[int]:
+        """The ids in front of a text that the model continues: [gMASK] and sop."""
+        if isinstance(self.config, ChatGLMConfig):
+            return [self.config.gmask_token_id, self.config.bos_token_id]
+        return list(self.tokenizer.prefix_ids)
 
     # --- ids in, ids or numbers out -----------------------------------------------------------------
 
@@ -229,39 +240,12 @@ class Engine:
             )
         stops = frozenset(map(int, self.stop_ids if stop_ids is None else stop_ids))
         sampler = Sampler(sampling, self.config.version)
-        cache = self._take_cache(batch.size, batch.num_tokens + limit)
-        try:
-            yield from self._decode(batch, cache, limit, sampler, stops)
-        finally:
-            if batch.size == 1:
-                self._cache = cache
+        yield from self._decoder.steps(batch, limit, sampler, stops)
 
     def _limit(self, prompt_tokens: int, max_new_tokens: int | None) -> int:
         """Most new tokens behind a prompt."""
         room = self.max_length - prompt_tokens
         return room if max_new_tokens is None else min(max_new_tokens, room)
-
-    def _decode(
-        self, batch: Batch, cache: KVCache, limit: int, sampler: Sampler, stops: frozenset[int]
-    ) -> Iterator[list[int | None]]:
-        running = [True] * batch.size
-        seen = [list(row) for row in batch.rows]
-        with torch.inference_mode():
-            mask = batch.prefill_mask(self.plan.stream_dtype)
-            logits = self.model(batch.token_ids, batch.positions, mask, cache, last_only=True)
-        for step in range(limit):
-            tokens = sampler.pick(logits[:, -1], seen)
-            running = [alive and token not in stops for alive, token in zip(running, tokens, strict=True)]
-            if not any(running):
-                return
-            for row, token in zip(seen, tokens, strict=True):
-                row.append(token)
-            yield [token if alive else None for alive, token in zip(running, tokens, strict=True)]
-            if step + 1 < limit:
-                with torch.inference_mode():
-                    ids = torch.tensor(tokens, device=self.device)[:, None]
-                    mask = batch.decode_mask()
-                    logits = self.model(ids, batch.decode_positions(step), mask, cache, last_only=True)
 
     def _batch(self, token_ids: TokenIds | Sequence[TokenIds]) -> Batch:
         rows = [list(map(int, row)) for row in _as_rows(token_ids)]
@@ -273,23 +257,6 @@ class Engine:
                     f"expected token ids from 0 to {self.config.vocab_size - 1}, got {min(row)} to {max(row)}"
                 )
         return Batch(self.model, rows, self.device)
-
-    def _take_cache(self, batch_size: int, length: int) -> KVCache:
-        """An empty cache: that of ``max_length`` kept for single sequences if no other stream has it, or a new one."""
-        config = self.config
-        if batch_size == 1 and self._cache is not None:
-            cache, self._cache = self._cache, None
-            cache.truncate(0)
-            return cache
-        return KVCache(
-            config.num_layers,
-            batch_size,
-            config.num_kv_heads,
-            config.head_dim,
-            self.max_length if batch_size == 1 else length,
-            dtype=self.plan.kv_dtype,
-            device=self.device,
-        )
 
 
 def _is_batch(token_ids: TokenIds | Sequence[TokenIds]) -> bool:

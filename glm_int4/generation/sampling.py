@@ -9,7 +9,7 @@ from torch import Tensor
 from glm_int4.errors import GLMError, InputError
 
 # temperature, top_p and top_k of the official chat(); top_k is the implicit default beneath it.
-OFFICIAL_DEFAULTS = {"1": (0.95, 0.7, 50)}
+OFFICIAL_DEFAULTS = {"1": (0.95, 0.7, 50), "2": (0.8, 0.8, 50), "3": (0.8, 0.8, 50)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
