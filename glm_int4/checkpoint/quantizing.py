@@ -108,9 +108,9 @@ def quantize_checkpoint(
             return finished
     target = OutputFolder(output, resume=resume, overwrite=overwrite, fingerprint=plan.fingerprint)
     with target, ThreadPoolExecutor(1) as pool:
-        target.check_space({name: sum(unit.num_bytes for unit in units) for name, units in plan.shards.items()})
         checksums = {file.name: pool.submit(sha256, file) for file in plan.reader.files}
         try:
+            target.check_space({name: sum(unit.num_bytes for unit in units) for name, units in plan.shards.items()})
             notes = _write_shards(plan, target, progress)
             report = _report(plan, output, notes, started)
             _write_files(plan, target, report, {name: checksum.result() for name, checksum in checksums.items()})

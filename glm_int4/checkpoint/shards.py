@@ -75,7 +75,7 @@ class OutputFolder:
     def __init__(self, output: Path, *, resume: bool, overwrite: bool, fingerprint: Any) -> None:
         self.output = output
         self.partial = partial_folder(output)
-        self._keep = resume
+        self._keep, self._overwrite = resume, overwrite
         self._lock: int | None = None
         self._new_parents: list[Path] = []
         cleared = False
@@ -225,6 +225,8 @@ class OutputFolder:
 
     def publish(self) -> None:
         """Give the folder its final name; see ``publishing.publish``."""
+        self._keep = True  # it is complete: where something is in its way by now, --resume puts it in place
+        check_output(self.output, overwrite=self._overwrite)
         publish(self.partial, self.output)
 
 
