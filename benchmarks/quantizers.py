@@ -20,7 +20,7 @@ from pathlib import Path
 from cpu_switch import commit, cpu_name
 
 from glm_int4.checkpoint import layout
-from glm_int4.checkpoint.loading import open_checkpoint
+from glm_int4.checkpoint.opening import open_checkpoint
 
 NAMES = {"query_key_value": "attn_qkv", "dense": "attn_output", "dense_h_to_4h": "ffn_up", "dense_4h_to_h": "ffn_down"}
 
@@ -40,7 +40,7 @@ def write_gguf(model: Path, path: Path) -> int:
     writer.add_head_count(config.num_heads)
     writer.add_parallel_residual(False)
     writer.add_layer_norm_eps(config.layernorm_epsilon)
-    names = {layout.EMBEDDING: "token_embd.weight"}
+    names = {layout.embedding(config).name: "token_embd.weight"}
     for matrix in layout.linears(config):
         names[matrix.name] = f"blk.{matrix.name.split('.')[2]}.{NAMES[matrix.kind]}.weight"
     total = 0

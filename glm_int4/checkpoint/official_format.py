@@ -62,7 +62,7 @@ def stored_scheme(reader: CheckpointReader, matrix: MatrixSpec, bits: int | None
         width = reader[f"{matrix.name}.weight"].shape[-1] if f"{matrix.name}.weight" in reader else 0
         guess = next((b for b in BITS if matrix.in_features * b == 8 * width), 4)
         raise CheckpointError(
-            f"expected quantization_bit in the config.json of {reader.folder}, since its weights have scales, got none; "
+            f"expected quantization_bit in config.json of {reader.folder}, since its weights have scales, got none; "
             f'take config.json from the quantized repository, or add "quantization_bit": {guess}'
         )
     return scheme_of(bits)

@@ -14,7 +14,7 @@ from glm_int4.checkpoint.layout import MatrixSpec
 from glm_int4.checkpoint.reader import CheckpointReader
 from glm_int4.checkpoint.safetensors_file import TensorSpec
 from glm_int4.files import shown
-from glm_int4.models.config import Config, is_base_model, parse_config
+from glm_int4.models.config import Config, detect_version, is_base_model, parse_config
 from glm_int4.quantization.scheme import QuantizationScheme, QuantizedWeight
 
 logger = logging.getLogger(__name__)
@@ -27,13 +27,15 @@ class CheckpointInfo:
     """What a checkpoint holds.
 
     schemes: by matrix name, None where a matrix is not quantized. stored_bytes: as stored, by the name
-    of the matrix or tensor. official: quantized the official way. is_base: a base model, by its name.
+    of the matrix or tensor. official: quantized the official way. version_from: what decided the version.
+    is_base: a base model, by its name.
     """
 
     config: Config
     schemes: Schemes
     stored_bytes: dict[str, int]
     official: bool
+    version_from: str
     is_base: bool
 
     @property
@@ -58,7 +60,8 @@ def open_checkpoint(folder: Path, model_version: str = "auto") -> tuple[Checkpoi
         ConfigError, CheckpointError: what is wrong with it, in one line.
     """
     raw = read_config(folder)
-    config = parse_config(raw, model_version, read_tokenizer_config(folder))
+    tokenizer_config = read_tokenizer_config(folder)
+    config = parse_config(raw, model_version, tokenizer_config)
     if raw.get("pre_seq_len"):
         logger.warning(
             "ignoring pre_seq_len %s in config.json: prefixes are not supported yet", shown(raw["pre_seq_len"])
@@ -85,7 +88,12 @@ def open_checkpoint(folder: Path, model_version: str = "auto") -> tuple[Checkpoi
         key: sum(reader[name].numel() * reader[name].element_size() for name in names) for key, names in parts.items()
     }
     info = CheckpointInfo(
-        config=config, schemes=schemes, stored_bytes=stored, official=official, is_base=is_base_model(raw)
+        config=config,
+        schemes=schemes,
+        stored_bytes=stored,
+        official=official,
+        version_from=detect_version(raw, tokenizer_config)[1] if model_version == "auto" else "as asked for",
+        is_base=is_base_model(raw),
     )
     return reader, info
 

@@ -27,6 +27,7 @@ def run(
     repetition_penalty: options.RepetitionPenalty = 1.0,
     max_new_tokens: options.MaxNewTokens = None,
     max_length: options.MaxLength = None,
+    kv_bits: options.KVBits = 16,
     seed: options.Seed = None,
     stop: options.Stop = None,
     device: options.Device = "auto",
@@ -48,7 +49,9 @@ def run(
     if system is not None:
         options.check_text(system, "a system text")
     started = time.perf_counter()
-    glm = options.load_engine(model, device=device, threads=threads, model_version=model_version, max_length=max_length)
+    glm = options.load_engine(
+        model, device=device, threads=threads, model_version=model_version, max_length=max_length, kv_bits=kv_bits
+    )
     glm.tokenizer  # noqa: B018 (a folder without one is an error now, not after the first question)
     from glm_int4.cli.terminal.conversation import Conversation
     from glm_int4.cli.terminal.screen import PlainScreen

@@ -24,6 +24,7 @@ def run(
     repetition_penalty: options.RepetitionPenalty = 1.0,
     max_new_tokens: options.MaxNewTokens = None,
     max_length: options.MaxLength = None,
+    kv_bits: options.KVBits = 16,
     seed: options.Seed = None,
     stop: options.Stop = None,
     device: options.Device = "auto",
@@ -47,7 +48,9 @@ def run(
     from glm_int4.generation.engine import StreamRecord
 
     started = time.perf_counter()
-    glm = options.load_engine(model, device=device, threads=threads, model_version=model_version, max_length=max_length)
+    glm = options.load_engine(
+        model, device=device, threads=threads, model_version=model_version, max_length=max_length, kv_bits=kv_bits
+    )
     loaded = time.perf_counter()
     prompt_ids = glm.tokenizer.encode_prompt(text)
     if not as_json:

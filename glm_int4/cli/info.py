@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 NAME = "info"
 
+_NAMES = {"1": "ChatGLM-6B", "2": "ChatGLM2-6B", "3": "ChatGLM3-6B"}
 _MEMORY_SIZES_GB = (4, 5, 6, 8, 12, 16, 24)
 _KV_BITS = (16, 8)
 
@@ -69,6 +70,7 @@ def _describe(name: str, checkpoint: "CheckpointInfo", plans: "dict[int, Compute
     return {
         "model": name,
         "version": config.version,
+        "version_from": checkpoint.version_from,
         "bits": scheme.bits if scheme else 16,
         "group_size": ("channel" if scheme.group_size is None else scheme.group_size) if scheme else None,
         "bits_per_weight": checkpoint.bits_per_weight,
@@ -96,7 +98,7 @@ def _print(result: dict[str, Any]) -> None:
     where = plan["device"].upper()
     facts = {
         "model": result["model"],
-        "version": f"ChatGLM-6B v{result['version']}",
+        "version": f"{_NAMES[result['version']]} (decided by {result['version_from']})",
         "linear layers": f"{result['bits']} bits{group}",
         "bits per weight": f"{result['bits_per_weight']:.3f} as stored",
         "weights": f"{console.size(result['weight_bytes'])} on disk, {console.size(plan['weight_bytes'])} on {where}",

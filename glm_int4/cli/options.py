@@ -34,6 +34,7 @@ TopK = Annotated[int | None, typer.Option(help="Most likely tokens to sample fro
 RepetitionPenalty = Annotated[float, typer.Option(help="Above 1 avoids tokens that have occurred.")]
 Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]
 Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Text that ends an answer; may be repeated.")]
+KVBits = Annotated[int, typer.Option(help="Bits of the key/value cache: 16, or 8 for half the memory.")]
 Greedy = Annotated[bool, typer.Option("--greedy", help="Always take the most likely token.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
@@ -59,11 +60,19 @@ def load_engine(
     threads: int | None = None,
     model_version: str = "auto",
     max_length: int | None = None,
+    kv_bits: int = 16,
 ) -> "Engine":
     """Load the model that the options name."""
     from glm_int4.generation.loading import load
 
-    return load(find_model(model), device=device, threads=threads, model_version=model_version, max_length=max_length)
+    return load(
+        find_model(model),
+        device=device,
+        threads=threads,
+        model_version=model_version,
+        max_length=max_length,
+        kv_bits=kv_bits,
+    )
 
 
 def sampling_params(

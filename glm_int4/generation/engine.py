@@ -62,10 +62,9 @@ class Engine:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer; raises TokenizerError where the folder had none."""
         if self._tokenizer is None:
+            file = "ice_text.model" if self.config.version == "1" else "tokenizer.model"
             raise TokenizerError(
-                f"expected a tokenizer ({'ice_text.model' if self.config.version == '1' else 'tokenizer.model'}) in the "
-                "checkpoint folder, got none; "
-                "copy it from the official repository"
+                f"expected a tokenizer ({file}) beside the weights, got none; copy it from the official repository"
             )
         return self._tokenizer
 

@@ -232,15 +232,13 @@ def edit(folder, *, config=None, tensors=None):
 
 def test_a_quantized_config_without_scales_is_named(copy):
     shutil.copy(FIXTURES / "v2_tiny" / "model.safetensors", copy / "model.safetensors")
-    with pytest.raises(CheckpointError, match="query_key_value.weight_scale in .* config.json has quantization_bit 4"):
+    with pytest.raises(CheckpointError, match=r"query_key_value.weight_scale in .* has quantization_bit 4"):
         open_checkpoint(copy)
 
 
 def test_one_missing_scale_is_named(copy):
     edit(copy, tensors=lambda state: state.pop("transformer.encoder.layers.1.mlp.dense_4h_to_h.weight_scale"))
-    with pytest.raises(
-        CheckpointError, match=r"layers.1.mlp.dense_4h_to_h.weight_scale .* \(1 layers have no scales\)"
-    ):
+    with pytest.raises(CheckpointError, match=r"1.mlp.dense_4h_to_h.weight_scale .*\(1 layers have no scales\)"):
         open_checkpoint(copy)
 
 

@@ -47,7 +47,7 @@ def test_the_first_vocabulary_may_lack_the_mask_ids():
         (RAW_V2 | {"_name_or_path": "THUDM/chatglm2-6b"}, {"x": "<|user|>"}, "2", "chatglm2 in config.json"),
         (RAW_V2 | {"_name_or_path": "THUDM/codegeex2-6b"}, None, "2", "codegeex2"),
         (
-            RAW_V2 | {"_name_or_path": "/home/me/model"},
+            RAW_V2 | {"_name_or_path": "model"},
             {"added_tokens_decoder": {"64795": "<|user|>"}},
             "3",
             "<|user|>",
