@@ -33,15 +33,15 @@ class CleaningStream:
     def __init__(
         self, clean: Callable[[str, bool], str], unsettled: str = "", marks: tuple[str, ...] = (TRAINING_TIME,)
     ) -> None:
-        self._clean, self._unsettled, self._marks = clean, unsettled, marks
+        self._clean, self._unsettled = clean, unsettled
+        self._beginnings = tuple(mark[:length] for mark in marks for length in range(1, len(mark)))
         self._text = ""
         self._sent = 0
 
     def push(self, piece: str) -> str:
         self._text += piece
         stable = self._text.rstrip()
-        beginnings = [mark[:length] for mark in self._marks for length in range(1, len(mark))]
-        held = max((len(beginning) for beginning in beginnings if stable.endswith(beginning)), default=0)
+        held = max((len(beginning) for beginning in self._beginnings if stable.endswith(beginning)), default=0)
         stable = stable[: len(stable) - held].rstrip().rstrip(self._unsettled)
         return self._advance(self._clean(stable, False))
 

@@ -133,11 +133,17 @@ def test_earlier_versions_have_content_alone(version, content):
     assert reply.as_message() == {"role": "assistant", "content": content}
 
 
-@given(st.text(alphabet="track\n`python_l(a='1',)[]{}:<|siten>*- ", max_size=60))
-def test_any_answer_can_be_read(text):
+@given(
+    st.lists(st.sampled_from([*"track\n`(a='1',)[]{}:<|>*- ", "<|assistant|>", "```", "tool_call("]), max_size=40).map(
+        "".join
+    )
+)
+def test_any_answer_can_be_read_and_is_what_the_stream_shows(text):
     for version in ("1", "2", "3"):
         reply = chat_format(version).parse_reply(text, [TRACK] if version == "3" else None)
-        assert reply.as_messages()[-1]["role"] == "assistant"
+        contents = [part.content.strip() for part in (*reply.earlier, reply)]
+        stream = chat_format(version).response_stream()
+        assert stream.push(text) + stream.finish() == "\n".join(filter(None, contents))
 
 
 JSON_VALUES = st.recursive(
