@@ -7,6 +7,7 @@ from typing import Any
 
 from glm_int4.errors import TokenizerError
 from glm_int4.files import ABSENT, found_instead, read_json, shown
+from glm_int4.text.tokenizer import Tokenizer
 from glm_int4.text.tokenizer_v1 import ChatGLMTokenizer
 from glm_int4.text.tokenizer_v2 import ROLE_PIECES, ChatGLM2Tokenizer
 
@@ -24,7 +25,8 @@ def load_tokenizer(folder: str | Path, version: str = "auto") -> Any:
             optional.
         version: "auto", "1", "2" or "3"; "auto" goes by the files, see ``detect_version``.
     Returns:
-        A ``Tokenizer``: ``ChatGLMTokenizer`` for version 1, ``ChatGLM2Tokenizer`` for 2 and 3.
+        A ``Tokenizer``: ``ChatGLMTokenizer`` for version 1, ``ChatGLM2Tokenizer`` for 2 and 3. It is typed
+        Any because a caller who names the version may rely on the class.
     Raises:
         TokenizerError: no tokenizer file, or one of another version.
     """
@@ -40,9 +42,12 @@ def load_tokenizer(folder: str | Path, version: str = "auto") -> Any:
         raise TokenizerError(
             f"expected {wanted} in {folder} for version {version}, got {found}; copy it from the official repository"
         )
+    tokenizer: Tokenizer
     if version == "1":
-        return ChatGLMTokenizer(folder / V1_FILE, _num_image_tokens(folder))
-    return ChatGLM2Tokenizer(folder / V2_FILE, version)
+        tokenizer = ChatGLMTokenizer(folder / V1_FILE, _num_image_tokens(folder))
+    else:
+        tokenizer = ChatGLM2Tokenizer(folder / V2_FILE, version)
+    return tokenizer
 
 
 def detect_version(folder: str | Path) -> tuple[str, str]:
