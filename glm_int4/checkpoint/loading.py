@@ -187,7 +187,7 @@ def resident_bytes(info: CheckpointInfo, plan: ComputePlan) -> int:
             continue
         num_groups = k // scheme.row_group_size(k)
         if plan.backend == "packed" and matrix.name != layout.EMBEDDING and scheme.bits == 4:
-            num_groups = k // (scheme.group_size or next(size for size in (128, 64, 32) if k % size == 0))
+            num_groups = k // (scheme.group_size or next((size for size in (128, 64, 32) if k % size == 0), k))
             total += n * num_groups * 4  # bfloat16 scale and offset
         else:
             total += n * num_groups * (2 if scheme.symmetric and plan.backend == "reference" else 3)
