@@ -88,7 +88,7 @@ class Trials:
             assert self.run(folder, opts) == 0
         self.seconds = min(self.timed_run() for _ in range(3))
 
-    def run(self, output, options, *, at=None, after=None, exchange=True, overwrite=False):
+    def run(self, output, options, *, at=None, after=None, exchange=True, overwrite=False, resume=True):
         """Run in a child; returns its exit code, negative where a signal ended it."""
         self.board[:3] = b"[]\0"
         pid = os.fork()
@@ -96,7 +96,7 @@ class Trials:
             code = 70
             try:
                 Killer(self.board, at, exchange)
-                quantizing.quantize_checkpoint(self.source, output, resume=True, overwrite=overwrite, **options)
+                quantizing.quantize_checkpoint(self.source, output, resume=resume, overwrite=overwrite, **options)
                 code = 0
             except BaseException:
                 traceback.print_exc()
@@ -166,7 +166,8 @@ class Trials:
         hit = []
         for kill in kills:
             code = self.run(self.out, self.options, overwrite=before is not None, exchange=exchange, **kill)
-            assert code in (0, -signal.SIGKILL), code
+            refused = code == 70 and not kill.get("resume", True) and self.is_new()  # nothing to start over
+            assert code in (0, -signal.SIGKILL) or refused, code
             hit.append(self.last_call()[1] if code else "ended before the kill")
             self.check_killed(before, exchange)
         assert self.run(self.out, self.options, overwrite=before is not None, exchange=exchange) == 0
@@ -224,7 +225,7 @@ def main():
     for before, exchange in cases:
         total = tiny.calls(before, exchange)
         for at in range(1, total + 1):
-            again = [{"at": rng.randint(1, total)}] if rng.random() < 0.5 else []
+            again = [{"at": rng.randint(1, total), "resume": rng.random() < 0.6}] if rng.random() < 0.5 else []
             with said(f"killed before call {at}, then {again}; output before: {before}; exchange: {exchange}"):
                 phases.update(tiny.trial([{"at": at}, *again], before, exchange))
     calls = sum(phases.values())
