@@ -8,7 +8,7 @@ from typing import Any
 ABSENT = "none"
 # The official config.json has 1 KB, an index 33 KB; a JSON text can take 50 times its size in memory.
 MAX_JSON_BYTES = 8 << 20
-_MAX_DEPTH, _MAX_DIGITS = 32, 100
+_MAX_DEPTH, _MAX_DIGITS, _MAX_SHOWN = 32, 100, 120
 
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = _repr.maxlong = 80
@@ -16,12 +16,13 @@ _repr.maxstring = _repr.maxother = _repr.maxlong = 80
 
 def shown(value: object) -> str:
     """A value from a file as an error names it: one short line, whatever it is."""
-    return _repr.repr(value)
+    text = _repr.repr(value)
+    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
 
 
 def shown_name(name: str) -> str:
     """A name from a file, plain where it is an ordinary one."""
-    return name if name.isprintable() and len(name) <= 120 else shown(name)
+    return name if name.isprintable() and len(name) <= _MAX_SHOWN else shown(name)
 
 
 def found_instead(path: Path) -> str | None:

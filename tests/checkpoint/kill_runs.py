@@ -213,7 +213,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--random", type=int, default=40, help="kills at random times")
+    parser.add_argument("--random", type=int, default=30, help="kills at random times")
     args = parser.parse_args()
     warm_up()
     rng = random.Random(args.seed)
@@ -228,6 +228,11 @@ def main():
             again = [{"at": rng.randint(1, total), "resume": rng.random() < 0.6}] if rng.random() < 0.5 else []
             with said(f"killed before call {at}, then {again}; output before: {before}; exchange: {exchange}"):
                 phases.update(tiny.trial([{"at": at}, *again], before, exchange))
+    for at in range(1, 13):  # a run that starts over is killed while it deletes what another has left
+        for before in (None, OURS):
+            first = tiny.calls(before, True) - rng.randint(1, 12)
+            with said(f"killed before call {first}, then, starting over, before call {at}; output before: {before}"):
+                phases.update(tiny.trial([{"at": first}, {"at": at, "resume": False}], before))
     calls = sum(phases.values())
     mini = Trials(args.work / "mini", MINI, {"bits": 4, "max_shard_bytes": 300_000}, {"bits": 8})
     for _ in range(args.random):
