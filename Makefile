@@ -1,11 +1,14 @@
 # make demo: quantize the mini model and talk to it.  make test: everything that CI runs.
+# make fuzz: mutate checkpoint files for SECONDS=600 seconds; every one must be answered in one line.
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= demo
 BIN := $(VENV)/bin
 MINI := examples/mini-chatglm
 
-.PHONY: demo test lint clean
+SECONDS ?= 600
+
+.PHONY: demo test lint fuzz clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/python tools/quantize.py --model $(MINI) --bits 8 --output $(DEMO)/mini-int8 --overwrite
@@ -20,6 +23,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m tests.fuzz.fuzz_checkpoint --seconds $(SECONDS)
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \

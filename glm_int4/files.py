@@ -8,7 +8,7 @@ from typing import Any
 ABSENT = "none"
 # The official config.json has 1 KB, an index 33 KB; a JSON text can take 50 times its size in memory.
 MAX_JSON_BYTES = 8 << 20
-_MAX_DEPTH = 32
+_MAX_DEPTH, _MAX_DIGITS, _MAX_SHOWN = 32, 100, 120
 
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = _repr.maxlong = 80
@@ -16,12 +16,13 @@ _repr.maxstring = _repr.maxother = _repr.maxlong = 80
 
 def shown(value: object) -> str:
     """A value from a file as an error names it: one short line, whatever it is."""
-    return _repr.repr(value)
+    text = _repr.repr(value)
+    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
 
 
 def shown_name(name: str) -> str:
     """A name from a file, plain where it is an ordinary one."""
-    return name if name.isprintable() and len(name) <= 120 else shown(name)
+    return name if name.isprintable() and len(name) <= _MAX_SHOWN else shown(name)
 
 
 def found_instead(path: Path) -> str | None:
@@ -64,7 +65,8 @@ def read_json(path: Path, error_class: type[Exception]) -> dict[str, Any]:
         size = path.stat().st_size
         if size > MAX_JSON_BYTES:
             raise error_class(f"expected at most {MAX_JSON_BYTES} bytes of JSON in {path}, got {size}")
-        value = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=unique_keys)
+        text = path.read_bytes().decode("utf-8-sig")
+        value = json.loads(text, object_pairs_hook=unique_keys, parse_int=_integer)
         _check_depth(value)
     except (OSError, ValueError, RecursionError, MemoryError) as error:
         reason = " ".join(str(error).split())[:120]
@@ -82,6 +84,12 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"the key {shown_name(twice)} stands there twice")
     return result
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)
 
 
 def _check_depth(value: object) -> None:

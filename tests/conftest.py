@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -89,3 +90,30 @@ def official_tokenizers():
         if place and (Path(place) / "v1" / "ice_text.model").is_file():
             return Path(place)
     pytest.skip("needs the official tokenizer models: set GLM_INT4_TOKENIZERS to a folder with v1/ice_text.model")
+
+
+def train_bpe(path, **changes):
+    """Train a BPE model of 400 pieces with the official settings, or some changed."""
+    words = "你好 世界 晚上 睡不着 应该 怎么办 Hello world the weather track tool call python symbol price 12 345"
+    text = [" ".join(words.split()[i:] + words.split()[:i]) for i in range(16)]
+    settings = dict(
+        model_type="bpe",
+        vocab_size=400,
+        character_coverage=1.0,
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        minloglevel=2,
+    )
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text * 4), model_prefix=str(path.with_suffix("")), **settings | changes
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_bpe(tmp_path_factory):
+    """A BPE model of 400 pieces, trained on the spot."""
+    return train_bpe(tmp_path_factory.mktemp("bpe") / "tokenizer.model")

@@ -70,7 +70,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         ConfigError: it is missing or not a JSON object.
     """
-    if folder.name.endswith(PARTIAL_SUFFIX) and (folder / PROGRESS).exists():
+    if folder.name.endswith(PARTIAL_SUFFIX) and found_instead(folder / PROGRESS) != ABSENT:
         raise ConfigError(
             f"expected a complete checkpoint, got the unfinished {folder}; run the same quantize command with --resume"
         )
@@ -150,7 +150,7 @@ def _read_index(path: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise CheckpointError(f"expected a weight_map of file names in {path}, got none; download it again")
     for name in set(weight_map.values()):
-        if not re.fullmatch(r"[\w.-]+\.(safetensors|bin)", name):
+        if not re.fullmatch(r"[\w.-]{1,200}\.(safetensors|bin)", name):
             raise CheckpointError(
                 f"expected names of .safetensors or .bin files in {path}, got {shown(name)}; "
                 "take the index from the official repository"

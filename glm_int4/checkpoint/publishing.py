@@ -8,12 +8,14 @@ the new one did not arrive.
 import contextlib
 import ctypes
 import glob
+import json
 import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from glm_int4.checkpoint.folder import PARTIAL_SUFFIX, PROGRESS
 from glm_int4.errors import OutputError
@@ -82,6 +84,11 @@ def is_ours(folder: Path) -> bool:
     return not entries or ((folder / REPORT).is_file() and all(entry.is_file() for entry in entries))
 
 
+def is_begun(partial: Path) -> bool:
+    """Whether a run has begun to write in an unfinished folder."""
+    return any((partial / name).is_file() for name in (PROGRESS, f"{PROGRESS}.tmp"))
+
+
 def empty_folder(folder: Path) -> None:
     """Delete what is in a folder; what tells that it is ours goes last, so that a kill does not orphan it."""
     last = {REPORT: 1, PROGRESS: 2}
@@ -135,8 +142,11 @@ def _replace(partial: Path, output: Path) -> None:
             os.close(lock)
 
 
-def tidy(output: Path) -> None:
-    """Delete what this run, and runs that were killed while they published ``output``, have left beside it."""
+def tidy(output: Path, fingerprint: Any = None) -> None:
+    """Delete what this run, and runs that were killed while they published ``output``, have left beside it.
+
+    With the fingerprint of ``output``, an unfinished run to the same result goes too.
+    """
     partial = partial_folder(output)
     try:
         (output / PROGRESS).unlink(missing_ok=True)
@@ -144,13 +154,34 @@ def tidy(output: Path) -> None:
             if folder.is_dir():
                 _remove_folder(folder)
             folder.parent.rmdir()
-        if partial.is_dir() and not (partial / PROGRESS).exists():  # the old folder, exchanged
-            if is_ours(partial):
-                _remove_folder(partial)
-            else:
-                logger.warning("no run of glm-int4 wrote what was in %s: it is in %s now", output, partial)
+        if partial.is_dir():
+            _tidy_partial(partial, output, fingerprint)
     except OSError as error:
         logger.warning("cannot delete what a run left beside %s: %s", output, error)
+
+
+def _tidy_partial(partial: Path, output: Path, fingerprint: Any) -> None:
+    lock = lock_folder(partial)
+    try:
+        if (partial / PROGRESS).exists():
+            if fingerprint is not None and noted_progress(partial).get("fingerprint") == fingerprint:
+                _remove_folder(partial)
+        elif is_ours(partial) or is_begun(partial):  # the old folder, exchanged; a run that noted nothing yet
+            _remove_folder(partial)
+        else:
+            logger.warning("no run of glm-int4 wrote what was in %s: it is in %s now", output, partial)
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def noted_progress(partial: Path) -> dict[str, Any]:
+    """What a run noted in its unfinished folder; empty where it cannot be read."""
+    try:
+        progress = json.loads((partial / PROGRESS).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return progress if isinstance(progress, dict) else {}
 
 
 def _remove_folder(folder: Path) -> None:

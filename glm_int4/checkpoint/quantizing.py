@@ -102,22 +102,27 @@ def quantize_checkpoint(
     if folder.resolve().is_relative_to(output.resolve()):
         raise OutputError(f"expected an output folder apart from the checkpoint, got {output}, which holds {folder}")
     plan = make_plan(folder, options)
-    if resume:
-        finished = _finished_report(output, plan)
-        if finished is not None:
-            return finished
+    finished = _finished_report(output, plan) if resume else None
+    if finished is not None:
+        return finished
     target = OutputFolder(output, resume=resume, overwrite=overwrite, fingerprint=plan.fingerprint)
-    with target, ThreadPoolExecutor(1) as pool:
+    with target:
+        return _run(plan, target, progress, started)
+
+
+def _run(plan: QuantizationPlan, target: OutputFolder, progress: Progress | None, started: float) -> QuantizationReport:
+    """Write and publish what a plan says; the sources' checksums are computed beside."""
+    with ThreadPoolExecutor(1) as pool:
         checksums = {file.name: pool.submit(sha256, file) for file in plan.reader.files}
         try:
             target.check_space({name: sum(unit.num_bytes for unit in units) for name, units in plan.shards.items()})
             notes = _write_shards(plan, target, progress)
-            report = _report(plan, output, notes, started)
+            report = _report(plan, target.output, notes, started)
             _write_files(plan, target, report, {name: checksum.result() for name, checksum in checksums.items()})
             target.publish()
         except OSError as error:
             raise OutputError(
-                f"expected to write {size_text(plan.stored_bytes)} to {output}, got: {error.strerror or error} "
+                f"expected to write {size_text(plan.stored_bytes)} to {target.output}, got: {error.strerror or error} "
                 f"({error.filename or 'output'}); free some space or choose another disk"
             ) from error
         finally:
@@ -137,7 +142,7 @@ def _finished_report(output: Path, plan: QuantizationPlan) -> QuantizationReport
         if not (output / name).is_file() or sha256(output / name) != checksum:
             return None
     logger.warning("%s is complete already", output)
-    tidy(output)
+    tidy(output, plan.fingerprint)
     return stored
 
 

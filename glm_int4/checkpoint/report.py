@@ -62,7 +62,7 @@ def read_report(path: Path, fingerprint: Any) -> tuple[QuantizationReport, dict[
     """The report that a run with this fingerprint wrote, and its shards' SHA-256; None where there is none."""
     try:
         stored = json.loads(path.read_bytes())
-        if stored["fingerprint"] != json.loads(json.dumps(fingerprint)):
+        if stored["fingerprint"] != fingerprint:
             return None
         layers = [LayerReport(**layer) for layer in stored["layers"]]
         values = {field.name: stored[field.name] for field in fields(QuantizationReport)} | {"layers": layers}

@@ -19,8 +19,10 @@ from glm_int4.checkpoint.folder import PROGRESS
 from glm_int4.checkpoint.publishing import (
     check_output,
     empty_folder,
+    is_begun,
     is_ours,
     lock_folder,
+    noted_progress,
     partial_folder,
     publish,
     put_back,
@@ -103,8 +105,7 @@ class OutputFolder:
     def _clear(self, progress: dict[str, Any] | None) -> None:
         """Remove what an earlier run left, but for what ``progress`` lists."""
         if progress is None:
-            noted = any((self.partial / name).is_file() for name in (PROGRESS, f"{PROGRESS}.tmp"))
-            if not noted and not is_ours(self.partial):
+            if not is_begun(self.partial) and not is_ours(self.partial):
                 raise OutputError(
                     f"expected {self.partial} to be free for the unfinished checkpoint, got a folder with other "
                     "files; move it away or choose another output"
@@ -118,17 +119,17 @@ class OutputFolder:
     def _read_progress(self, fingerprint: Any) -> dict[str, Any] | None:
         """What an earlier run noted, or None where there is nothing to go on from."""
         try:
-            progress = json.loads((self.partial / PROGRESS).read_bytes())
+            progress = noted_progress(self.partial)
             begun, shards = progress["fingerprint"], progress["shards"]
             valid = all(
                 isinstance(shard["sha256"], str) and all(isinstance(note, dict) for note in shard["notes"])
                 for shard in shards.values()
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (KeyError, TypeError, AttributeError):
             return None
         if not valid:
             return None
-        if begun != json.loads(json.dumps(fingerprint)):
+        if begun != fingerprint:
             raise OutputError(
                 f"expected {self.partial} to come from the same checkpoint and options, got others; "
                 "run without --resume to start over"
@@ -217,7 +218,8 @@ class OutputFolder:
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file, complete or not at all."""
         temporary = self.partial / (name + ".tmp")
-        with temporary.open("w", encoding="utf-8") as file:
+        # Half a surrogate pair, which JSON can hold and UTF-8 cannot, is written as JSON's escape again.
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())

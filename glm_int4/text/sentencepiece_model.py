@@ -35,6 +35,9 @@ def load_model(model: bytes, name: str | Path) -> sentencepiece.SentencePiecePro
     processor = sentencepiece.SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(model)
+        ids = list(range(processor.get_piece_size()))
+        processor.id_to_piece(ids)  # a piece that is not UTF-8 would raise at some later word
+        processor.decode(ids)
     except (RuntimeError, ValueError) as error:
         raise TokenizerError(
             f"expected a SentencePiece model in {name}, got something else; download it again"

@@ -88,7 +88,7 @@ class Trials:
             assert self.run(folder, opts) == 0
         self.seconds = min(self.timed_run() for _ in range(3))
 
-    def run(self, output, options, *, at=None, after=None, exchange=True, overwrite=False):
+    def run(self, output, options, *, at=None, after=None, exchange=True, overwrite=False, resume=True):
         """Run in a child; returns its exit code, negative where a signal ended it."""
         self.board[:3] = b"[]\0"
         pid = os.fork()
@@ -96,7 +96,7 @@ class Trials:
             code = 70
             try:
                 Killer(self.board, at, exchange)
-                quantizing.quantize_checkpoint(self.source, output, resume=True, overwrite=overwrite, **options)
+                quantizing.quantize_checkpoint(self.source, output, resume=resume, overwrite=overwrite, **options)
                 code = 0
             except BaseException:
                 traceback.print_exc()
@@ -166,7 +166,8 @@ class Trials:
         hit = []
         for kill in kills:
             code = self.run(self.out, self.options, overwrite=before is not None, exchange=exchange, **kill)
-            assert code in (0, -signal.SIGKILL), code
+            refused = code == 70 and not kill.get("resume", True) and self.is_new()  # nothing to start over
+            assert code in (0, -signal.SIGKILL) or refused, code
             hit.append(self.last_call()[1] if code else "ended before the kill")
             self.check_killed(before, exchange)
         assert self.run(self.out, self.options, overwrite=before is not None, exchange=exchange) == 0
@@ -212,7 +213,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--random", type=int, default=40, help="kills at random times")
+    parser.add_argument("--random", type=int, default=30, help="kills at random times")
     args = parser.parse_args()
     warm_up()
     rng = random.Random(args.seed)
@@ -224,9 +225,14 @@ def main():
     for before, exchange in cases:
         total = tiny.calls(before, exchange)
         for at in range(1, total + 1):
-            again = [{"at": rng.randint(1, total)}] if rng.random() < 0.5 else []
+            again = [{"at": rng.randint(1, total), "resume": rng.random() < 0.6}] if rng.random() < 0.5 else []
             with said(f"killed before call {at}, then {again}; output before: {before}; exchange: {exchange}"):
                 phases.update(tiny.trial([{"at": at}, *again], before, exchange))
+    for at in range(1, 13):  # a run that starts over is killed while it deletes what another has left
+        for before in (None, OURS):
+            first = tiny.calls(before, True) - rng.randint(1, 12)
+            with said(f"killed before call {first}, then, starting over, before call {at}; output before: {before}"):
+                phases.update(tiny.trial([{"at": first}, {"at": at, "resume": False}], before))
     calls = sum(phases.values())
     mini = Trials(args.work / "mini", MINI, {"bits": 4, "max_shard_bytes": 300_000}, {"bits": 8})
     for _ in range(args.random):

@@ -265,6 +265,14 @@ def test_an_existing_output_is_kept_without_overwrite_and_until_the_new_one_is_c
     assert json.loads((out / "quantization_report.json").read_text())["group_size"] == 64
 
 
+def test_odd_text_in_the_config_is_written_as_it_was(tmp_path, tiny_folder):
+    path = tiny_folder / "config.json"
+    config = json.loads(path.read_text()) | {"_name_or_path": '\ud800 模型 "\n'}
+    path.write_text(json.dumps(config))
+    glm_int4.quantize_checkpoint(tiny_folder, tmp_path / "out", group_size=32)
+    assert json.loads((tmp_path / "out" / "config.json").read_bytes()).items() >= config.items()
+
+
 def test_an_empty_output_folder_is_taken(tmp_path):
     (tmp_path / "out").mkdir()
     glm_int4.quantize_checkpoint(TINY, tmp_path / "out", group_size=32)

@@ -149,6 +149,41 @@ def test_an_explicit_version_overrides_detection(raw, version, message):
         parse_config(raw, version)
 
 
+SIZES = ("num_layers", "hidden_size", "inner_hidden_size", "num_attention_heads", "vocab_size", "max_sequence_length")
+ABSURD = [
+    0,
+    -1,
+    10**9,
+    10**12,
+    10**4000,
+    2.5,
+    2.0,
+    float("nan"),
+    float("inf"),
+    "28",
+    "x" * 10**6,
+    [28],
+    {"a": [[1]]},
+    True,
+]
+
+
+@pytest.mark.parametrize("key", [*SIZES, "bos_token_id", "pad_token_id"])
+@pytest.mark.parametrize("value", ABSURD, ids=lambda value: f"{type(value).__name__}-{str(value)[:9]}")
+def test_absurd_sizes_are_refused_in_one_short_line(key, value):
+    if key.endswith("_id") and value == 0:
+        value = -7
+    with pytest.raises(ConfigError, match=key) as caught:
+        parse(**{key: value})
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("value", [0, 1, -1e-5, float("nan"), float("inf"), "1e-5", True, [1e-5], 10**400])
+def test_absurd_epsilons_are_refused(value):
+    with pytest.raises(ConfigError, match="layernorm_epsilon"):
+        parse(layernorm_epsilon=value)
+
+
 def test_an_unknown_version_is_refused():
     with pytest.raises(ConfigError, match="auto, 1, 2 or 3"):
         parse_config(RAW, "4")

@@ -11,8 +11,7 @@ from tokenizers import Tokenizer
 from glm_int4.errors import InputError, TokenizerError
 from glm_int4.text import ChatGLM2Tokenizer
 from glm_int4.text.fast_tokenizer import fast_tokenizer_json
-from tests.conftest import FIXTURES
-from tests.text.conftest import train_bpe
+from tests.conftest import FIXTURES, train_bpe
 
 ORACLES = {v: json.loads((FIXTURES / f"tokenizer_v{v}.json").read_text(encoding="utf-8")) for v in ("2", "3")}
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
