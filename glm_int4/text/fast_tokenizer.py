@@ -3,6 +3,9 @@
 The engine itself uses ``tokenizer_v2``. Encoding agrees with it; so does decoding of ids that a text can
 have. Two sequences of bytes decode otherwise: of a run that is no UTF-8 as a whole the format marks every
 byte, SentencePiece only the broken ones; and a space that a byte piece puts first is dropped.
+
+transformers finds the tokens that it is told (``eos_token`` and so on) in text; where it should not, it
+takes ``split_special_tokens=True``.
 """
 
 import json
