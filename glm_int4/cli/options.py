@@ -153,4 +153,4 @@ def read_tools(path: Path) -> list[Tool]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"expected a JSON list of tools in {path}, got something else ({error})") from error
     except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+        raise InputError(f"{error} (in {path})") from error
