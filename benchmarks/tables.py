@@ -37,15 +37,16 @@ def mini() -> str:
 
 
 def full_size() -> str:
-    """What the 6-billion-parameter checkpoint takes on a CPU."""
-    result = json.loads((RESULTS / "full_size.json").read_text(encoding="utf-8"))
-    heads = "|quantizing|its peak memory|size on disk|bits per weight|loading|memory once loaded|peak memory of a chat"
-    columns = [[head] for head in f"{heads}|prompt of 128 tokens|prompt of 512|answer".split("|")]
-    for row in result["rows"]:
+    """What the 6-billion-parameter checkpoints take on a CPU."""
+    results = [json.loads((RESULTS / f"full_size_{name}.json").read_text(encoding="utf-8")) for name in NAMES]
+    heads = "|quantizing|its peak memory|size on disk|bits per weight|loading|memory once loaded"
+    heads += "|memory in a short chat|peak, with a prompt of 512 tokens|prompt of 128 tokens|prompt of 512|answer"
+    columns = [[head] for head in heads.split("|")]
+    for name, row in [(name, row) for name, result in NAMES.items() for row in _result(result)]:
         quantize = row["quantize"]
         speed = quantize["source_bytes"] / quantize["seconds"] / 1e9
         cells = [
-            f"INT{quantize['bits']}",
+            f"{name} INT{quantize['bits']}",
             f"{quantize['seconds']:.0f} s ({speed:.2f} GB/s)",
             f"{quantize['peak_rss_bytes'] / 1e9:.2f} GB",
             f"{quantize['stored_bytes'] / 1e9:.2f} GB",
