@@ -6,6 +6,7 @@ python benchmarks/tables.py --check    fails where README.md is not what the res
 
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -36,41 +37,70 @@ def mini() -> str:
     return "\n".join(lines)
 
 
+MODELS = {"ChatGLM-6B": "chatglm-6b", "ChatGLM2-6B": "chatglm2-6b", "ChatGLM3-6B": "chatglm3-6b"}
+
+
 def full_size() -> str:
     """What the 6-billion-parameter checkpoints take on a CPU."""
-    results = [json.loads((RESULTS / f"full_size_{name}.json").read_text(encoding="utf-8")) for name in NAMES]
-    heads = "|quantizing|its peak memory|size on disk|bits per weight|loading|memory once loaded"
-    heads += "|memory in a short chat|peak, with a prompt of 512 tokens|prompt of 128 tokens|prompt of 512|answer"
+    heads = "|quantizing|its peak memory|size on disk|bits per weight|loading|weights in memory|memory once loaded"
+    heads += "|in a short chat|peak, after 512 tokens|prompt of 128 tokens|prompt of 512|answer"
     columns = [[head] for head in heads.split("|")]
-    for name, row in [(name, row) for name, result in NAMES.items() for row in _result(result)]:
-        quantize = row["quantize"]
-        speed = quantize["source_bytes"] / quantize["seconds"] / 1e9
-        cells = [
-            f"{name} INT{quantize['bits']}",
-            f"{quantize['seconds']:.0f} s ({speed:.2f} GB/s)",
-            f"{quantize['peak_rss_bytes'] / 1e9:.2f} GB",
-            f"{quantize['stored_bytes'] / 1e9:.2f} GB",
-            f"{quantize['bits_per_weight']:.2f}",
-            f"{row['load_s']:.1f} s",
-            f"{row['load_rss_bytes'] / 1e9:.2f} GB",
-            f"{row['chat_peak_rss_bytes'] / 1e9:.2f} GB",
-            *(f"{prefill['tokens_per_s']:.1f} tokens/s" for prefill in row["prefill"]),
-            f"{row['decode']['tokens_per_s']:.1f} tokens/s",
-        ]
-        for column, cell in zip(columns, cells, strict=True):
-            column.append(cell)
+    notes = []
+    for name, file in MODELS.items():
+        result = json.loads((RESULTS / f"full_size_{file}.json").read_text(encoding="utf-8"))
+        for row in result["rows"]:
+            for column, cell in zip(columns, [f"{name}, INT{row['quantize']['bits']}", *_cells(row)], strict=True):
+                column.append(cell)
+        notes.append(f"{name} {result['commit']}")
     lines = [f"| {' | '.join(columns[0])} |", "|---" * len(columns[0]) + "|"]
     lines += [f"| {' | '.join(column)} |" for column in columns[1:]]
     lines.append("")
     lines.append(
         f"{result['rows'][0]['threads']} threads of {result['cpu']} ({result['capability']}), a shared machine; "
-        f"torch {result['torch']}, {result['date']}, commit {result['commit']}. GB = 1e9 bytes; "
+        f"torch {result['torch']}, {result['date']}, commits {', '.join(notes)}. GB = 1e9 bytes; "
         "files in the page cache; medians of 3 runs."
     )
     return "\n".join(lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {"mini": mini, "full-size": full_size}
+def _cells(row: dict) -> list[str]:
+    quantize = row["quantize"]
+    speed = quantize["source_bytes"] / quantize["seconds"] / 1e9
+    memory = ("weight_bytes", "load_rss_bytes", "short_chat_rss_bytes", "peak_rss_bytes")
+    return [
+        f"{quantize['seconds']:.0f} s ({speed:.2f} GB/s)",
+        f"{quantize['peak_rss_bytes'] / 1e9:.2f} GB",
+        f"{quantize['stored_bytes'] / 1e9:.2f} GB",
+        f"{quantize['bits_per_weight']:.2f}",
+        f"{row['load_s']:.1f} s",
+        *(f"{row[key] / 1e9:.2f} GB" for key in memory),
+        *(f"{prefill['tokens_per_s']:.1f} tokens/s" for prefill in row["prefill"]),
+        f"{row['decode']['tokens_per_s']:.1f} tokens/s",
+    ]
+
+
+def quantizers() -> str:
+    """One line: our quantizer beside llama.cpp's."""
+    result = json.loads((RESULTS / "quantizers.json").read_text(encoding="utf-8"))
+    medians = {
+        name: {key: statistics.median(run[key] for run in runs) for key in ("seconds", "peak_rss_bytes")}
+        for name, runs in result["runs"].items()
+    }
+    size = result["source_bytes"] / 1e9
+    parts = [
+        f"{name} {figures['seconds']:.0f} s ({size / figures['seconds']:.2f} GB/s, peak "
+        f"{figures['peak_rss_bytes'] / 1e9:.2f} GB)"
+        for name, figures in medians.items()
+    ]
+    ratio = result["speed_ratio"]
+    return (
+        f"Quantizing the same {size:.1f} GB of float16 to 4 bits, in turn, {len(result['runs']['glm-int4'])} times: "
+        f"{parts[0]}; {parts[1]} ({result['versions']['llama-cpp-python']}, Q4_0): glm-int4 is "
+        f"{ratio['median']:.2f} times as fast ({ratio['least']:.2f} to {ratio['largest']:.2f})."
+    )
+
+
+TABLES: dict[str, Callable[[], str]] = {"mini": mini, "full-size": full_size, "quantizers": quantizers}
 
 
 def render(readme: str) -> str:

@@ -217,6 +217,7 @@ def _quantized_blocks(plan: QuantizationPlan, matrix: MatrixSpec, sums: ErrorSum
         quantized, error, norm = quantize(block, scheme)
         if not bool(torch.isfinite(quantized.scales).all()):
             raise CheckpointError(f"expected weights whose scales fit float16, got larger ones in {source}.weight")
+        plan.reader.release(f"{source}.weight", slice(start, start + step))
         sums.error, sums.norm = sums.error + error, sums.norm + norm
         yield quantized
 

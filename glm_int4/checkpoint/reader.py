@@ -53,10 +53,10 @@ class CheckpointReader:
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[name]
 
-    def release(self, name: str) -> None:
-        """Give back the memory of a mapped tensor's pages; they are read again when needed."""
+    def release(self, name: str, rows: slice = slice(None)) -> None:
+        """Give back the memory of a mapped tensor's pages, or those of some rows; they are read again when needed."""
         if name in self._mapped and sys.platform.startswith("linux") and self._tensors[name].is_contiguous():
-            _release_pages(self._tensors[name])
+            _release_pages(self._tensors[name][rows])
 
     def check(
         self,
