@@ -27,8 +27,10 @@ setup(
         "typer",
         "rich",
         "prompt_toolkit",
+        "markdown-it-py",
     ],
     extras_require={
+        "peers": ["llama-cpp-python", "gguf"],
         "dev": [
             "pytest",
             "pytest-benchmark",

@@ -15,6 +15,10 @@ FLOAT32_RELATIVE_RMS = 1e-5
 # and twice the output are rounded: at most 1.2 %, and half of that since they are independent.
 BFLOAT16_RELATIVE_RMS = 6e-3
 
+# A head's largest of 16 normal values is about 2, and a step of its INT8 grid 1/127 of that: a uniform error
+# of 0.29 steps is 0.5 % of a value. Keys and values both err, and scores err before a softmax: three times that.
+INT8_CACHE_RELATIVE_RMS = 1.5e-2
+
 
 def relative_rms(value, expected):
     """Root mean square error as a share of the expected value's root mean square."""

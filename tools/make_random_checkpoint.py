@@ -2,7 +2,7 @@
 
     python tools/make_random_checkpoint.py --model chatglm-6b --output chatglm-6b-random
 
-It answers nonsense, but sizes, times and memory are those of the real one: 8 ``.bin`` shards, about
+It answers nonsense, but sizes, times and memory are those of the real one: 7 or 8 ``.bin`` shards, about
 13 GB, in the official names, shapes and types. A shard is held in memory while it is written.
 """
 
@@ -17,8 +17,34 @@ from rich.progress import track
 from torch import Tensor
 
 from glm_int4.checkpoint import layout
-from glm_int4.models.config import ChatGLMConfig, parse_config
+from glm_int4.models.config import ChatGLMConfig, Config, parse_config
 
+_V2 = {
+    "add_bias_linear": False,
+    "add_qkv_bias": True,
+    "apply_query_key_layer_scaling": True,
+    "apply_residual_connection_post_layernorm": False,
+    "architectures": ["ChatGLMModel"],
+    "attention_softmax_in_fp32": True,
+    "eos_token_id": 2,
+    "ffn_hidden_size": 13696,
+    "hidden_size": 4096,
+    "kv_channels": 128,
+    "layernorm_epsilon": 1e-05,
+    "model_type": "chatglm",
+    "multi_query_attention": True,
+    "multi_query_group_num": 2,
+    "num_attention_heads": 32,
+    "num_layers": 28,
+    "original_rope": True,
+    "pad_token_id": 0,
+    "padded_vocab_size": 65024,
+    "post_layer_norm": True,
+    "rmsnorm": True,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float16",
+    "use_cache": True,
+}
 CONFIGS = {
     "chatglm-6b": {
         "_name_or_path": "chatglm-6b-random",
@@ -39,30 +65,43 @@ CONFIGS = {
         "torch_dtype": "float16",
         "use_cache": True,
         "vocab_size": 130528,
-    }
+    },
+    "chatglm2-6b": {"_name_or_path": "chatglm2-6b-random", "seq_length": 32768} | _V2,
+    "chatglm3-6b": {"_name_or_path": "chatglm3-6b-random", "seq_length": 8192} | _V2,
 }
-NUM_SHARDS = 8
+NUM_SHARDS = {"1": 8, "2": 7, "3": 7}
+
+Entry = tuple[str, tuple[int, ...], torch.dtype]
 
 
-def tensors(config: ChatGLMConfig) -> Iterator[tuple[str, tuple[int, ...], torch.dtype]]:
+def tensors(config: Config) -> Iterator[Entry]:
     """Names, shapes and types in the order of the official files."""
+    version_1 = isinstance(config, ChatGLMConfig)
     vectors = layout.vectors(config)
     matrices = {m.name: (m.out_features, m.in_features) for m in layout.linears(config)}
-    embedding = layout.embedding(config)
+    norm_dtype = torch.float32 if version_1 else torch.float16
+    stem = "transformer" if version_1 else "transformer.encoder"
+    embedding, *heads = layout.vocabulary(config)
     shape = (embedding.out_features, embedding.in_features)
     yield f"{embedding.name}.weight", shape, torch.float16
+    if not version_1:
+        yield "transformer.rotary_pos_emb.inv_freq", (config.head_dim // 4,), torch.float16
     for i in range(config.num_layers):
-        prefix = f"transformer.layers.{i}."
-        yield f"{prefix}attention.rotary_emb.inv_freq", (config.head_dim // 4,), torch.float16
+        prefix = f"{stem}.layers.{i}."
+        if version_1:
+            yield f"{prefix}attention.rotary_emb.inv_freq", (config.head_dim // 4,), torch.float16
         for name, size in vectors.items():
             if name.startswith(prefix):
-                yield name, size, torch.float32 if "layernorm" in name else torch.float16
+                yield name, size, norm_dtype if "layernorm" in name else torch.float16
         for name, size in matrices.items():
             if name.startswith(prefix):
                 yield f"{name}.weight", size, torch.float16
-    for part in ("weight", "bias"):
-        yield f"transformer.final_layernorm.{part}", (config.hidden_size,), torch.float32
-    yield layout.HEAD, shape, torch.float16
+    for name, size in vectors.items():
+        if name.startswith(f"{stem}.final_layernorm"):
+            yield name, size, norm_dtype
+    for name in (layout.tied_head(config), *(head.name for head in heads)):
+        if name:
+            yield f"{name}.weight", shape, torch.float16
 
 
 def random_tensor(name: str, shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
@@ -91,29 +130,38 @@ def main() -> None:
     raw = dict(CONFIGS[arguments.model])
     if arguments.layers:
         raw["num_layers"] = arguments.layers
-    entries = list(tensors(parse_config(raw)))
-    total_size = sum(math.prod(shape) * dtype.itemsize for _, shape, dtype in entries)
+    config = parse_config(raw)
     arguments.output.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(arguments.seed)
-    shards: list[list[tuple[str, tuple[int, ...], torch.dtype]]] = [[] for _ in range(NUM_SHARDS)]
-    done = 0
-    for entry in entries:
-        shards[min(NUM_SHARDS * done // total_size, NUM_SHARDS - 1)].append(entry)
-        done += math.prod(entry[1]) * entry[2].itemsize
-    weight_map, embedding = {}, None
-    names = [f"pytorch_model-{i:05d}-of-{NUM_SHARDS:05d}.bin" for i in range(1, NUM_SHARDS + 1)]
-    for name, shard in zip(names, track(shards, "writing shards"), strict=True):
+    shards = split(list(tensors(config)), NUM_SHARDS[config.version])
+    weight_map, total_size = {}, 0
+    tied, embedding = f"{layout.tied_head(config)}.weight", f"{layout.embedding(config).name}.weight"
+    for name, shard in track(shards.items(), "writing shards"):
         state = {}
         for key, shape, dtype in shard:
-            if key == layout.HEAD:  # equal to the embedding, which lies in the first shard
-                first = torch.load(arguments.output / names[0], weights_only=True, mmap=True)
-                embedding = first[f"{layout.EMBEDDING}.weight"]
-            state[key] = embedding if key == layout.HEAD else random_tensor(key, shape, dtype, generator)
+            if key == tied:  # equal to the embedding, which lies in the first shard
+                first = torch.load(arguments.output / next(iter(shards)), weights_only=True, mmap=True)
+                state[key] = first[embedding]
+            else:
+                state[key] = random_tensor(key, shape, dtype, generator)
+            total_size += state[key].numel() * dtype.itemsize
             weight_map[key] = name
         torch.save(state, arguments.output / name)
     index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
     (arguments.output / "pytorch_model.bin.index.json").write_text(json.dumps(index, indent=2) + "\n")
     (arguments.output / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
+
+
+def split(entries: list[Entry], num_shards: int) -> dict[str, list[Entry]]:
+    """Spread tensors over files of about the same size, in order."""
+    sizes = [math.prod(shape) * dtype.itemsize for _, shape, dtype in entries]
+    shards: list[list[Entry]] = [[] for _ in range(num_shards)]
+    done = 0
+    for entry, size in zip(entries, sizes, strict=True):
+        shards[min(num_shards * done // sum(sizes), num_shards - 1)].append(entry)
+        done += size
+    names = [f"pytorch_model-{i:05d}-of-{num_shards:05d}.bin" for i in range(1, num_shards + 1)]
+    return dict(zip(names, shards, strict=True))
 
 
 if __name__ == "__main__":

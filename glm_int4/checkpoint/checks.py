@@ -8,6 +8,7 @@ from torch import Tensor
 from glm_int4.checkpoint import layout
 from glm_int4.checkpoint.reader import CheckpointReader
 from glm_int4.errors import CheckpointError
+from glm_int4.models.config import Config
 
 logger = logging.getLogger(__name__)
 
@@ -27,28 +28,32 @@ def check_finite(name: str, tensor: Tensor) -> None:
         )
 
 
-def warn_of_untied_head(reader: CheckpointReader) -> None:
-    """Warn where a stored head is another matrix than the embedding.
+def warn_of_untied_head(reader: CheckpointReader, config: Config) -> None:
+    """Warn where version 1's stored head is another matrix than the embedding.
 
     The official code ties the two when it loads, and so do we: a head that was trained apart has no effect.
     """
-    embedding_name = f"{layout.EMBEDDING}.weight"
-    if layout.HEAD in reader and embedding_name in reader and not _equal(reader[layout.HEAD], reader[embedding_name]):
+    tied, embedding = layout.tied_head(config), f"{layout.embedding(config).name}.weight"
+    head = f"{tied}.weight"
+    if tied is None or head not in reader:
+        return
+    if embedding in reader and not _equal(reader[head], reader[embedding]):
         logger.warning(
             "ignoring %s in %s, which is another matrix than %s: ChatGLM-6B's head is its embedding, here as in the "
             "official code; a head that was trained apart has no effect",
-            layout.HEAD,
+            head,
             reader.folder,
-            embedding_name,
+            embedding,
         )
-    if layout.HEAD in reader:
-        reader.release(layout.HEAD)
+    reader.release(head)
 
 
 def _equal(head: Tensor, embedding: Tensor) -> bool:
     """Whether two matrices hold the same bits once the head has the embedding's dtype."""
-    if head.shape != embedding.shape or not head.is_floating_point() or not embedding.is_floating_point():
+    if head.shape != embedding.shape:
         return False
+    if not (head.is_floating_point() and embedding.is_floating_point()):  # integers of a quantized embedding
+        return torch.equal(head, embedding)
     step = max(_BLOCK_BYTES // max(embedding[:1].numel() * embedding.element_size(), 1), 1)
     bits = _BITS[embedding.element_size()]
     blocks = ((head[i : i + step], embedding[i : i + step]) for i in range(0, len(embedding), step))

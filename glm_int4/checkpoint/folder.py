@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from glm_int4.errors import CheckpointError, ConfigError, InputError
+from glm_int4.errors import CheckpointError, ConfigError, InputError, TokenizerError
 from glm_int4.files import ABSENT, found_instead, read_json, shown, shown_name
 
 logger = logging.getLogger(__name__)
@@ -80,6 +80,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     if _adapter_in(folder):
         raise ConfigError(f"expected a checkpoint with config.json in {folder}, got {_adapter_in(folder)}")
     raise ConfigError(f"expected config.json in {folder}, got none; is this a checkpoint folder?")
+
+
+def read_tokenizer_config(folder: Path) -> dict[str, Any] | None:
+    """Return the parsed ``tokenizer_config.json`` of a checkpoint folder, None where there is none.
+
+    Raises:
+        TokenizerError: it is not a JSON object.
+    """
+    path = folder / "tokenizer_config.json"
+    return None if found_instead(path) == ABSENT else read_json(path, TokenizerError)
 
 
 def find_shards(folder: Path) -> Shards:

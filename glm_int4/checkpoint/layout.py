@@ -1,15 +1,10 @@
-"""Names, shapes and dtypes of a ChatGLM-6B (v1) checkpoint, official and quantized by us."""
+"""Names and shapes of what a ChatGLM checkpoint holds, version by version."""
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from glm_int4.models.config import ChatGLMConfig
-
-EMBEDDING = "transformer.word_embeddings"
-HEAD = "lm_head.weight"  # stored by the official files, equal to the embedding and ignored
-
-_NORMS = ("input_layernorm", "post_attention_layernorm")
+from glm_int4.models.config import ChatGLM2Config, Config
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,34 +17,69 @@ class MatrixSpec:
     in_features: int
 
 
-def linears(config: ChatGLMConfig) -> Iterator[MatrixSpec]:
-    """The linear layers, in the order of the network."""
+def embedding(config: Config) -> MatrixSpec:
+    """The embedding; in version 1 it is the head too."""
+    if isinstance(config, ChatGLM2Config):
+        name, kind = "transformer.embedding.word_embeddings", "embedding"
+    else:
+        name, kind = "transformer.word_embeddings", "embedding + head"
+    return MatrixSpec(name, kind, config.vocab_size, config.hidden_size)
+
+
+def vocabulary(config: Config) -> list[MatrixSpec]:
+    """The matrices with a row for every token: the embedding and, where it is another matrix, the head."""
+    if isinstance(config, ChatGLM2Config):
+        head = MatrixSpec("transformer.output_layer", "head", config.vocab_size, config.hidden_size)
+        return [embedding(config), head]
+    return [embedding(config)]
+
+
+def linears(config: Config) -> Iterator[MatrixSpec]:
+    """The linear layers of the blocks, in the order of the network."""
     hidden, ffn = config.hidden_size, config.ffn_size
     for i in range(config.num_layers):
-        prefix = f"transformer.layers.{i}"
-        yield MatrixSpec(f"{prefix}.attention.query_key_value", "query_key_value", 3 * hidden, hidden)
-        yield MatrixSpec(f"{prefix}.attention.dense", "dense", hidden, hidden)
-        yield MatrixSpec(f"{prefix}.mlp.dense_h_to_4h", "dense_h_to_4h", ffn, hidden)
+        if isinstance(config, ChatGLM2Config):
+            prefix, attention = f"transformer.encoder.layers.{i}", "self_attention"
+            qkv, up = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim, 2 * ffn
+        else:
+            prefix, attention = f"transformer.layers.{i}", "attention"
+            qkv, up = 3 * hidden, ffn
+        yield MatrixSpec(f"{prefix}.{attention}.query_key_value", "query_key_value", qkv, hidden)
+        yield MatrixSpec(f"{prefix}.{attention}.dense", "dense", hidden, hidden)
+        yield MatrixSpec(f"{prefix}.mlp.dense_h_to_4h", "dense_h_to_4h", up, hidden)
         yield MatrixSpec(f"{prefix}.mlp.dense_4h_to_h", "dense_4h_to_h", hidden, ffn)
 
 
-def embedding(config: ChatGLMConfig) -> MatrixSpec:
-    """The embedding, which is also the head."""
-    return MatrixSpec(EMBEDDING, "embedding + head", config.vocab_size, config.hidden_size)
+def matrices(config: Config) -> dict[str, MatrixSpec]:
+    """All matrices by name, those of the vocabulary first."""
+    return {matrix.name: matrix for matrix in (*vocabulary(config), *linears(config))}
 
 
-def vectors(config: ChatGLMConfig) -> dict[str, tuple[int, ...]]:
+def vectors(config: Config) -> dict[str, tuple[int, ...]]:
     """Norms and biases: everything that stays unquantized."""
+    version_1 = not isinstance(config, ChatGLM2Config)
+    stem = "transformer" if version_1 else "transformer.encoder"
+    norms = [
+        f"{stem}.layers.{i}.{n}"
+        for i in range(config.num_layers)
+        for n in ("input_layernorm", "post_attention_layernorm")
+    ]
     shapes: dict[str, tuple[int, ...]] = {}
-    norms = [f"transformer.layers.{i}.{n}" for i in range(config.num_layers) for n in _NORMS]
-    for norm in (*norms, "transformer.final_layernorm"):
-        shapes[f"{norm}.weight"] = shapes[f"{norm}.bias"] = (config.hidden_size,)
+    for norm in (*norms, f"{stem}.final_layernorm"):
+        for part in ("weight", "bias") if version_1 else ("weight",):
+            shapes[f"{norm}.{part}"] = (config.hidden_size,)
     for matrix in linears(config):
-        shapes[f"{matrix.name}.bias"] = (matrix.out_features,)
+        if version_1 or matrix.kind == "query_key_value":
+            shapes[f"{matrix.name}.bias"] = (matrix.out_features,)
     return shapes
 
 
-def num_parameters(config: ChatGLMConfig) -> int:
-    """Number of parameters, the tied matrix counted once."""
-    matrices = [embedding(config), *linears(config)]
-    return sum(m.out_features * m.in_features for m in matrices) + sum(math.prod(s) for s in vectors(config).values())
+def tied_head(config: Config) -> str | None:
+    """Name of a stored matrix that equals the embedding and is ignored: version 1's head."""
+    return None if isinstance(config, ChatGLM2Config) else "lm_head"
+
+
+def num_parameters(config: Config) -> int:
+    """Number of parameters, a tied matrix counted once."""
+    weights = sum(m.out_features * m.in_features for m in matrices(config).values())
+    return weights + sum(math.prod(shape) for shape in vectors(config).values())

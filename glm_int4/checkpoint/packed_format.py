@@ -6,17 +6,19 @@ float16 (N, K / G), ``name.weight_shape`` int64 (2) and, if asymmetric, ``name.w
 bytes with the even k in the low nibble; stored integers are q + 8 (4 bits) or q + 128 (8 bits).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from glm_int4.checkpoint import layout
 from glm_int4.checkpoint.layout import MatrixSpec
 from glm_int4.checkpoint.reader import CheckpointReader
-from glm_int4.checkpoint.safetensors_file import TensorSpec
+from glm_int4.checkpoint.safetensors_file import SafetensorsWriter, TensorSpec
 from glm_int4.errors import CheckpointError, ConfigError
 from glm_int4.files import shown
+from glm_int4.models.config import Config
 from glm_int4.quantization.scheme import GROUP_SIZES, QuantizationScheme, QuantizedWeight
 
 QUANT_METHOD, FORMAT = "compressed-tensors", "pack-quantized"
@@ -55,12 +57,24 @@ def unpack_zero_points(words: Tensor, bits: int, out_features: int) -> Tensor:
 
 
 def quantization_config(
-    scheme: QuantizationScheme, embedding_scheme: QuantizationScheme | None, ignore: list[str]
+    config: Config, schemes: Mapping[str, QuantizationScheme | None], scheme: QuantizationScheme
 ) -> dict[str, Any]:
-    """The ``quantization_config`` of config.json."""
+    """The ``quantization_config`` of config.json.
+
+    Args:
+        schemes: by matrix name. scheme: that of the linear layers.
+    """
     groups = {"linears": _group(scheme, "Linear")}
-    if embedding_scheme is not None:
-        groups["embeddings"] = _group(embedding_scheme, "Embedding")
+    tied = layout.tied_head(config)
+    ignore = [tied] if tied else []
+    for matrix in layout.vocabulary(config):
+        matrix_scheme = schemes[matrix.name]
+        if matrix.kind != "head" and matrix_scheme is not None:
+            groups["embeddings"] = _group(matrix_scheme, "Embedding")
+        elif matrix.kind == "head" and matrix_scheme is not None:
+            groups["head"] = _group(matrix_scheme, matrix.name)
+        elif matrix.kind == "head":
+            ignore.append(matrix.name)
     return {
         "quant_method": QUANT_METHOD,
         "format": FORMAT,
@@ -145,3 +159,19 @@ def read_weight(reader: CheckpointReader, matrix: MatrixSpec, scheme: Quantizati
         scales=scales.clone(),
         zero_points=zero_points,
     )
+
+
+def write_weight(writer: SafetensorsWriter, matrix: MatrixSpec, blocks: Iterable[QuantizedWeight]) -> None:
+    """Write a quantized matrix that comes in blocks of rows."""
+    scales, zeros, offset, bits = [], [], 0, 0
+    for block in blocks:
+        writer.write(f"{matrix.name}.weight_packed", block.packed, offset)
+        offset += block.packed.numel()
+        bits = block.scheme.bits
+        scales.append(block.scales)
+        if block.zero_points is not None:
+            zeros.append(block.zero_points)
+    writer.write(f"{matrix.name}.weight_scale", torch.cat(scales))
+    writer.write(f"{matrix.name}.weight_shape", torch.tensor([matrix.out_features, matrix.in_features]))
+    if zeros:
+        writer.write(f"{matrix.name}.weight_zero_point", pack_zero_points(torch.cat(zeros), bits))

@@ -3,7 +3,7 @@
 import ctypes
 import mmap
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -46,6 +46,9 @@ class CheckpointReader:
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[name]

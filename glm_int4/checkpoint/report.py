@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from glm_int4.checkpoint import packed_format
 from glm_int4.checkpoint.layout import MatrixSpec
 from glm_int4.quantization.scheme import QuantizationScheme
 
@@ -26,7 +25,10 @@ class LayerReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizationReport:
-    """What a run did. Sizes in bytes; ``bits_per_weight`` counts every tensor as stored."""
+    """What a run did. Sizes in bytes; ``bits_per_weight`` counts every tensor as stored.
+
+    method: "kept" where the weights were quantized already and were not rounded again.
+    """
 
     output: str
     bits: int
@@ -40,7 +42,9 @@ class QuantizationReport:
     layers: list[LayerReport]
 
 
-def layer_report(matrix: MatrixSpec, scheme: QuantizationScheme | None, rel_error: float) -> LayerReport:
+def layer_report(
+    matrix: MatrixSpec, scheme: QuantizationScheme | None, stored_bytes: int, rel_error: float
+) -> LayerReport:
     """Describe one matrix that was quantized with ``scheme``."""
     assert scheme is not None
     return LayerReport(
@@ -49,7 +53,7 @@ def layer_report(matrix: MatrixSpec, scheme: QuantizationScheme | None, rel_erro
         bits=scheme.bits,
         group_size="channel" if scheme.group_size is None else scheme.group_size,
         num_weights=matrix.out_features * matrix.in_features,
-        stored_bytes=sum(spec.num_bytes for spec in packed_format.tensor_specs(matrix, scheme)),
+        stored_bytes=stored_bytes,
         rel_error=rel_error,
     )
 

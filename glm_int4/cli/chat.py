@@ -2,24 +2,18 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from glm_int4.cli import console, options
-from glm_int4.errors import InputError
+from glm_int4.cli import options
 
 if TYPE_CHECKING:
-    from glm_int4.generation.engine import Engine
-    from glm_int4.generation.sampling import SamplingParams
+    from glm_int4.cli.terminal.conversation import Conversation
 
 NAME = "chat"
 
-_HELP = "/clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
-
-# When old rounds are dropped, a quarter of max_length stays free for the answer.
-_ROUNDS_SHARE = 0.75
+_HINT = "/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves."
 
 
 def run(
@@ -33,6 +27,7 @@ def run(
     repetition_penalty: options.RepetitionPenalty = 1.0,
     max_new_tokens: options.MaxNewTokens = None,
     max_length: options.MaxLength = None,
+    kv_bits: options.KVBits = 16,
     seed: options.Seed = None,
     stop: options.Stop = None,
     device: options.Device = "auto",
@@ -54,132 +49,66 @@ def run(
     if system is not None:
         options.check_text(system, "a system text")
     started = time.perf_counter()
-    glm = options.load_engine(model, device=device, threads=threads, model_version=model_version, max_length=max_length)
+    glm = options.load_engine(
+        model, device=device, threads=threads, model_version=model_version, max_length=max_length, kv_bits=kv_bits
+    )
     glm.tokenizer  # noqa: B018 (a folder without one is an error now, not after the first question)
-    conversation = Conversation(glm, sampling, system, max_new_tokens)
+    from glm_int4.cli.terminal.conversation import Conversation
+    from glm_int4.cli.terminal.screen import PlainScreen
+    from glm_int4.cli.terminal.status import limit_note
+
+    name = options.find_model(model)
+    conversation = Conversation(glm, sampling, name=name, system=system, max_new_tokens=max_new_tokens)
     if prompt is not None:
-        for piece in conversation.ask(prompt):
-            print(options.printable(piece), end="", flush=True)
-        print()
+        screen = PlainScreen()
+        screen.answer(conversation.ask(prompt))
+        if note := limit_note(conversation, conversation.turns[-1]):
+            screen.note(note)
         return
     loaded_s = time.perf_counter() - started
-    _talk(conversation, f"{options.find_model(model)} on {glm.device}, loaded in {loaded_s:.1f} s. {_HELP}")
+    _talk(conversation, f"{name} on {glm.device}, loaded in {loaded_s:.1f} s. {_HINT}")
 
 
-class Conversation:
-    """The messages so far, and asking the next question."""
+def _talk(conversation: "Conversation", greeting: str) -> None:
+    """Chat on the terminal, or plainly where input or output is none."""
+    from glm_int4.cli.terminal import session
+    from glm_int4.cli.terminal.commands import Commands
+    from glm_int4.cli.terminal.keyboard import leaving_on_signals
+    from glm_int4.cli.terminal.screen import PlainScreen, RichScreen, Screen, is_terminal
+    from glm_int4.cli.terminal.status import status_line
 
-    def __init__(
-        self, glm: "Engine", sampling: "SamplingParams", system: str | None, max_new_tokens: int | None
-    ) -> None:
-        self._glm, self._sampling, self._max_new_tokens = glm, sampling, max_new_tokens
-        self._system = [{"role": "system", "content": system}] if system else []
-        self._rounds: list[dict[str, str]] = []
-        self.last_num_tokens = 0
+    rich = is_terminal()
+    screen: Screen = RichScreen() if rich else PlainScreen()
+    commands = Commands(conversation, screen.note)
+    screen.note(greeting)
+    read = _read_line
+    if rich:
+        from glm_int4.cli.terminal.prompt import Prompt
 
-    def clear(self) -> None:
-        self._rounds = []
-
-    def ask(self, question: str) -> Iterator[str]:
-        """Yield the answer's pieces; what was said counts even if the answer is broken off."""
-        self._rounds.append({"role": "user", "content": question})
-        answer = ""
-        ids: list[int] = []
-        try:
-            for piece in self._glm.stream_chat(
-                [*self._system, *self._rounds], self._max_new_tokens, self._sampling, ids
-            ):
-                answer += piece
-                yield piece
-        finally:
-            self.last_num_tokens = len(ids)
-            if ids:
-                self._rounds.append({"role": "assistant", "content": answer})
-            else:
-                self._rounds.pop()
-
-    def drop_old_rounds(self, question: str) -> int:
-        """Make room for a question and its answer; returns how many rounds were dropped.
-
-        Raises:
-            InputError: the question alone is too long; nothing is dropped then.
-        """
-        limit = int(_ROUNDS_SHARE * self._glm.max_length)
-        dropped = 0
-        asked = {"role": "user", "content": question}
-        alone = self._glm.count_tokens([*self._system, asked])
-        if alone >= self._glm.max_length:
-            raise InputError(f"expected a question of less than {self._glm.max_length} tokens, got {alone}; shorten it")
-        while self._rounds and self._glm.count_tokens([*self._system, *self._rounds, asked]) > limit:
-            del self._rounds[:2]
-            dropped += 1
-        return dropped
+        prompt = Prompt(commands.names, commands.file_names, lambda: status_line(conversation))
+        if prompt.warning:
+            screen.note(f"(what you type is not kept for the next time: {prompt.warning})")
+        read = prompt.ask
+    with leaving_on_signals():
+        session.run(conversation, commands, screen, read, forgiving=_is_typed())
 
 
-def _talk(conversation: Conversation, greeting: str) -> None:
-    notes = console.stderr_console()
-    notes.print(greeting, style="dim", highlight=False, markup=False)
-    ask = _question_source()
-    while (question := ask()) is not None:
-        question = question.strip()
-        if not question:
-            continue
-        if question in ("/exit", "/quit"):
-            return
-        if question == "/clear":
-            conversation.clear()
-            notes.print("forgotten", style="dim")
-            continue
-        if question.startswith("/"):
-            notes.print(_HELP, style="dim", highlight=False)
-            continue
-        try:
-            options.check_text(question, "a question")
-            if dropped := conversation.drop_old_rounds(question):
-                notes.print(f"(dropped the oldest rounds, {dropped}, to stay within the model's length)", style="dim")
-            notes.print(_answer(conversation, question), style="dim", highlight=False)
-        except KeyboardInterrupt:
-            print()
-            notes.print("(stopped; Ctrl-C again leaves)", style="dim")
-        except InputError as error:
-            if not sys.stdin.isatty():
-                raise
-            notes.print(f"error: {error}", highlight=False, markup=False, soft_wrap=True)
+def _read_line() -> str | None:
+    """The next line of stdin, asked for where somebody types it; None at the end."""
+    if sys.stdin is None:
+        return None
+    if not _is_typed():
+        return sys.stdin.readline() or None
+    line = ""
+    try:
+        print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+    except KeyboardInterrupt:
+        pass
+    if not line:
+        print(file=sys.stderr)
+    return line or None
 
 
-def _answer(conversation: Conversation, question: str) -> str:
-    """Print an answer as it comes; returns a line about its speed."""
-    started = time.perf_counter()
-    first = None
-    for piece in conversation.ask(question):
-        first = first or time.perf_counter()
-        print(options.printable(piece), end="", flush=True)
-    ended = time.perf_counter()
-    print()
-    count = conversation.last_num_tokens
-    line = f"{count} tokens, the first after {(first or ended) - started:.1f} s"
-    if first is not None and count > 1 and ended > first:
-        line += f", then {(count - 1) / (ended - first):.1f} tokens/s"
-    return line
-
-
-def _question_source() -> Callable[[], str | None]:
-    """A function that returns the next question, or None at the end."""
-    if not sys.stdin.isatty():
-        lines = iter(sys.stdin)
-        return lambda: next(lines, None)
-    from prompt_toolkit import PromptSession
-
-    session: PromptSession[str] = PromptSession(reserve_space_for_menu=0)
-
-    def ask() -> str | None:
-        while True:
-            try:
-                return session.prompt("> ")
-            except KeyboardInterrupt:
-                if not session.default_buffer.text:  # with a line begun, Ctrl-C clears it
-                    return None
-            except EOFError:
-                return None
-
-    return ask
+def _is_typed() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()

@@ -24,6 +24,7 @@ def run(
     repetition_penalty: options.RepetitionPenalty = 1.0,
     max_new_tokens: options.MaxNewTokens = None,
     max_length: options.MaxLength = None,
+    kv_bits: options.KVBits = 16,
     seed: options.Seed = None,
     stop: options.Stop = None,
     device: options.Device = "auto",
@@ -44,8 +45,12 @@ def run(
         seed=seed,
         stop=stop,
     )
+    from glm_int4.generation.engine import StreamRecord
+
     started = time.perf_counter()
-    glm = options.load_engine(model, device=device, threads=threads, model_version=model_version, max_length=max_length)
+    glm = options.load_engine(
+        model, device=device, threads=threads, model_version=model_version, max_length=max_length, kv_bits=kv_bits
+    )
     loaded = time.perf_counter()
     prompt_ids = glm.tokenizer.encode_prompt(text)
     if not as_json:
@@ -53,18 +58,20 @@ def run(
             print(options.printable(piece), end="", flush=True)
         print()
         return
-    ids: list[int] = []
+    record = StreamRecord()
     pieces, first = [], None
-    for piece in glm.stream_text(prompt_ids, max_new_tokens, sampling, new_ids=ids):
+    for piece in glm.stream_text(prompt_ids, max_new_tokens, sampling, record):
         first = first or time.perf_counter()
         pieces.append(piece)
     ended = time.perf_counter()
+    ids = record.ids
     prefill_s = (first or ended) - loaded
     decode_s = ended - loaded - prefill_s
     result = {
         "text": "".join(pieces),
         "prompt_ids": prompt_ids,
         "ids": ids,
+        "finish_reason": "length" if record.cut else "stop",
         "load_s": loaded - started,
         "prefill_s": prefill_s,
         "decode_s": decode_s,

@@ -1,6 +1,8 @@
 """The command ``glm-int4``: its subcommands, and how errors become one line and an exit code."""
 
+import errno
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -9,9 +11,12 @@ from typing import Annotated, NoReturn, TextIO
 
 import typer
 
-from glm_int4.cli import chat, generate, info, perplexity, quantize
+from glm_int4.cli import chat, faults, generate, info, perplexity, quantize, usage
+from glm_int4.cli.examples import epilog
 from glm_int4.errors import GLMError
 from glm_int4.version import __version__
+
+_MEMORY_ADVICE = "close other programs, choose a smaller model or a smaller --max-length"
 
 # Recent releases of Typer carry their own copy of Click, older ones import it: find the class through Typer.
 _UsageFault: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -19,12 +24,14 @@ _UsageFault: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c._
 app = typer.Typer(
     name="glm-int4",
     help="Run ChatGLM-6B with INT8 or INT4 weights on a small GPU or a CPU.",
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=epilog("glm-int4"),
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 for module in (quantize, chat, generate, perplexity, info):
-    app.command(module.NAME)(module.run)
+    summary = (module.run.__doc__ or "").split("\n")[0]
+    app.command(module.NAME, short_help=summary, epilog=epilog(module.NAME))(module.run)
 
 
 def _show_version(value: bool) -> None:
@@ -35,7 +42,9 @@ def _show_version(value: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and the log; anywhere on the line.")] = False,
 ) -> None:
     """Options of every command; ``main`` has already taken --debug."""
@@ -51,13 +60,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     words = [word for word in words if word != "--debug"] or ["--help"]
     logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(message)s")
     try:
-        sys.exit(app(words, prog_name="glm-int4", standalone_mode=False))
+        code = app(words, prog_name="glm-int4", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # so that a full disk or a reader that left is noticed here
+        sys.exit(code)
     except _UsageFault as error:
-        _fail(error.format_message(), 2)  # type: ignore[attr-defined]
+        _fail(usage.explain(error, words), 2)
     except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)
     except BrokenPipeError:
-        sys.stderr.close()  # the reader left; nothing more to say
+        _discard_output()  # the reader left; nothing more to say
         sys.exit(1)
     except GLMError as error:
         if debug:
@@ -66,6 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except Exception as error:
         if debug:
             traceback.print_exc()
+        if faults.is_out_of_memory(error):
+            _fail(f"expected enough memory for this, got too little ({error or 'MemoryError'}); {_MEMORY_ADVICE}", 1)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO) and not error.filename:
+            _discard_output()
+            _fail(f"expected an output that can be written, got {error.strerror}; make room or write elsewhere", 1)
         _fail(f"{type(error).__name__}: {error} (unexpected; run again with --debug to see where)", 1)
 
 
@@ -73,6 +90,12 @@ def _use_utf8(stream: TextIO | None, errors: str) -> None:
     """Read or write UTF-8 on a standard stream, whatever the locale says."""
     if isinstance(stream, TextIOWrapper):
         stream.reconfigure(encoding="utf-8", errors=errors)
+
+
+def _discard_output() -> None:
+    """Send what is still in stdout's buffer nowhere, so that the interpreter ends without another error."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:

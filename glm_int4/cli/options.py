@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "chatglm-6b-int4"
 
-Model = Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Checkpoint folder or hub id.")]
+Model = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL", help="Checkpoint folder or hub id. Default: $GLM_INT4_MODEL, or ./chatglm-6b-int4."
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cuda or cpu.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads.")]
 ModelVersion = Annotated[str, typer.Option(help="auto, 1, 2 or 3.")]
@@ -28,7 +33,8 @@ TopP = Annotated[float | None, typer.Option(help="Probability mass to sample fro
 TopK = Annotated[int | None, typer.Option(help="Most likely tokens to sample from; 0 for all.")]
 RepetitionPenalty = Annotated[float, typer.Option(help="Above 1 avoids tokens that have occurred.")]
 Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]
-Stop = Annotated[list[str] | None, typer.Option(help="Text that ends an answer; may be repeated.")]
+Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Text that ends an answer; may be repeated.")]
+KVBits = Annotated[int, typer.Option(help="Bits of the key/value cache: 16, or 8 for half the memory.")]
 Greedy = Annotated[bool, typer.Option("--greedy", help="Always take the most likely token.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
@@ -54,11 +60,19 @@ def load_engine(
     threads: int | None = None,
     model_version: str = "auto",
     max_length: int | None = None,
+    kv_bits: int = 16,
 ) -> "Engine":
     """Load the model that the options name."""
     from glm_int4.generation.loading import load
 
-    return load(find_model(model), device=device, threads=threads, model_version=model_version, max_length=max_length)
+    return load(
+        find_model(model),
+        device=device,
+        threads=threads,
+        model_version=model_version,
+        max_length=max_length,
+        kv_bits=kv_bits,
+    )
 
 
 def sampling_params(
@@ -88,17 +102,27 @@ def sampling_params(
 
 def printable(text: str) -> str:
     """``text`` without the control characters that could change a terminal; unchanged for a pipe."""
-    if not sys.stdout.isatty():
+    if sys.stdout is None or not sys.stdout.isatty():
         return text
+    return harmless(text)
+
+
+def harmless(text: str) -> str:
+    """``text`` without the control characters that could change a terminal."""
     return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
 
 
-def check_text(text: str, what: str) -> str:
-    """Return ``text`` if it is not empty and came in as UTF-8."""
+def check_utf8(text: str, what: str) -> None:
+    """Raise InputError if ``text`` came in as other bytes than UTF-8."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise InputError(f"expected {what} in UTF-8, got other bytes at character {error.start}") from error
+
+
+def check_text(text: str, what: str) -> str:
+    """Return ``text`` if it is not empty and came in as UTF-8."""
+    check_utf8(text, what)
     if is_blank(text):
         raise InputError(f"expected {what}, got an empty text")
     return text

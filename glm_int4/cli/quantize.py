@@ -4,7 +4,7 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -12,6 +12,9 @@ from rich.table import Table
 
 from glm_int4.cli import console, options
 from glm_int4.errors import InputError
+
+if TYPE_CHECKING:
+    from glm_int4.checkpoint.report import QuantizationReport
 
 NAME = "quantize"
 
@@ -25,7 +28,19 @@ def run(
     ] = None,
     method: Annotated[str, typer.Option(help="rtn: round to nearest after a clip search.")] = "rtn",
     symmetric: Annotated[bool, typer.Option("--symmetric", help="Store no zero points.")] = False,
-    head_bits: Annotated[int, typer.Option(help="Bits of embedding and head: 4, 8 or 16.")] = 8,
+    head_bits: Annotated[
+        int | None, typer.Option(help="Bits of embedding and head: 4, 8 or 16. Default: 8; 16 for vLLM and official.")
+    ] = None,
+    output_format: Annotated[
+        str,
+        typer.Option("--format", help="compressed-tensors, or official: the layout of the official -int4 and -int8."),
+    ] = "compressed-tensors",
+    quantize_embeddings: Annotated[
+        bool, typer.Option("--quantize-embeddings", help="With --format official: as in chatglm-6b-int4-qe.")
+    ] = False,
+    vllm: Annotated[
+        bool, typer.Option("--vllm", help="Write what vLLM takes: symmetric, head in 16 bits, tokenizer.json.")
+    ] = False,
     model_version: options.ModelVersion = "auto",
     threads: options.Threads = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from an interrupted run.")] = False,
@@ -51,6 +66,9 @@ def run(
             method=method,
             symmetric=symmetric,
             head_bits=head_bits,
+            format=output_format,
+            quantize_embeddings=quantize_embeddings,
+            vllm=vllm,
             model_version=model_version,
             resume=resume,
             overwrite=overwrite,
@@ -59,6 +77,10 @@ def run(
     if as_json:
         print(json.dumps(asdict(report), indent=2))
         return
+    _print(report)
+
+
+def _print(report: "QuantizationReport") -> None:
     kinds: dict[str, list[int]] = {}
     for i, layer in enumerate(report.layers):
         kinds.setdefault(layer.kind, []).append(i)
@@ -83,6 +105,8 @@ def run(
         )
     out = Console()
     out.print(table)
+    if report.method == "kept":
+        out.print(f"The source's INT{report.bits} weights are kept as they were, without a second rounding.")
     out.print(
         f"{console.size(report.source_bytes)} -> {console.size(report.stored_bytes)}, "
         f"{report.bits_per_weight:.2f} bits per weight as stored, {report.seconds:.1f} s, "

@@ -1,6 +1,7 @@
 """The engine: a loaded model, its tokenizer, and what can be done with the two."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from numbers import Integral
 from typing import TYPE_CHECKING
 
@@ -10,16 +11,30 @@ from torch import Tensor
 from glm_int4.checkpoint.loading import CheckpointInfo, ComputePlan
 from glm_int4.errors import InputError, TokenizerError
 from glm_int4.generation.batch import Batch
+from glm_int4.generation.decoding import Decoder
 from glm_int4.generation.sampling import Sampler, SamplingParams
-from glm_int4.models.chatglm import ChatGLMForConditionalGeneration
-from glm_int4.models.kv_cache import KVCache
-from glm_int4.text import ChatGLMTokenizer, StreamDecoder
+from glm_int4.models import Model
+from glm_int4.models.config import ChatGLMConfig
+from glm_int4.text import StreamDecoder, Tokenizer
 from glm_int4.text.prompts_v1 import Message, ResponseStream, build_prompt
 
 if TYPE_CHECKING:
     from glm_int4.generation.perplexity import PerplexityResult
 
 TokenIds = Sequence[int]
+
+
+@dataclass(slots=True)
+class StreamRecord:
+    """What a stream of text leaves behind beside the text.
+
+    prompt_tokens: length of the prompt. ids: the new ids so far. cut: whether a limit ended the answer,
+    ``max_new_tokens`` or ``max_length``, and not the model or a stop text.
+    """
+
+    prompt_tokens: int = 0
+    ids: list[int] = field(default_factory=list)
+    cut: bool = False
 
 
 class Engine:
@@ -32,24 +47,24 @@ class Engine:
 
     def __init__(
         self,
-        model: ChatGLMForConditionalGeneration,
+        model: Model,
         info: CheckpointInfo,
         plan: ComputePlan,
-        tokenizer: ChatGLMTokenizer | None,
+        tokenizer: Tokenizer | None,
         max_length: int,
     ) -> None:
         self.model, self.config, self.info, self.plan = model, info.config, info, plan
         self.max_length = max_length
         self._tokenizer = tokenizer
-        self._cache: KVCache | None = None
+        self._decoder = Decoder(model, plan, max_length)
 
     @property
-    def tokenizer(self) -> ChatGLMTokenizer:
+    def tokenizer(self) -> Tokenizer:
         """The tokenizer; raises TokenizerError where the folder had none."""
         if self._tokenizer is None:
+            file = "ice_text.model" if self.config.version == "1" else "tokenizer.model"
             raise TokenizerError(
-                "expected a tokenizer (ice_text.model) in the checkpoint folder, got none; "
-                "copy it from the official repository"
+                f"expected a tokenizer ({file}) beside the weights, got none; copy it from the official repository"
             )
         return self._tokenizer
 
@@ -59,8 +74,17 @@ class Engine:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """The ids that end an answer in this model version."""
+        """The ids that end an answer in this model version; version 3's roles need its tokenizer."""
+        if self._tokenizer is not None:
+            return self._tokenizer.stop_ids
         return (self.config.eos_token_id,)
+
+    @property
+    def text_prefix(self) -> list[int]:
+        """The ids in front of a text that the model continues: [gMASK] and sop."""
+        if isinstance(self.config, ChatGLMConfig):
+            return [self.config.gmask_token_id, self.config.bos_token_id]
+        return list(self.tokenizer.prefix_ids)
 
     # --- ids in, ids or numbers out -----------------------------------------------------------------
 
@@ -128,21 +152,23 @@ class Engine:
         token_ids: TokenIds,
         max_new_tokens: int | None = None,
         sampling: SamplingParams | None = None,
-        new_ids: list[int] | None = None,
+        record: StreamRecord | None = None,
     ) -> Iterator[str]:
         """Continue ids and yield the text as it comes, never half a character.
 
-        A stop text ends the stream and is not part of it. ``new_ids``, if given, receives the ids.
+        A stop text ends the stream and is not part of it. ``record``, if given, is filled in as it goes.
         """
         sampling = sampling or SamplingParams()
         decoder = StreamDecoder(self.tokenizer)
+        record = record or StreamRecord()
+        record.prompt_tokens = len(token_ids)
 
         def pieces() -> Iterator[str]:
             for token in self.stream_ids(token_ids, max_new_tokens, sampling):
-                if new_ids is not None:
-                    new_ids.append(token)
+                record.ids.append(token)
                 yield decoder.push(token)
             yield decoder.finish()
+            record.cut = len(record.ids) >= self._limit(len(token_ids), max_new_tokens)  # no stop text came first
 
         return _until_stop(pieces(), sampling.stop)
 
@@ -151,14 +177,14 @@ class Engine:
         messages: Sequence[Message],
         max_new_tokens: int | None = None,
         sampling: SamplingParams | None = None,
-        new_ids: list[int] | None = None,
+        record: StreamRecord | None = None,
     ) -> Iterator[str]:
         """Answer a conversation; the pieces add up to ``chat``'s answer.
 
         Args:
             messages: ``{"role": ..., "content": ...}``, the last one the user's.
             max_new_tokens: None goes on to ``max_length``.
-            new_ids: if given, receives the ids.
+            record: if given, is filled in as it goes.
         Raises:
             InputError: an empty question, roles out of order, or more tokens than ``max_length``.
         """
@@ -167,7 +193,7 @@ class Engine:
         cleaned = ResponseStream()
 
         def pieces() -> Iterator[str]:
-            for piece in self.stream_text(prompt, max_new_tokens, sampling, new_ids):
+            for piece in self.stream_text(prompt, max_new_tokens, sampling, record):
                 yield cleaned.push(piece)
             yield cleaned.finish()
 
@@ -206,42 +232,19 @@ class Engine:
         if max_new_tokens is not None and max_new_tokens < 1:
             raise InputError(f"expected max_new_tokens of 1 or more, got {max_new_tokens}")
         batch = self._batch(token_ids)
-        room = self.max_length - batch.num_tokens
-        if room < 1:
+        limit = self._limit(batch.num_tokens, max_new_tokens)
+        if limit < 1:
             raise InputError(
                 f"expected a prompt of less than {self.max_length} tokens, got {batch.num_tokens}; shorten it"
             )
-        limit = room if max_new_tokens is None else min(max_new_tokens, room)
         stops = frozenset(map(int, self.stop_ids if stop_ids is None else stop_ids))
         sampler = Sampler(sampling, self.config.version)
-        cache = self._take_cache(batch.size, batch.num_tokens + limit)
-        try:
-            yield from self._decode(batch, cache, limit, sampler, stops)
-        finally:
-            if batch.size == 1:
-                self._cache = cache
+        yield from self._decoder.steps(batch, limit, sampler, stops)
 
-    def _decode(
-        self, batch: Batch, cache: KVCache, limit: int, sampler: Sampler, stops: frozenset[int]
-    ) -> Iterator[list[int | None]]:
-        running = [True] * batch.size
-        seen = [list(row) for row in batch.rows]
-        with torch.inference_mode():
-            mask = batch.prefill_mask(self.plan.stream_dtype)
-            logits = self.model(batch.token_ids, batch.positions, mask, cache, last_only=True)
-        for step in range(limit):
-            tokens = sampler.pick(logits[:, -1], seen)
-            running = [alive and token not in stops for alive, token in zip(running, tokens, strict=True)]
-            if not any(running):
-                return
-            for row, token in zip(seen, tokens, strict=True):
-                row.append(token)
-            yield [token if alive else None for alive, token in zip(running, tokens, strict=True)]
-            if step + 1 < limit:
-                with torch.inference_mode():
-                    ids = torch.tensor(tokens, device=self.device)[:, None]
-                    mask = batch.decode_mask(cache.length + 1, self.plan.stream_dtype)
-                    logits = self.model(ids, batch.decode_positions(step), mask, cache, last_only=True)
+    def _limit(self, prompt_tokens: int, max_new_tokens: int | None) -> int:
+        """Most new tokens behind a prompt."""
+        room = self.max_length - prompt_tokens
+        return room if max_new_tokens is None else min(max_new_tokens, room)
 
     def _batch(self, token_ids: TokenIds | Sequence[TokenIds]) -> Batch:
         rows = [list(map(int, row)) for row in _as_rows(token_ids)]
@@ -253,23 +256,6 @@ class Engine:
                     f"expected token ids from 0 to {self.config.vocab_size - 1}, got {min(row)} to {max(row)}"
                 )
         return Batch(self.model, rows, self.device)
-
-    def _take_cache(self, batch_size: int, length: int) -> KVCache:
-        """An empty cache: that of ``max_length`` kept for single sequences if no other stream has it, or a new one."""
-        config = self.config
-        if batch_size == 1 and self._cache is not None:
-            cache, self._cache = self._cache, None
-            cache.truncate(0)
-            return cache
-        return KVCache(
-            config.num_layers,
-            batch_size,
-            config.num_kv_heads,
-            config.head_dim,
-            self.max_length if batch_size == 1 else length,
-            dtype=self.plan.stream_dtype,
-            device=self.device,
-        )
 
 
 def _is_batch(token_ids: TokenIds | Sequence[TokenIds]) -> bool:

@@ -2,19 +2,15 @@
 
 import logging
 import os
+from numbers import Integral
 from pathlib import Path
 
 import torch
 
 from glm_int4.checkpoint import layout
 from glm_int4.checkpoint.folder import resolve_folder
-from glm_int4.checkpoint.loading import (
-    CheckpointInfo,
-    ComputePlan,
-    build_model,
-    load_checked_tokenizer,
-    open_checkpoint,
-)
+from glm_int4.checkpoint.loading import ComputePlan, build_model, load_checked_tokenizer
+from glm_int4.checkpoint.opening import CheckpointInfo, open_checkpoint
 from glm_int4.errors import InputError
 from glm_int4.generation.engine import Engine
 from glm_int4.quantization.cpu import choose_backend
@@ -42,19 +38,21 @@ def load(
         device: "auto" (CUDA where there is one), "cuda" or "cpu".
         dtype: None for the device's fast path; torch.float32 for exact arithmetic on plain torch.
         prefix: None; P-Tuning v2 prefixes are not supported yet.
-        kv_bits: 16; an INT8 key/value cache is not supported yet.
+        kv_bits: of the key/value cache: 16, or 8 for half the memory.
         max_length: most tokens of a sequence; None for what the model was made for.
         model_version: "auto", "1", "2" or "3".
         threads: CPU threads; None leaves torch's choice.
     Raises:
         UserError: what is wrong with the checkpoint or the arguments, in one line.
     """
+    if not isinstance(model, str | os.PathLike):
+        raise InputError(f"expected a folder or a hub id as model, got {model!r}")
+    if max_length is not None:
+        check_whole_number("max_length", max_length)
     if threads is not None:
         torch.set_num_threads(check_threads(threads))
     if prefix is not None:
         raise InputError(f"expected no prefix, got {prefix}; this release does not load P-Tuning prefixes yet")
-    if kv_bits != 16:
-        raise InputError(f"expected kv_bits 16, got {kv_bits}; this release has no other key/value cache yet")
     place = choose_device(device)
     folder = resolve_folder(model)
     reader, info = open_checkpoint(folder, model_version)
@@ -64,14 +62,21 @@ def load(
             f"expected a max length from 2 to {limit} tokens, which the model was made for, got {max_length}"
         )
     tokenizer = load_checked_tokenizer(folder, info.config)
-    plan = make_plan(info, place, dtype)
+    plan = make_plan(info, place, dtype, kv_bits)
     network = build_model(reader, info, plan)
     logger.info("loaded %s on %s: %s linears, %s stream", folder, place, plan.backend, plan.stream_dtype)
     return Engine(network, info, plan, tokenizer, max_length or limit)
 
 
+def check_whole_number(name: str, value: object) -> None:
+    """Raise InputError unless an argument is an integer."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise InputError(f"expected {name} to be a whole number, got {value!r}")
+
+
 def check_threads(threads: int) -> int:
     """Return a number of CPU threads that makes sense, or raise InputError."""
+    check_whole_number("threads", threads)
     most = 4 * (os.cpu_count() or 1)
     if not 1 <= threads <= most:
         raise InputError(f"expected from 1 to {most} threads on this machine, got {threads}")
@@ -93,21 +98,37 @@ def choose_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def make_plan(info: CheckpointInfo, device: torch.device, dtype: torch.dtype | None) -> ComputePlan:
-    """Choose backend and dtypes; an explicit ``dtype`` is taken everywhere, without packed operations."""
+def make_plan(
+    info: CheckpointInfo, device: torch.device, dtype: torch.dtype | None = None, kv_bits: int = 16
+) -> ComputePlan:
+    """Choose backend and dtypes; an explicit ``dtype`` is taken everywhere, without packed operations.
+
+    Raises:
+        InputError: another dtype, or ``kv_bits`` that are neither 16 nor 8.
+    """
+    if kv_bits not in (16, 8):
+        raise InputError(f"expected kv_bits 16 or 8, got {kv_bits!r}")
+    kv_dtype = torch.float16 if kv_bits == 16 else torch.int8
     if dtype is not None:
         if dtype not in (torch.float32, torch.float16, torch.bfloat16):
-            raise InputError(f"expected dtype float32, float16, bfloat16 or None, got {dtype}")
+            raise InputError(f"expected dtype float32, float16, bfloat16 or None, got {dtype!r}")
         return ComputePlan(
             device=device,
             backend="reference",
             dense_dtype=dtype,
             stream_dtype=dtype,
+            kv_dtype=dtype if kv_bits == 16 else kv_dtype,
             half_tables=dtype != torch.float32,
         )
     if device.type == "cuda":
-        half = torch.float16
-        return ComputePlan(device=device, backend="reference", dense_dtype=half, stream_dtype=half, half_tables=True)
+        return ComputePlan(
+            device=device,
+            backend="reference",
+            dense_dtype=torch.float16,
+            stream_dtype=torch.float16,
+            kv_dtype=kv_dtype,
+            half_tables=True,
+        )
     quantized = any(info.schemes.values())
     fits = 4 * layout.num_parameters(info.config) <= _FLOAT32_MEMORY_SHARE * _memory_bytes()
     return ComputePlan(
@@ -115,6 +136,7 @@ def make_plan(info: CheckpointInfo, device: torch.device, dtype: torch.dtype | N
         backend=choose_backend() if quantized else "reference",
         dense_dtype=torch.float32 if fits or quantized else torch.bfloat16,
         stream_dtype=torch.float32,
+        kv_dtype=kv_dtype,
         half_tables=True,
     )
 

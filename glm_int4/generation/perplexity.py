@@ -115,7 +115,7 @@ def _windows(num_tokens: int, window: int, stride: int) -> Iterator[tuple[int, i
 @torch.inference_mode()
 def _log_probabilities(engine: "Engine", ids: Sequence[int], count: int) -> Iterator[tuple[Tensor, slice]]:
     """Log-probabilities (rows, V) that predict the last ``count`` of ``ids``, some rows at a time."""
-    hidden = engine.hidden_states([engine.config.gmask_token_id, engine.config.bos_token_id, *ids[:-1]])
+    hidden = engine.hidden_states([*engine.text_prefix, *ids[:-1]])
     hidden = hidden[-count:]
     for start in range(0, count, _HEAD_ROWS):
         rows = slice(start, min(start + _HEAD_ROWS, count))

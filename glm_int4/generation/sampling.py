@@ -1,6 +1,7 @@
 """From logits to the next token."""
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from glm_int4.errors import GLMError, InputError
 
 # temperature, top_p and top_k of the official chat(); top_k is the implicit default beneath it.
-OFFICIAL_DEFAULTS = {"1": (0.95, 0.7, 50)}
+OFFICIAL_DEFAULTS = {"1": (0.95, 0.7, 50), "2": (0.8, 0.8, 50), "3": (0.8, 0.8, 50)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +31,12 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            _check_number(name, getattr(self, name), Real, optional=name in ("temperature", "top_p"))
+        for name in ("top_k", "seed"):
+            _check_number(name, getattr(self, name), Integral, optional=True)
+        if not isinstance(self.stop, str | list | tuple | None):
+            raise InputError(f"expected stop to be a text or a list of texts, got {self.stop!r}")
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         object.__setattr__(self, "stop", stop)  # a single text is taken as one
         checks = (
@@ -43,11 +50,18 @@ class SamplingParams:
             (0 <= self.min_p <= 1, "min_p from 0 to 1", self.min_p),
             (1e-2 <= self.repetition_penalty <= 1e2, "repetition_penalty from 0.01 to 100", self.repetition_penalty),
             (self.seed is None or 0 <= self.seed < 2**63, "seed from 0 to 2**63 - 1", self.seed),
-            (all(text and isinstance(text, str) for text in stop), "stop text that is not empty", stop),
+            (all(isinstance(text, str) and text for text in stop), "stop text that is not empty", stop),
         )
         for good, expected, value in checks:
             if not good:
                 raise InputError(f"expected a {expected}, got {value}")
+
+
+def _check_number(name: str, value: object, kind: type, *, optional: bool) -> None:
+    if (optional and value is None) or (isinstance(value, kind) and not isinstance(value, bool)):
+        return
+    what = "a whole number" if kind is Integral else "a number"
+    raise InputError(f"expected {name} to be {what}{' or None' if optional else ''}, got {value!r}")
 
 
 class Sampler:

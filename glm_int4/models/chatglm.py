@@ -6,12 +6,12 @@ range), and logits can be computed for the last position alone.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glm_int4.models.attention import AttentionMask, attention_fn, cached_attention
 from glm_int4.models.config import ChatGLMConfig
 from glm_int4.models.kv_cache import KVCache
 from glm_int4.quantization.embedding import DenseEmbedding, QuantizedEmbedding
@@ -19,21 +19,6 @@ from glm_int4.quantization.linear import LinearFactory, dense_linear
 
 # The official GLMBlock is always built with its default of 28 layers, whatever the config says.
 RESIDUAL_ALPHA = math.sqrt(2 * 28)
-
-# The official value for scores of invisible columns; finite, so that a fully masked row stays a number.
-MASKED_SCORE = -10000.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PrefixLMMask:
-    """Who sees whom: context columns are visible to every row, the rest is causal.
-
-    ``context_length``: length of the bidirectional context of an unpadded sequence, counted from its
-    first token. ``bias``: additive scores (B, 1, T, S) for padded batches, instead.
-    """
-
-    context_length: int = 0
-    bias: Tensor | None = None
 
 
 class RotaryEmbedding(nn.Module):
@@ -74,51 +59,6 @@ def apply_rotary_pos_emb_index(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.stack((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-2).flatten(-3)
 
 
-def attention_mask_func(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Turn an official mask (True = masked) into additive scores of ``dtype``, same shape."""
-    return torch.zeros(attention_mask.shape, dtype=dtype, device=attention_mask.device).masked_fill_(
-        attention_mask, MASKED_SCORE
-    )
-
-
-def attention_fn(q: Tensor, k: Tensor, v: Tensor, mask: PrefixLMMask) -> Tensor:
-    """Masked attention with scale ``1 / sqrt(D)``.
-
-    Args:
-        q: (B, H, T, D), the last T tokens.
-        k, v: (B, H, S, D), all tokens.
-        mask: who sees whom.
-    Returns:
-        (B, T, H * D).
-    """
-    num_new, num_all = q.shape[2], k.shape[2]
-    if mask.bias is not None:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.bias)
-    elif num_new == 1:
-        out = F.scaled_dot_product_attention(q, k, v)
-    else:
-        out = _prefix_attention(q, k, v, first_row=num_all - num_new, context_length=mask.context_length)
-    return out.transpose(1, 2).flatten(2)
-
-
-def _prefix_attention(q: Tensor, k: Tensor, v: Tensor, *, first_row: int, context_length: int) -> Tensor:
-    """Context rows attend to the whole context, later rows causally: two calls, no mask for the first."""
-    num_context_rows = min(max(context_length - first_row, 0), q.shape[2])
-    parts = []
-    if num_context_rows:
-        context = slice(0, context_length)
-        parts.append(F.scaled_dot_product_attention(q[:, :, :num_context_rows], k[:, :, context], v[:, :, context]))
-    num_causal_rows = q.shape[2] - num_context_rows
-    if num_causal_rows:
-        visible = None
-        if num_causal_rows > 1:
-            visible = torch.ones(num_causal_rows, k.shape[2], dtype=torch.bool, device=q.device).tril(
-                k.shape[2] - num_causal_rows
-            )
-        parts.append(F.scaled_dot_product_attention(q[:, :, num_context_rows:], k, v, attn_mask=visible))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-
-
 class SelfAttention(nn.Module):
     """Multi-head attention; rows of ``query_key_value`` are [q | k | v] head by head."""
 
@@ -129,16 +69,15 @@ class SelfAttention(nn.Module):
         self.query_key_value = make_linear(f"{prefix}.query_key_value", hidden, 3 * hidden, True)
         self.dense = make_linear(f"{prefix}.dense", hidden, hidden, True)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: PrefixLMMask, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, cache: KVCache | None) -> Tensor:
         qkv = self.query_key_value(x).unflatten(-1, (self.num_heads, 3 * self.head_dim))
         q, k, v = qkv.split(self.head_dim, dim=-1)  # each (B, T, H, D)
         q = apply_rotary_pos_emb_index(q, *rotary)
         k = apply_rotary_pos_emb_index(k, *rotary)
+        q, k, v = q.to(x.dtype), k.to(x.dtype), v.to(x.dtype)
         if cache is None:
-            k, v = k.to(x.dtype).transpose(1, 2), v.to(x.dtype).transpose(1, 2)
-        else:
-            k, v = cache.append(self.layer_id, k, v)
-        return self.dense(attention_fn(q.transpose(1, 2).to(k.dtype), k, v, mask))
+            return self.dense(attention_fn(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask))
+        return self.dense(cached_attention(q, k, v, mask, cache, self.layer_id))
 
 
 class GLU(nn.Module):
@@ -163,7 +102,7 @@ class GLMBlock(nn.Module):
         self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
         self.mlp = GLU(config, f"{prefix}.mlp", make_linear)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: PrefixLMMask, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, cache: KVCache | None) -> Tensor:
         x = self.input_layernorm(x)
         x = torch.add(self.attention(x, rotary, mask, cache), x, alpha=RESIDUAL_ALPHA)
         x = self.post_attention_layernorm(x)
@@ -193,7 +132,7 @@ class ChatGLMModel(nn.Module):
         self,
         token_ids: Tensor,
         positions: Tensor,
-        mask: PrefixLMMask,
+        mask: AttentionMask,
         cache: KVCache | None = None,
         hidden_states: list[Tensor] | None = None,
     ) -> Tensor:
@@ -214,6 +153,8 @@ class ChatGLMModel(nn.Module):
 class ChatGLMForConditionalGeneration(nn.Module):
     """The language model; its head is the embedding matrix."""
 
+    is_causal = False
+
     def __init__(
         self,
         config: ChatGLMConfig,
@@ -232,7 +173,7 @@ class ChatGLMForConditionalGeneration(nn.Module):
         self,
         token_ids: Tensor,
         positions: Tensor,
-        mask: PrefixLMMask,
+        mask: AttentionMask,
         cache: KVCache | None = None,
         *,
         last_only: bool = False,
@@ -274,6 +215,14 @@ class ChatGLMForConditionalGeneration(nn.Module):
             [*range(context_length), *[mask_position] * num_after],
             [*[0] * context_length, *range(1, num_after + 1)],
         ]
+
+    def next_position_ids(self, token_ids: list[int]) -> list[int]:
+        """Token and block position of the token that will follow; after it, only the block position grows."""
+        context_length = self.context_length(token_ids)
+        token_position = context_length
+        if context_length < len(token_ids):
+            token_position = self.get_position_ids(token_ids)[0][-1]
+        return [token_position, len(token_ids) - context_length + 1]
 
     def context_length(self, token_ids: list[int]) -> int:
         """Number of tokens before the first ``<sop>``; all of them where there is none."""

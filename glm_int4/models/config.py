@@ -4,6 +4,7 @@ The official Python classes' defaults differ from the published JSON files, so n
 from a default that shapes a tensor: such a key must stand in the file.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +14,24 @@ from glm_int4.files import shown
 
 VERSIONS = ("1", "2", "3")
 
+logger = logging.getLogger(__name__)
+
 # Keys that only one generation's config carries; all of them say model_type "chatglm".
 _V1_KEYS = ("position_encoding_2d", "inner_hidden_size")
 _V2_KEYS = ("ffn_hidden_size", "multi_query_group_num", "padded_vocab_size")
+_GLM4_VOCAB_SIZE = 151552
+
+# What ChatGLM2 and ChatGLM3 share; another value would be another network.
+_V2_FIXED = {
+    "rmsnorm": True,
+    "post_layer_norm": True,
+    "apply_residual_connection_post_layernorm": False,
+    "add_bias_linear": False,
+    "add_qkv_bias": True,
+    "multi_query_attention": True,
+    "tie_word_embeddings": False,
+}
+_V3_PLAIN_LENGTH = 8192  # tokens that ChatGLM3-6B was made for; with more, the rotary base grows
 
 # Before mask_token_id and gmask_token_id were written to the file, the class supplied them; the
 # values belong to the first vocabulary (defaults of the official ChatGLMConfig class).
@@ -51,11 +67,41 @@ class ChatGLMConfig:
         return self.num_heads
 
 
-def detect_version(raw: Mapping[str, Any]) -> tuple[str, str]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatGLM2Config:
+    """Shape of a ChatGLM2-6B or ChatGLM3-6B model. Sizes are counts of elements.
+
+    version: "2" or "3", which differ in the rotary tables and in the prompt. head_dim: officially
+    kv_channels. rope_ratio: of the 32k models; divides positions in version 2, multiplies the rotary
+    base in version 3.
+    """
+
+    version: str
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    ffn_size: int
+    vocab_size: int
+    max_sequence_length: int
+    layernorm_epsilon: float
+    eos_token_id: int
+    pad_token_id: int
+    rope_ratio: float = 1.0
+
+
+Config = ChatGLMConfig | ChatGLM2Config
+
+
+def detect_version(raw: Mapping[str, Any], tokenizer_config: Mapping[str, Any] | None = None) -> tuple[str, str]:
     """Tell the ChatGLM generation of a parsed ``config.json``.
 
+    Args:
+        raw: the JSON object.
+        tokenizer_config: that of ``tokenizer_config.json``, which can tell 3 from 2.
     Returns:
-        The version ("1" or "2") and the key that decided.
+        The version ("1", "2" or "3") and what decided.
     Raises:
         ConfigError: another model type, or no key that tells.
     """
@@ -69,32 +115,122 @@ def detect_version(raw: Mapping[str, Any]) -> tuple[str, str]:
             return "1", key
     for key in _V2_KEYS:
         if key in raw:
-            return "2", key
+            return _two_or_three(raw, tokenizer_config or {})
     raise ConfigError(
         f"expected one of the keys {', '.join(_V1_KEYS + _V2_KEYS)} in config.json, got none; "
         "take config.json from the official repository"
     )
 
 
-def parse_config(raw: Mapping[str, Any], model_version: str = "auto") -> ChatGLMConfig:
+def _two_or_three(raw: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> tuple[str, str]:
+    """ChatGLM2 and ChatGLM3 have the same keys and shapes: only names and special tokens tell."""
+    for file, value in (("config.json", raw), ("tokenizer_config.json", tokenizer_config)):
+        name = str(value.get("_name_or_path") or value.get("name_or_path") or "").lower()
+        for part, version in (("chatglm3", "3"), ("chatglm2", "2"), ("codegeex2", "2")):
+            if part in name:
+                return version, f"the name {part} in {file}"
+    if "<|user|>" in str(tokenizer_config):
+        return "3", "the token <|user|> in tokenizer_config.json"
+    return "2", "nothing that speaks for version 3; if it is ChatGLM3, say so (--model-version 3)"
+
+
+def is_base_model(raw: Mapping[str, Any]) -> bool:
+    """Whether a model calls itself a base model: it continues texts and was not trained to answer."""
+    name = str(raw.get("_name_or_path") or "").lower()
+    return name.rstrip("/").endswith("-base") or "-base-" in name or "codegeex2" in name
+
+
+def parse_config(
+    raw: Mapping[str, Any], model_version: str = "auto", tokenizer_config: Mapping[str, Any] | None = None
+) -> Config:
     """Turn a parsed ``config.json`` into a checked config.
 
     Args:
         raw: the JSON object.
         model_version: "auto", "1", "2" or "3"; an explicit value overrides detection.
+        tokenizer_config: as in ``detect_version``.
     Raises:
-        ConfigError: a key is missing, mis-typed, contradictory, or the version is not supported.
+        ConfigError: a key is missing, mis-typed, contradictory, or the model is another one.
     """
     if model_version not in ("auto", *VERSIONS):
         raise ConfigError(f"expected model_version auto, 1, 2 or 3, got {model_version!r}")
-    detected, decided_by = detect_version(raw)
-    version = detected if model_version == "auto" else model_version
-    if version != "1":
+    version, decided_by = detect_version(raw, tokenizer_config)
+    if model_version != "auto":
+        version, decided_by = model_version, "the caller"
+    logger.info("ChatGLM version %s, decided by %s", version, decided_by)
+    for key in ("quantization_embeddings", "prefix_projection"):
+        if raw.get(key) not in (None, 0, 1):  # False and True are 0 and 1
+            raise ConfigError(f"expected {key} true or false in config.json, got {shown(raw[key])}")
+    return _parse_v1(raw) if version == "1" else _parse_v2(raw, version)
+
+
+def _parse_v2(raw: Mapping[str, Any], version: str) -> ChatGLM2Config:
+    for key, fixed in _V2_FIXED.items():
+        if raw.get(key, fixed if key == "tie_word_embeddings" else None) is not fixed:
+            raise ConfigError(
+                f"expected {key} {str(fixed).lower()} in config.json, as in every ChatGLM2-6B and ChatGLM3-6B, "
+                f"got {shown(raw.get(key))}; take the file from the official repository"
+            )
+    vocab_size = _integer(raw, "padded_vocab_size", high=2**24)
+    if vocab_size == _GLM4_VOCAB_SIZE:
         raise ConfigError(
-            f"expected a ChatGLM-6B (version 1) checkpoint, got version {version} (decided by {decided_by!r}); "
-            "this release runs version 1 only"
+            f"expected a ChatGLM2-6B or ChatGLM3-6B checkpoint, got GLM-4 (padded_vocab_size {vocab_size}); "
+            "it is another model, which this release does not run"
         )
-    return _parse_v1(raw)
+    config = ChatGLM2Config(
+        version=version,
+        num_layers=_integer(raw, "num_layers", high=1000),
+        hidden_size=_integer(raw, "hidden_size", high=2**17),
+        num_heads=_integer(raw, "num_attention_heads", high=2**10),
+        num_kv_heads=_integer(raw, "multi_query_group_num", high=2**10),
+        head_dim=_integer(raw, "kv_channels", high=2**10),
+        ffn_size=_integer(raw, "ffn_hidden_size", high=2**20),
+        vocab_size=vocab_size,
+        max_sequence_length=_integer(raw, "seq_length", high=2**20),
+        layernorm_epsilon=_number(raw, "layernorm_epsilon"),
+        eos_token_id=_integer(raw, "eos_token_id", low=0),
+        pad_token_id=_integer(raw, "pad_token_id", low=0),
+        rope_ratio=_rope_ratio(raw, version),
+    )
+    if config.num_heads % config.num_kv_heads:
+        raise ConfigError(
+            f"expected multi_query_group_num to divide num_attention_heads in config.json, "
+            f"got {config.num_kv_heads} for {config.num_heads} heads"
+        )
+    if config.num_heads * config.head_dim != config.hidden_size:
+        raise ConfigError(
+            "expected num_attention_heads * kv_channels to be hidden_size in config.json, "
+            f"got {config.num_heads} * {config.head_dim} for {config.hidden_size}"
+        )
+    if config.head_dim % 4:
+        raise ConfigError(f"expected kv_channels divisible by 4 in config.json, got {config.head_dim}")
+    for key in ("eos_token_id", "pad_token_id"):
+        if getattr(config, key) >= vocab_size:
+            raise ConfigError(
+                f"expected {key} below padded_vocab_size {vocab_size} in config.json, got {getattr(config, key)}"
+            )
+    return config
+
+
+def _rope_ratio(raw: Mapping[str, Any], version: str) -> float:
+    value = raw.get("rope_ratio")
+    if value is None:
+        name, length = str(raw.get("_name_or_path") or ""), raw.get("seq_length")
+        if "32k" in name.lower():
+            raise ConfigError(
+                f"expected rope_ratio in config.json of a 32k model ({shown(name)}), got none; "
+                "take the file from its official repository (16 for chatglm2-6b-32k, 50 for chatglm3-6b-32k)"
+            )
+        if version == "3" and isinstance(length, int) and length > _V3_PLAIN_LENGTH:
+            logger.warning(
+                "config.json has seq_length %s and no rope_ratio; if this is chatglm3-6b-32k, its answers will be "
+                "nonsense: take the file from its official repository",
+                shown(length),
+            )
+        return 1.0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= 1e4:
+        raise ConfigError(f"expected rope_ratio in config.json to be a number from 1 to 10000, got {shown(value)}")
+    return float(value)
 
 
 def _parse_v1(raw: Mapping[str, Any]) -> ChatGLMConfig:

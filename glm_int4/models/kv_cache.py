@@ -1,18 +1,24 @@
 """Keys and values of the tokens seen so far, in one allocation made up front.
 
-Not here: which rows may look at which columns (the model's mask), and when to start over (the
-engine).
+Not here: which rows may look at which columns (``attention.py``), and when to start over (the engine).
 """
 
 import torch
 from torch import Tensor
 
 
+def kv_bytes_per_token(num_layers: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
+    """Bytes that a token takes in a cache of ``dtype``; int8 has a float16 scale for every head."""
+    scale_bytes = torch.float16.itemsize if dtype == torch.int8 else 0
+    return 2 * num_layers * num_kv_heads * (head_dim * dtype.itemsize + scale_bytes)
+
+
 class KVCache:
     """Static key/value cache of all layers.
 
     ``k`` and ``v`` are (num_layers, B, Hkv, max_length, D); columns ``[0, length)`` are valid. Keys
-    are stored after the rotary embedding.
+    are stored after the rotary embedding. With dtype int8, ``k_scales`` and ``v_scales`` hold a float16
+    for every token and head, (num_layers, B, Hkv, max_length); otherwise max_length is 0 in them.
     """
 
     def __init__(
@@ -26,30 +32,56 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
     ) -> None:
-        shape = (num_layers, batch_size, num_kv_heads, max_length, head_dim)
-        self.k = torch.empty(shape, dtype=dtype, device=device)
-        self.v = torch.empty(shape, dtype=dtype, device=device)
+        heads = (num_layers, batch_size, num_kv_heads)
+        self.k = torch.empty(*heads, max_length, head_dim, dtype=dtype, device=device)
+        self.v = torch.empty_like(self.k)
+        num_scales = max_length if dtype == torch.int8 else 0
+        self.k_scales = torch.empty(*heads, num_scales, dtype=torch.float16, device=device)
+        self.v_scales = torch.empty_like(self.k_scales)
         self.length = 0
 
     @property
     def max_length(self) -> int:
         return self.k.shape[3]
 
-    def append(self, layer_id: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.k.dtype
+
+    def append(self, layer_id: int, k: Tensor, v: Tensor) -> int:
         """Write ``k``, ``v`` (B, T, Hkv, D) of one layer behind the valid columns.
 
         Returns:
-            Keys and values of all tokens so far, each (B, Hkv, length + T, D), as views. The new
-            columns count as valid only after ``advance``.
+            The number of columns written so far, ``length + T``. They count as valid only after
+            ``advance``.
         Raises:
             ValueError: the cache is full.
         """
         end = self.length + k.shape[1]
         if end > self.max_length:
             raise ValueError(f"the cache holds {self.max_length} tokens, {end} were asked for")
-        self.k[layer_id, :, :, self.length : end] = k.transpose(1, 2)
-        self.v[layer_id, :, :, self.length : end] = v.transpose(1, 2)
-        return self.k[layer_id, :, :, :end], self.v[layer_id, :, :, :end]
+        new = slice(self.length, end)
+        for x, values, scales in ((k, self.k, self.k_scales), (v, self.v, self.v_scales)):
+            x = x.transpose(1, 2)
+            if self.dtype == torch.int8:
+                scale = (x.abs().amax(-1).float() / 127).clamp(min=2.0**-24).half()
+                scales[layer_id, :, :, new] = scale
+                x = (x / scale[..., None].float()).round_().clamp_(-127, 127)
+            values[layer_id, :, :, new] = x
+        return end
+
+    def read(self, layer_id: int, end: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys and values of one layer's first ``end`` columns, each (B, Hkv, end, D) of ``dtype``.
+
+        They are views where the cache has this dtype, copies otherwise.
+        """
+        pairs = []
+        for values, scales in ((self.k, self.k_scales), (self.v, self.v_scales)):
+            x = values[layer_id, :, :, :end].to(dtype)
+            if self.dtype == torch.int8:
+                x *= scales[layer_id, :, :, :end, None]
+            pairs.append(x)
+        return pairs[0], pairs[1]
 
     def advance(self, num_tokens: int) -> None:
         """Count the columns that every layer has just written as valid."""

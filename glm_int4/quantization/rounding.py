@@ -55,6 +55,33 @@ def quantize_rtn(weight: Tensor, scheme: QuantizationScheme) -> tuple[QuantizedW
     return QuantizedWeight(scheme=scheme, packed=packed, scales=scales, zero_points=zero_points), error, norm
 
 
+def quantize_official(weight: Tensor, scheme: QuantizationScheme) -> tuple[QuantizedWeight, float, float]:
+    """Round as the official checkpoints are rounded, integer for integer.
+
+    The scale is the row's largest magnitude over 7 or 127, and weight / scale is rounded to float16
+    before it is rounded to an integer. Where the official code goes wrong (rows of zeros give NaN, rows
+    of subnormals integers that wrap around), integers are 0 or clipped instead.
+
+    Args:
+        weight: (N, K) floating point, finite.
+        scheme: per channel, symmetric.
+    Returns:
+        As ``quantize_rtn``.
+    """
+    weight = weight.half()
+    largest = scheme.zero - 1
+    scales = weight.abs().amax(dim=1, keepdim=True) / largest
+    q = (weight / scales).nan_to_num_(0.0, largest, -largest).round_().clamp_(-largest, largest)
+    error, norm = (q.float() * scales.float() - weight.float()).norm(), weight.float().norm()
+    unsigned = (q + scheme.zero).to(torch.uint8)
+    packed = packing.pack_int4(unsigned) if scheme.bits == 4 else unsigned
+    return (
+        QuantizedWeight(scheme=scheme, packed=packed, scales=scales, zero_points=None),
+        float(error) ** 2,
+        float(norm) ** 2,
+    )
+
+
 def search_reference(
     weight: Tensor, scheme: QuantizationScheme, group_size: int, shares: tuple[float, ...]
 ) -> tuple[Tensor, Tensor, Tensor, float, float]:

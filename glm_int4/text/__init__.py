@@ -2,6 +2,8 @@
 
 from glm_int4.text.loading import load_tokenizer
 from glm_int4.text.streaming import StreamDecoder
+from glm_int4.text.tokenizer import Tokenizer
 from glm_int4.text.tokenizer_v1 import ChatGLMTokenizer
+from glm_int4.text.tokenizer_v2 import ChatGLM2Tokenizer
 
-__all__ = ["ChatGLMTokenizer", "StreamDecoder", "load_tokenizer"]
+__all__ = ["ChatGLM2Tokenizer", "ChatGLMTokenizer", "StreamDecoder", "Tokenizer", "load_tokenizer"]

@@ -8,14 +8,11 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-import sentencepiece
-
 from glm_int4.errors import TokenizerError
-from glm_int4.files import found_instead
+from glm_int4.text.sentencepiece_model import check_encodable, load_model, read_model, read_spec
 
 MAX_BLANK_LENGTH = 80
 OLD_NUM_IMAGE_TOKENS = 20000
-MAX_MODEL_BYTES = 64 << 20  # the official file has 2.7 MB
 _CONTROL, _USER_DEFINED, _BYTE = 3, 4, 6  # piece types of the SentencePiece format
 
 CONTROL_PIECES = ("[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>")
@@ -25,7 +22,7 @@ _BLANK_PIECE = re.compile(r"<\|blank_([2-9]|[1-7]\d|80)\|>")
 
 
 class ChatGLMTokenizer:
-    """Text to ids of ChatGLM-6B and back.
+    """Text to ids of ChatGLM-6B and back; see ``tokenizer.Tokenizer``.
 
     Args:
         model_file: ``ice_text.model``, of either official vocabulary.
@@ -38,23 +35,45 @@ class ChatGLMTokenizer:
     version = "1"
 
     def __init__(self, model_file: str | Path, num_image_tokens: int | None = None) -> None:
-        model = _read_model(Path(model_file))
-        self._sp = _load_model(model, model_file)
+        model = read_model(Path(model_file))
+        self._sp = load_model(model, model_file)
+        algorithm = read_spec(model).algorithm
+        if algorithm != "unigram":
+            raise TokenizerError(
+                f"expected ChatGLM-6B's unigram model in {model_file}, got a {algorithm} model; "
+                f"the file of ChatGLM2-6B and ChatGLM3-6B is called tokenizer.model"
+            )
         if self._find("<sop>") is None:
             # The first revision adds its special pieces in code; serialized messages concatenate.
-            self._sp = _load_model(model + _added_pieces(), model_file)
+            self._sp = load_model(model + _added_pieces(), model_file)
             num_image_tokens = OLD_NUM_IMAGE_TOKENS if num_image_tokens is None else num_image_tokens
         self.num_image_tokens = num_image_tokens or 0
         self.pad_id = self.piece_id("<pad>")
         self.mask_id = self.piece_id("[MASK]")
         self.gmask_id = self.piece_id("[gMASK]")
-        self.bos_id = self.piece_id("<sop>")
+        self.sop_id = self.bos_id = self.piece_id("<sop>")
         self.eos_id = self.piece_id("<eop>")
+        self.role_ids: dict[str, int] = {}
 
     @property
     def vocab_size(self) -> int:
         """Number of ids that stand for something; the embedding matrix may have more rows."""
         return self.num_image_tokens + self._sp.get_piece_size()
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The ids that end an answer."""
+        return (self.eos_id,)
+
+    @property
+    def prefix_ids(self) -> list[int]:
+        """What every prompt begins with: nothing."""
+        return []
+
+    @property
+    def suffix_ids(self) -> list[int]:
+        """What every prompt ends with: [gMASK], <sop>."""
+        return [self.gmask_id, self.sop_id]
 
     def piece_id(self, piece: str) -> int:
         """Id of a piece by its name.
@@ -73,7 +92,12 @@ class ChatGLMTokenizer:
         return self._sp.id_to_piece(index) if 0 <= index < self._sp.get_piece_size() else ""
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of ``text``, with no special ids added."""
+        """Return the ids of ``text``, with no special ids added.
+
+        Raises:
+            InputError: a lone surrogate, which no file in UTF-8 holds.
+        """
+        check_encodable(text)
         text = text.replace("\n", "<n>").replace("\t", "<|tab|>")
         text = _BLANKS.sub(lambda match: f"<|blank_{len(match[0])}|>", text)
         return [index + self.num_image_tokens for index in self._sp.encode(text)]
@@ -87,38 +111,11 @@ class ChatGLMTokenizer:
 
     def encode_prompt(self, text: str) -> list[int]:
         """Return the ids of ``text`` as a context to answer: text, [gMASK], <sop>."""
-        return [*self.encode(text), self.gmask_id, self.bos_id]
+        return [*self.encode(text), *self.suffix_ids]
 
     def _find(self, piece: str) -> int | None:
         index = self._sp.piece_to_id(piece)
         return index if self._sp.id_to_piece(index) == piece else None
-
-
-def _read_model(path: Path) -> bytes:
-    fault = found_instead(path)
-    if fault is not None:
-        raise TokenizerError(f"expected a SentencePiece model in {path}, got {fault}")
-    try:
-        size = path.stat().st_size
-        if size > MAX_MODEL_BYTES:
-            raise TokenizerError(f"expected a SentencePiece model in {path}, got {size} bytes; download it again")
-        return path.read_bytes()
-    except OSError as error:
-        raise TokenizerError(f"expected a readable {path}, got: {error.strerror}") from error
-
-
-def _load_model(model: bytes, name: str | Path) -> sentencepiece.SentencePieceProcessor:
-    processor = sentencepiece.SentencePieceProcessor()
-    try:
-        processor.LoadFromSerializedProto(model)
-        ids = list(range(processor.get_piece_size()))
-        processor.id_to_piece(ids)  # a piece that is not UTF-8 would raise at some later word
-        processor.decode(ids)
-    except (RuntimeError, ValueError) as error:
-        raise TokenizerError(
-            f"expected a SentencePiece model in {name}, got something else; download it again"
-        ) from error
-    return processor
 
 
 def _added_pieces() -> bytes:

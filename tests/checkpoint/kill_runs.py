@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from glm_int4.checkpoint import publishing, quantizing
-from glm_int4.checkpoint.loading import open_checkpoint
+from glm_int4.checkpoint.opening import open_checkpoint
 from glm_int4.errors import UserError
 from glm_int4.quantization import rounding_loops
 from tests.conftest import MINI, TINY

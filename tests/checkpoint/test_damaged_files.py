@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import glm_int4
-from glm_int4.checkpoint.loading import open_checkpoint
+from glm_int4.checkpoint.opening import open_checkpoint
 from glm_int4.errors import CheckpointError, ConfigError, UserError
 from glm_int4.text import load_tokenizer
 from tests.checkpoint.test_downloads import fault_of

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import glm_int4
 from glm_int4.checkpoint.folder import find_shards
-from glm_int4.checkpoint.loading import open_checkpoint
+from glm_int4.checkpoint.opening import open_checkpoint
 from glm_int4.errors import CheckpointError, UserError
 from tests.checkpoint.test_reader import TENSORS, write_layout
 from tests.conftest import MINI

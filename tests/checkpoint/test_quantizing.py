@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import glm_int4
 from glm_int4.checkpoint import layout, packed_format, quantizing
-from glm_int4.checkpoint.loading import open_checkpoint
+from glm_int4.checkpoint.opening import open_checkpoint
 from glm_int4.errors import CheckpointError, InputError, OutputError, UserError
 from tests.conftest import MINI, TINY
 from tests.tolerances import relative_rms
@@ -51,7 +51,7 @@ def test_compressed_tensors_reads_every_tensor_to_the_same_values(tmp_path, opti
             assert torch.equal(tensors[f"{matrix.name}.weight"], original[f"{matrix.name}.weight"])
             seen.add(f"{matrix.name}.weight")
             continue
-        group = parsed.config_groups["embeddings" if matrix.name == layout.EMBEDDING else "linears"].weights
+        group = parsed.config_groups["embeddings" if matrix.kind == "embedding + head" else "linears"].weights
         assert (group.num_bits, group.symmetric) == (scheme.bits, scheme.symmetric)
         assert (group.group_size or matrix.in_features) == scheme.row_group_size(matrix.in_features)
         shape = torch.Size(tensors[f"{matrix.name}.weight_shape"].tolist())
@@ -73,7 +73,7 @@ def test_compressed_tensors_reads_every_tensor_to_the_same_values(tmp_path, opti
         stored = {
             s.name.removeprefix(f"{matrix.name}."): tensors[s.name] for s in packed_format.tensor_specs(matrix, scheme)
         }
-        scheme_of_group = parsed.config_groups["embeddings" if matrix.name == layout.EMBEDDING else "linears"]
+        scheme_of_group = parsed.config_groups["embeddings" if matrix.kind == "embedding + head" else "linears"]
         theirs = PackedQuantizationCompressor.decompress(stored, scheme_of_group)["weight"]
         assert relative_rms(theirs, weight) < 2**-11, "they round to float16"
         assert relative_rms(weight, original[f"{matrix.name}.weight"]) == pytest.approx(errors[matrix.name], rel=1e-3)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import glm_int4
 from glm_int4.checkpoint.folder import find_shards, resolve_folder
-from glm_int4.checkpoint.loading import open_checkpoint
+from glm_int4.checkpoint.opening import open_checkpoint
 from glm_int4.errors import CheckpointError, ConfigError, InputError, UserError
 from tests.conftest import TINY
 

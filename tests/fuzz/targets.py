@@ -14,7 +14,8 @@ from safetensors.torch import save
 
 import glm_int4
 from glm_int4.checkpoint import layout
-from glm_int4.checkpoint.loading import open_checkpoint, resident_bytes
+from glm_int4.checkpoint.loading import resident_bytes
+from glm_int4.checkpoint.opening import open_checkpoint
 from glm_int4.errors import GLMError
 from glm_int4.generation.loading import choose_device, make_plan
 from glm_int4.models.config import parse_config

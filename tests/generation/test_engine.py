@@ -9,7 +9,8 @@ import torch
 import glm_int4
 from glm_int4 import SamplingParams
 from glm_int4.errors import InputError, TokenizerError
-from tests.conftest import MINI
+from glm_int4.generation.engine import StreamRecord
+from tests.conftest import MINI, TINY
 
 GREEDY = SamplingParams(temperature=0)
 QUESTION = [{"role": "user", "content": "3加5等于几?"}]
@@ -72,7 +73,7 @@ def test_arguments_of_load_are_checked(tiny_folder):
         ({"max_length": 10**6}, "expected a max length"),
         ({"threads": 10**6}, "threads on this machine"),
         ({"prefix": "ptuning"}, "expected no prefix"),
-        ({"kv_bits": 8}, "expected kv_bits 16"),
+        ({"kv_bits": 4}, "expected kv_bits 16 or 8"),
     ):
         with pytest.raises(InputError, match=message):
             glm_int4.load(tiny_folder, **arguments)
@@ -164,6 +165,39 @@ def test_arrays_and_tensors_are_taken_as_ids(tiny, cases):
     assert tiny.generate(ids[0], 20, GREEDY, stop_ids=stops) == tiny.generate(
         ids[0], 20, GREEDY, stop_ids=expected[0][3:4]
     )
+
+
+@pytest.mark.parametrize(
+    ("max_new_tokens", "stop", "text", "cut"),
+    [
+        (None, (), "Hello! I am a tiny demo model.", False),
+        (5, (), "Hello! I am", True),
+        (5, ("am",), "Hello! I", False),  # with the last token that the limit allows
+    ],
+)
+def test_a_record_tells_ids_prompt_and_whether_a_limit_cut_the_answer(mini, max_new_tokens, stop, text, cut):
+    messages = [{"role": "user", "content": "Hello"}]
+    record = StreamRecord()
+    stream = mini.stream_chat(messages, max_new_tokens, SamplingParams(temperature=0, stop=stop), record)
+    assert "".join(stream).rstrip() == text
+    assert record.cut is cut
+    assert record.prompt_tokens == mini.count_tokens(messages)
+    assert len(record.ids) == (max_new_tokens or len(record.ids)) > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        ({"model": None}, "a folder or a hub id as model"),
+        ({"max_length": "2048"}, "max_length to be a whole number"),
+        ({"threads": 1.5}, "threads to be a whole number"),
+        ({"device": 0}, "the device auto, cuda or cpu"),
+        ({"dtype": "float32"}, "got 'float32'"),
+    ],
+)
+def test_load_refuses_arguments_of_another_type(arguments, fault):
+    with pytest.raises(InputError, match=fault):
+        glm_int4.load(**({"model": TINY} | arguments))
 
 
 @pytest.mark.gpu

@@ -1,5 +1,6 @@
 """Sampling: order and meaning of its steps."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -88,3 +89,27 @@ def test_logits_that_are_not_finite_are_a_fault():
 def test_values_that_make_no_sense_are_refused(params):
     with pytest.raises(InputError, match="expected a"):
         SamplingParams(**params)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"temperature": "hot"},
+        {"temperature": True},
+        {"top_p": [0.5]},
+        {"top_k": 1.5},
+        {"min_p": None},
+        {"repetition_penalty": "1"},
+        {"seed": "1"},
+        {"stop": 3},
+        {"stop": [1]},
+    ],
+)
+def test_values_of_another_type_are_refused_in_one_line(params):
+    (name,) = params
+    with pytest.raises(InputError, match=f"expected {name if name != 'stop' else '.*stop'}"):
+        SamplingParams(**params)
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert SamplingParams(temperature=np.float32(0.5), top_k=np.int64(3)).top_k == 3

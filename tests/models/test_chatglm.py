@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import load_file
 
 from glm_int4.generation.sampling import SamplingParams
-from glm_int4.models.chatglm import RESIDUAL_ALPHA, PrefixLMMask, RotaryEmbedding, attention_mask_func
+from glm_int4.models.attention import AttentionMask, attention_mask_func
+from glm_int4.models.chatglm import RESIDUAL_ALPHA, RotaryEmbedding
 from glm_int4.models.kv_cache import KVCache
 from tests.conftest import FIXTURES
 from tests.tolerances import ORACLE_ABSOLUTE, ORACLE_HIDDEN_SHARE
@@ -21,7 +22,7 @@ def close(value, expected):
 def run(tiny, ids, hidden=None, cache=None):
     model = tiny.model
     positions = torch.tensor([model.get_position_ids(ids)])
-    mask = PrefixLMMask(context_length=model.context_length(ids))
+    mask = AttentionMask(context_length=model.context_length(ids))
     with torch.inference_mode():
         return model(torch.tensor([ids]), positions, mask, cache, hidden_states=hidden)
 
@@ -67,7 +68,7 @@ def test_greedy_tokens_and_their_logits_step_by_step(tiny, cases, case):
         token_position = tiny.model.get_position_ids(ids)[0][-1]
         positions = torch.tensor([[[token_position], [block]]])
         with torch.inference_mode():
-            logits.append(tiny.model(torch.tensor([[token]]), positions, PrefixLMMask(), cache))
+            logits.append(tiny.model(torch.tensor([[token]]), positions, AttentionMask(), cache))
     close(torch.cat(logits, dim=1), cases[f"{case}.greedy_logits"])
 
 
@@ -77,7 +78,7 @@ def test_a_left_padded_batch_has_the_official_positions_mask_and_logits(tiny, ca
     assert torch.equal(mask, cases["batch.attention_mask"])
     ids, positions = cases["batch.input_ids"], cases["batch.position_ids"]
     with torch.inference_mode():
-        bias = PrefixLMMask(bias=attention_mask_func(mask, torch.float32))
+        bias = AttentionMask(bias=attention_mask_func(mask, torch.float32))
         logits = tiny.model(ids, positions, bias)
     for i, row in enumerate(rows):
         close(logits[i, -len(row) :], cases["batch.logits"][i, -len(row) :])
@@ -97,7 +98,7 @@ def test_prefill_equals_prefill_and_decode(tiny, cases):
     start = tiny.model.context_length(ids) + 1
     parts = [run(tiny, ids[:start], cache=cache)]
     positions = torch.tensor(tiny.model.get_position_ids(ids))
-    mask = PrefixLMMask(context_length=start - 1)
+    mask = AttentionMask(context_length=start - 1)
     with torch.inference_mode():
         parts.append(tiny.model(torch.tensor([ids[start:]]), positions[None, :, start:], mask, cache))
     close(torch.cat(parts, dim=1), cases["gmask_with_answer.logits"])

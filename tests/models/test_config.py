@@ -5,10 +5,11 @@ import json
 import pytest
 
 from glm_int4.errors import ConfigError
-from glm_int4.models.config import detect_version, parse_config
-from tests.conftest import TINY
+from glm_int4.models.config import detect_version, is_base_model, parse_config
+from tests.conftest import FIXTURES, TINY
 
 RAW = json.loads((TINY / "config.json").read_text())
+RAW_V2 = json.loads((FIXTURES / "v2_tiny" / "config.json").read_text())
 
 
 def parse(**changes):
@@ -37,9 +38,85 @@ def test_the_first_vocabulary_may_lack_the_mask_ids():
     assert (config.mask_token_id, config.gmask_token_id) == (150000, 150001)
 
 
-def test_the_version_is_detected_and_the_key_is_named():
-    assert detect_version(RAW) == ("1", "position_encoding_2d")
-    assert detect_version({"model_type": "chatglm", "multi_query_group_num": 2}) == ("2", "multi_query_group_num")
+@pytest.mark.parametrize(
+    ("raw", "tokenizer_config", "version", "decided_by"),
+    [
+        (RAW, None, "1", "position_encoding_2d"),
+        (RAW_V2, None, "2", "nothing that speaks for version 3"),
+        (RAW_V2 | {"_name_or_path": "THUDM/chatglm3-6b-32k", "rope_ratio": 50}, None, "3", "chatglm3 in config.json"),
+        (RAW_V2 | {"_name_or_path": "THUDM/chatglm2-6b"}, {"x": "<|user|>"}, "2", "chatglm2 in config.json"),
+        (RAW_V2 | {"_name_or_path": "THUDM/codegeex2-6b"}, None, "2", "codegeex2"),
+        (
+            RAW_V2 | {"_name_or_path": "model"},
+            {"added_tokens_decoder": {"64795": "<|user|>"}},
+            "3",
+            "<|user|>",
+        ),
+        (RAW_V2, {"name_or_path": "THUDM/chatglm3-6b"}, "3", "tokenizer_config.json"),
+        (RAW_V2, {"tokenizer_class": "ChatGLMTokenizer"}, "2", "--model-version 3"),
+    ],
+)
+def test_the_version_is_detected_and_what_decided_is_said(raw, tokenizer_config, version, decided_by, caplog):
+    caplog.set_level("INFO")
+    detected, why = detect_version(raw, tokenizer_config)
+    assert detected == version
+    assert decided_by in why
+    assert parse_config(raw, tokenizer_config=tokenizer_config).version == version
+    assert f"version {version}, decided by {why}" in caplog.text
+
+
+@pytest.mark.parametrize("version", ["2", "3"])
+def test_the_keys_of_the_second_and_third_generation_are_read(version):
+    config = parse_config(RAW_V2 | {"rope_ratio": 16}, version)
+    assert (config.num_layers, config.hidden_size, config.ffn_size, config.vocab_size) == (2, 64, 176, 160)
+    assert (config.num_heads, config.num_kv_heads, config.head_dim, config.version) == (4, 2, 16, version)
+    assert (config.max_sequence_length, config.rope_ratio) == (128, 16.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rmsnorm": False}, "expected rmsnorm true"),
+        ({"add_qkv_bias": None}, "expected add_qkv_bias true"),
+        ({"tie_word_embeddings": True}, "expected tie_word_embeddings false"),
+        ({"multi_query_group_num": 3}, "got 3 for 4 heads"),
+        ({"multi_query_group_num": None}, "the key multi_query_group_num"),
+        ({"kv_channels": 32}, "got 4 \\* 32 for 64"),
+        ({"kv_channels": 2, "num_attention_heads": 32}, "kv_channels divisible by 4"),
+        ({"eos_token_id": 160}, "below padded_vocab_size"),
+        ({"padded_vocab_size": 151552}, "got GLM-4"),
+        ({"rope_ratio": 0}, "rope_ratio in config.json to be a number"),
+        ({"rope_ratio": "50"}, "rope_ratio in config.json to be a number"),
+        ({"_name_or_path": "THUDM/chatglm3-6b-32k"}, "expected rope_ratio in config.json of a 32k model"),
+        ({"quantization_embeddings": "yes"}, "expected quantization_embeddings true or false"),
+    ],
+)
+def test_values_of_the_second_generation_that_make_no_sense_are_named(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_config({k: v for k, v in (RAW_V2 | changes).items() if v is not None})
+
+
+def test_a_long_context_without_its_rope_ratio_is_warned_of(caplog):
+    parse_config(RAW_V2 | {"seq_length": 32768}, "3")
+    assert "no rope_ratio; if this is chatglm3-6b-32k" in caplog.text
+    caplog.clear()
+    parse_config(RAW_V2 | {"seq_length": 32768}, "2")
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [
+        ("THUDM/chatglm3-6b-base", True),
+        ("THUDM/chatglm3-6b-base/", True),
+        ("codegeex2-6b", True),
+        ("THUDM/chatglm3-6b", False),
+        ("/data/baseline/chatglm2-6b", False),
+        (None, False),
+    ],
+)
+def test_base_models_are_known_by_their_name(name, base):
+    assert is_base_model({"_name_or_path": name}) is base
 
 
 @pytest.mark.parametrize(
@@ -101,10 +178,10 @@ def test_absurd_epsilons_are_refused(value):
         parse(layernorm_epsilon=value)
 
 
-@pytest.mark.parametrize("version", ["2", "3"])
-def test_an_explicit_version_overrides_detection(version):
-    with pytest.raises(ConfigError, match=f"got version {version}"):
-        parse_config(RAW, version)
+@pytest.mark.parametrize(("raw", "version", "message"), [(RAW, "2", "rmsnorm"), (RAW_V2, "1", "tie_word_embeddings")])
+def test_an_explicit_version_overrides_detection(raw, version, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_config(raw, version)
 
 
 def test_an_unknown_version_is_refused():

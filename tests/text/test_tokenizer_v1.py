@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glm_int4.errors import TokenizerError
+from glm_int4.errors import InputError, TokenizerError
 from glm_int4.text import StreamDecoder, load_tokenizer
 from glm_int4.text.tokenizer_v1 import CONTROL_PIECES, ChatGLMTokenizer
 from tests.conftest import FIXTURES, MINI
@@ -144,11 +144,10 @@ def test_a_broken_character_is_shown_at_the_end(mini_tokenizer):
 
 
 def test_missing_broken_and_foreign_tokenizers_are_named(tmp_path):
-    with pytest.raises(TokenizerError, match=r"expected ice_text.model in .* got none"):
+    with pytest.raises(TokenizerError, match=r"expected ice_text.model or tokenizer.model in .* got none"):
         load_tokenizer(tmp_path)
-    (tmp_path / "tokenizer.model").write_bytes(b"x")
-    with pytest.raises(TokenizerError, match="version 2 or 3"):
-        load_tokenizer(tmp_path)
+    with pytest.raises(TokenizerError, match=r"expected ice_text.model in .* for version 1, got none"):
+        load_tokenizer(tmp_path, "1")
     (tmp_path / "ice_text.model").write_bytes(b"<html>not found</html>")
     with pytest.raises(TokenizerError, match="expected a SentencePiece model"):
         load_tokenizer(tmp_path)
@@ -156,6 +155,23 @@ def test_missing_broken_and_foreign_tokenizers_are_named(tmp_path):
         load_tokenizer(tmp_path, "0")
     with pytest.raises(TokenizerError, match=r"expected a SentencePiece model in .* got none"):
         ChatGLMTokenizer(tmp_path / "nothing.model")
+
+
+def test_a_model_of_another_version_is_named(small_bpe, tmp_path):
+    (tmp_path / "ice_text.model").write_bytes(small_bpe.read_bytes())
+    with pytest.raises(TokenizerError, match=r"expected ChatGLM-6B's unigram model .* got a BPE model"):
+        load_tokenizer(tmp_path)
+
+
+def test_half_a_surrogate_pair_is_refused(mini_tokenizer):
+    with pytest.raises(InputError, match=r"lone surrogate U\+DC00 at position 0"):
+        mini_tokenizer.encode("\udc00")
+
+
+def test_a_prompt_ends_with_the_marks(mini_tokenizer):
+    ids = mini_tokenizer.encode("3加5")
+    assert mini_tokenizer.encode_prompt("3加5") == [*ids, mini_tokenizer.gmask_id, mini_tokenizer.sop_id]
+    assert (mini_tokenizer.prefix_ids, mini_tokenizer.stop_ids) == ([], (mini_tokenizer.eos_id,))
 
 
 def test_a_broken_tokenizer_config_is_named(tmp_path):

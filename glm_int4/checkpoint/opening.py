@@ -1,0 +1,129 @@
+"""Opening a checkpoint: what its files hold, checked against its config before anything is loaded."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glm_int4.checkpoint import layout, official_format, packed_format
+from glm_int4.checkpoint.folder import read_config, read_tokenizer_config
+from glm_int4.checkpoint.layout import MatrixSpec
+from glm_int4.checkpoint.reader import CheckpointReader
+from glm_int4.checkpoint.safetensors_file import TensorSpec
+from glm_int4.files import shown
+from glm_int4.models.config import Config, detect_version, is_base_model, parse_config
+from glm_int4.quantization.scheme import QuantizationScheme, QuantizedWeight
+
+logger = logging.getLogger(__name__)
+
+Schemes = dict[str, QuantizationScheme | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointInfo:
+    """What a checkpoint holds.
+
+    schemes: by matrix name, None where a matrix is not quantized. stored_bytes: as stored, by the name
+    of the matrix or tensor. official: quantized the official way. version_from: what decided the version.
+    is_base: a base model, by its name.
+    """
+
+    config: Config
+    schemes: Schemes
+    stored_bytes: dict[str, int]
+    official: bool
+    version_from: str
+    is_base: bool
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(self.stored_bytes.values())
+
+    @property
+    def linear_scheme(self) -> QuantizationScheme | None:
+        """The scheme of the linear layers; None where they are not quantized."""
+        return self.schemes[next(layout.linears(self.config)).name]
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits stored per parameter of the whole model, scales and zero points included."""
+        return 8 * self.weight_bytes / layout.num_parameters(self.config)
+
+
+def open_checkpoint(folder: Path, model_version: str = "auto") -> tuple[CheckpointReader, CheckpointInfo]:
+    """Open a folder and check all of its tensors against its config.
+
+    Raises:
+        ConfigError, CheckpointError: what is wrong with it, in one line.
+    """
+    raw = read_config(folder)
+    tokenizer_config = read_tokenizer_config(folder)
+    config = parse_config(raw, model_version, tokenizer_config)
+    if raw.get("pre_seq_len"):
+        logger.warning(
+            "ignoring pre_seq_len %s in config.json: prefixes are not supported yet", shown(raw["pre_seq_len"])
+        )
+    reader = CheckpointReader(folder)
+    matrices = layout.matrices(config)
+    schemes, official = _stored_schemes(reader, raw, matrices)
+    expected = layout.vectors(config)
+    dtypes: dict[str, tuple[torch.dtype, ...]] = {}
+    parts: dict[str, list[str]] = {name: [name] for name in expected}
+    for name, matrix in matrices.items():
+        scheme = schemes[name]
+        if scheme is None:
+            expected[f"{name}.weight"] = (matrix.out_features, matrix.in_features)
+            parts[name] = [f"{name}.weight"]
+            continue
+        specs = tensor_specs(matrix, scheme, official=official)
+        expected |= {spec.name: spec.shape for spec in specs}
+        dtypes |= {spec.name: (spec.dtype,) for spec in specs}
+        parts[name] = [spec.name for spec in specs]
+    tied = layout.tied_head(config)
+    reader.check(expected, dtypes, ignored=(f"{tied}.weight", f"{tied}.weight_scale") if tied else ())
+    stored = {
+        key: sum(reader[name].numel() * reader[name].element_size() for name in names) for key, names in parts.items()
+    }
+    info = CheckpointInfo(
+        config=config,
+        schemes=schemes,
+        stored_bytes=stored,
+        official=official,
+        version_from=detect_version(raw, tokenizer_config)[1] if model_version == "auto" else "as asked for",
+        is_base=is_base_model(raw),
+    )
+    return reader, info
+
+
+def _stored_schemes(
+    reader: CheckpointReader, raw: Mapping[str, Any], matrices: Mapping[str, MatrixSpec]
+) -> tuple[Schemes, bool]:
+    """The scheme of every matrix, and whether the checkpoint is quantized the official way."""
+    if packed_format.is_packed(raw):
+        return {name: packed_format.stored_scheme(reader, matrix) for name, matrix in matrices.items()}, False
+    bits = official_format.stored_bits(raw)
+    schemes = {name: official_format.stored_scheme(reader, matrix, bits) for name, matrix in matrices.items()}
+    if bits is not None:
+        kept = () if raw.get("quantization_embeddings") else ("embedding", "embedding + head", "head")
+        promised = {name: scheme for name, scheme in schemes.items() if matrices[name].kind not in kept}
+        official_format.check_scales(reader, promised, bits)
+    return schemes, bits is not None
+
+
+def tensor_specs(matrix: MatrixSpec, scheme: QuantizationScheme, *, official: bool) -> list[TensorSpec]:
+    """The tensors that a quantized matrix is stored as."""
+    return (official_format if official else packed_format).tensor_specs(matrix, scheme)
+
+
+def read_weight(reader: CheckpointReader, info: CheckpointInfo, matrix: MatrixSpec) -> QuantizedWeight:
+    """Read a quantized matrix of an opened checkpoint.
+
+    Raises:
+        CheckpointError: its scales or its shape make no sense.
+    """
+    scheme = info.schemes[matrix.name]
+    assert scheme is not None
+    return (official_format if info.official else packed_format).read_weight(reader, matrix, scheme)

@@ -1,0 +1,28 @@
+"""The examples at the end of each command's help."""
+
+_EXAMPLES = {
+    "glm-int4": ("glm-int4 quantize --bits 4", "glm-int4 chat chatglm-6b-int4"),
+    "quantize": (
+        "glm-int4 quantize --model zai-org/chatglm-6b --bits 4",
+        "glm-int4 quantize --model ./chatglm-6b --output ./chatglm-6b-int8 --bits 8",
+    ),
+    "chat": (
+        "glm-int4 chat chatglm-6b-int4",
+        "glm-int4 chat chatglm-6b-int4 --prompt 你好 --greedy",
+        "glm-int4 chat chatglm-6b-int4 < questions.txt > answers.txt",
+    ),
+    "generate": (
+        "glm-int4 generate chatglm-6b-int4 --prompt 你好 --max-new-tokens 32",
+        "glm-int4 generate chatglm-6b-int4 --prompt-file prompt.txt --json",
+    ),
+    "perplexity": ("glm-int4 perplexity chatglm-6b-int4 --text examples/heldout.txt --window 1024",),
+    "info": ("glm-int4 info chatglm-6b-int4", "glm-int4 info zai-org/chatglm-6b --json"),
+}
+
+
+def epilog(command: str) -> str | None:
+    """The examples of a command as Typer takes them; the \\b keeps their lines apart."""
+    lines = _EXAMPLES.get(command)
+    if not lines:
+        return None
+    return "\n".join(["\b", "Examples:" if len(lines) > 1 else "Example:", *(f"  {line}" for line in lines)])

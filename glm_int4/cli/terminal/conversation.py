@@ -1,0 +1,156 @@
+"""The conversation: its messages and settings, and asking the next question. Shows nothing."""
+
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+
+from glm_int4.cli.faults import naming_exhausted_memory
+from glm_int4.errors import InputError
+from glm_int4.generation.engine import Engine, StreamRecord
+from glm_int4.generation.sampling import SamplingParams
+
+Message = dict[str, str]
+
+# When old rounds are dropped, a quarter of max_length stays free for the answer.
+_ROUNDS_SHARE = 0.75
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """What an answer took.
+
+    first_s: until its first text. rest_tokens, rest_s: what came after that text, for the speed.
+    limit: the limit that cut the answer, "max_new_tokens" or "max_length"; None if it ended by itself.
+    """
+
+    prompt_tokens: int
+    new_tokens: int
+    first_s: float
+    rest_tokens: int
+    rest_s: float
+    limit: str | None
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        return self.rest_tokens / self.rest_s if self.rest_tokens and self.rest_s > 0 else None
+
+
+class Conversation:
+    """What was said, and how the next question is asked.
+
+    Attributes:
+        name: what the user called the model.
+        messages: rounds; one begins with a message of the user.
+        turns: what each answer took, since the start.
+        last_question: what ``retry`` asks again.
+    """
+
+    def __init__(
+        self,
+        glm: Engine,
+        sampling: SamplingParams,
+        *,
+        name: str,
+        system: str | None = None,
+        max_new_tokens: int | None = None,
+    ) -> None:
+        self.name = name
+        self.glm, self.sampling, self.max_new_tokens = glm, sampling, max_new_tokens
+        self.system = system
+        self.messages: list[Message] = []
+        self.turns: list[Turn] = []
+        self.last_question: str | None = None
+
+    @property
+    def num_rounds(self) -> int:
+        return sum(message["role"] == "user" for message in self.messages)
+
+    def clear(self) -> None:
+        """Forget what was said; system text and settings stay."""
+        self.messages, self.last_question = [], None
+
+    def ask(self, question: str) -> Generator[str, None, None]:
+        """Yield the answer's pieces; what was said counts even if the answer is broken off.
+
+        Raises:
+            GLMError: the question cannot be asked, or memory ran out; the conversation is as before.
+        """
+        self.last_question = question
+        return self._answer(self.messages, question)
+
+    def retry(self) -> Generator[str, None, None]:
+        """Ask the last question again, in place of its answer, which stays if there is no new one."""
+        question = self.last_question
+        if question is None:
+            raise InputError("expected a question to ask again, got none so far; ask one")
+        last = self.messages[-2:]
+        answered = len(last) == 2 and last[0] == {"role": "user", "content": question}
+        return self._answer(self.messages[:-2] if answered else self.messages, question)
+
+    def _answer(self, before: list[Message], question: str) -> Generator[str, None, None]:
+        asked = [*before, {"role": "user", "content": question}]
+        record = StreamRecord()
+        answer = ""
+        started = time.perf_counter()
+        first: tuple[float, int] | None = None  # when the first text came, and tokens by then
+        try:
+            stream = self.glm.stream_chat([*_front(self.system), *asked], self.max_new_tokens, self.sampling, record)
+            with naming_exhausted_memory("answer", "/clear the conversation, or start with a smaller --max-length"):
+                for piece in stream:
+                    first = first or (time.perf_counter(), len(record.ids))
+                    answer += piece
+                    yield piece
+        finally:
+            ended = time.perf_counter()
+            if record.ids:
+                self.messages = [*asked, {"role": "assistant", "content": answer}]
+            first_at, first_tokens = first or (ended, len(record.ids))
+            self.turns.append(
+                Turn(
+                    prompt_tokens=record.prompt_tokens,
+                    new_tokens=len(record.ids),
+                    first_s=first_at - started,
+                    rest_tokens=len(record.ids) - first_tokens,
+                    rest_s=ended - first_at,
+                    limit=self._limit(record),
+                )
+            )
+
+    def _limit(self, record: StreamRecord) -> str | None:
+        if not record.cut:
+            return None
+        return "max_new_tokens" if len(record.ids) == self.max_new_tokens else "max_length"
+
+    def make_room(self, question: str) -> int:
+        """Drop the oldest rounds until a question and its answer fit; returns how many.
+
+        Raises:
+            InputError: the question is too long on its own; nothing is dropped then.
+        """
+        glm, asked = self.glm, {"role": "user", "content": question}
+        alone = glm.count_tokens([*_front(self.system), asked])
+        if alone >= glm.max_length:
+            what = "system text and question" if self.system else "question"
+            raise InputError(f"expected a {what} of less than {glm.max_length} tokens, got {alone}; shorten it")
+        messages, dropped = self.messages, 0
+        while messages and glm.count_tokens([*_front(self.system), *messages, asked]) > _ROUNDS_SHARE * glm.max_length:
+            next_round = [i for i, message in enumerate(messages) if i and message["role"] == "user"]
+            messages = messages[next_round[0] :] if next_round else []
+            dropped += 1
+        self.messages = messages
+        return dropped
+
+    def check(self, system: str | None, messages: list[Message]) -> None:
+        """Raise InputError unless the model could go on from these messages."""
+        self.glm.count_tokens([*_front(system), *messages, {"role": "user", "content": "?"}])
+
+    def context_tokens(self) -> int:
+        """Tokens of ``max_length`` that the conversation takes."""
+        if not self.messages:
+            return len(self.glm.tokenizer.encode(self.system)) if self.system else 0
+        *asked, answer = self.messages
+        return self.glm.count_tokens([*_front(self.system), *asked]) + len(self.glm.tokenizer.encode(answer["content"]))
+
+
+def _front(system: str | None) -> list[Message]:
+    return [{"role": "system", "content": system}] if system else []

@@ -1,0 +1,136 @@
+"""Masked attention, with and without a cache, for all versions.
+
+Scores are never materialized, keys and values never repeated for the heads that share them.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glm_int4.models.kv_cache import KVCache
+from glm_int4.quantization.threads import numba_threads
+
+# The official value for scores of invisible columns; finite, so that a fully masked row stays a number.
+MASKED_SCORE = -10000.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionMask:
+    """Who sees whom: context columns are visible to every row, the rest is causal.
+
+    ``context_length``: length of the bidirectional context of an unpadded sequence, counted from its
+    first token; 0 is causal throughout. ``bias``: additive scores (B, 1, T, S) for several rows of a
+    padded batch, instead. ``padding``: (B,) leading columns hidden from a single new token.
+    """
+
+    context_length: int = 0
+    bias: Tensor | None = None
+    padding: Tensor | None = None
+
+
+def attention_mask_func(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Turn an official mask (True = masked) into additive scores of ``dtype``, same shape."""
+    return torch.zeros(attention_mask.shape, dtype=dtype, device=attention_mask.device).masked_fill_(
+        attention_mask, MASKED_SCORE
+    )
+
+
+def attention_fn(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
+    """Masked attention with scale ``1 / sqrt(D)``.
+
+    Args:
+        q: (B, H, T, D), the last T tokens.
+        k, v: (B, Hkv, S, D), all tokens; query head h uses key/value head ``h // (H / Hkv)``.
+        mask: who sees whom.
+    Returns:
+        (B, T, H * D).
+    """
+    num_new, num_all = q.shape[2], k.shape[2]
+    if mask.bias is not None:
+        out = _attend(q, k, v, mask.bias)
+    elif num_new == 1:
+        hidden = None
+        if mask.padding is not None:
+            hidden = torch.arange(num_all, device=q.device) >= mask.padding[:, None, None, None]
+        out = _attend(q, k, v, hidden)
+    else:
+        out = _prefix_attention(q, k, v, first_row=num_all - num_new, context_length=mask.context_length)
+    return out.transpose(1, 2).flatten(2)
+
+
+def cached_attention(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, cache: KVCache, layer_id: int) -> Tensor:
+    """Write new keys and values to the cache and attend to all of it.
+
+    Args:
+        q: (B, T, H, D). k, v: (B, T, Hkv, D), after the rotary embedding.
+    Returns:
+        (B, T, H * D) of q's dtype.
+    """
+    end = cache.append(layer_id, k, v)
+    small = cache.dtype in (torch.float16, torch.int8) and q.device.type == "cpu"
+    if q.shape[1] == 1 and small and q.dtype == torch.float32 and _has_numba():
+        return _one_token_attention(q[:, 0], cache, layer_id, end, mask.padding)[:, None]
+    keys, values = cache.read(layer_id, end, q.dtype)
+    return attention_fn(q.transpose(1, 2), keys, values, mask)
+
+
+def _one_token_attention(q: Tensor, cache: KVCache, layer_id: int, end: int, padding: Tensor | None) -> Tensor:
+    """Attention (B, H, D) to (B, H * D) in a Numba loop that reads the cache as it is stored."""
+    from glm_int4.models import attention_loops
+
+    def stored(x: Tensor) -> np.ndarray:
+        part = x[layer_id, :, :, :end]
+        return (part.view(torch.uint16) if part.dtype == torch.float16 else part).numpy()
+
+    q = q.contiguous()
+    out = torch.empty_like(q)
+    hidden = torch.zeros(q.shape[0], dtype=torch.int64) if padding is None else padding
+    k, v, k_scales, v_scales = (stored(x) for x in (cache.k, cache.v, cache.k_scales, cache.v_scales))
+    softmax_scale = np.float32(1 / math.sqrt(q.shape[-1]))
+    with numba_threads():
+        attention_loops.one_token_attention(
+            q.numpy(), k, v, k_scales, v_scales, hidden.numpy(), softmax_scale, out.numpy()
+        )
+    return out.flatten(1)
+
+
+@functools.cache
+def _has_numba() -> bool:
+    try:
+        import numba  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _prefix_attention(q: Tensor, k: Tensor, v: Tensor, *, first_row: int, context_length: int) -> Tensor:
+    """Context rows attend to the whole context, later rows causally: two calls, no mask for the first."""
+    num_context_rows = min(max(context_length - first_row, 0), q.shape[2])
+    parts = []
+    if num_context_rows:
+        context = slice(0, context_length)
+        parts.append(_attend(q[:, :, :num_context_rows], k[:, :, context], v[:, :, context]))
+    if num_context_rows < q.shape[2]:
+        parts.append(_causal_attention(q[:, :, num_context_rows:], k, v))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def _causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The last T rows of a causal triangle over S columns."""
+    num_rows, num_columns = q.shape[2], k.shape[2]
+    if num_rows == num_columns:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+    visible = None
+    if num_rows > 1:
+        visible = torch.ones(num_rows, num_columns, dtype=torch.bool, device=q.device).tril(num_columns - num_rows)
+    return _attend(q, k, v, visible)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention (B, H, T, D); the mask's third dimension may be 1 or T."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])

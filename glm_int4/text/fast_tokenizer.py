@@ -1,0 +1,145 @@
+"""The v2 and v3 tokenizers as a HuggingFace ``tokenizer.json``, for programs that read nothing else.
+
+The engine itself uses ``tokenizer_v2``. Encoding agrees with it; so does decoding of ids that a text can
+have. Two sequences of bytes decode otherwise: of a run that is no UTF-8 as a whole the format marks every
+byte, SentencePiece only the broken ones; and a space that a byte piece puts first is dropped.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+
+from glm_int4.errors import InputError, TokenizerError
+from glm_int4.files import shown
+from glm_int4.text.sentencepiece_model import load_model, read_model, read_spec
+from glm_int4.text.tokenizer_v2 import CONTROL_PIECES, ChatGLM2Tokenizer, special_pieces
+
+PREFIX = ("[gMASK]", "sop")
+_SPACE = "\u2581"  # SentencePiece's mark for a space
+
+
+def fast_tokenizer_json(model_file: str | Path, version: str, matched: Sequence[str] = ()) -> str:
+    """Return the text of a ``tokenizer.json`` that does what ``ChatGLM2Tokenizer`` does.
+
+    Args:
+        model_file: ``tokenizer.model``.
+        version: "2" or "3".
+        matched: special pieces to find in text too, for chat templates that spell them out; by default
+            none, so that what a user types is plain text. ``sop`` and ``eop``, which occur in ordinary
+            words, are then called ``<sop>`` and ``<eop>``.
+    Raises:
+        TokenizerError: the file is not such a model, or cuts text in a way the format cannot say.
+        InputError: ``matched`` holds something that is no special piece.
+    """
+    tokenizer = ChatGLM2Tokenizer(model_file, version)  # checks the file
+    unknown = [name for name in matched if name not in special_pieces(version)]
+    if unknown:
+        raise InputError(
+            f"expected special pieces to match among {', '.join(special_pieces(version))}, got {shown(unknown[0])}"
+        )
+    model = read_model(Path(model_file))
+    spec = read_spec(model)
+    if spec.normalizer != "identity" or not spec.add_dummy_prefix or spec.remove_extra_whitespaces:
+        raise TokenizerError(
+            f"expected {model_file} to keep text as it is behind one space, got normalizer {shown(spec.normalizer)}, "
+            f"dummy prefix {spec.add_dummy_prefix}, white space removed {spec.remove_extra_whitespaces}"
+        )
+    sp = load_model(model, model_file)
+    vocab = {sp.id_to_piece(index): index for index in range(sp.get_piece_size())}
+    special = {_written(name, matched): tokenizer.piece_id(name) for name in special_pieces(version)}
+    if vocab.keys() & special.keys():
+        raise TokenizerError(f"expected {model_file} without pieces called {', '.join(special)}, got one")
+    return json.dumps(
+        {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": _added_tokens(matched, special),
+            "normalizer": _sequence(
+                "normalizers",
+                {"type": "Prepend", "prepend": _SPACE},
+                {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE},
+            ),
+            "pre_tokenizer": None,
+            "post_processor": _prefixing(
+                {_written(name, matched): special[_written(name, matched)] for name in PREFIX}
+            ),
+            "decoder": _decoder([*CONTROL_PIECES, *special]),
+            "model": {
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": CONTROL_PIECES[0],
+                "continuing_subword_prefix": None,
+                "end_of_word_suffix": None,
+                "fuse_unk": True,
+                "byte_fallback": True,
+                "ignore_merges": False,
+                "vocab": vocab | special,
+                "merges": list(_merges(sp)),
+            },
+        },
+        ensure_ascii=False,
+    )
+
+
+def _merges(sp: sentencepiece.SentencePieceProcessor) -> Iterator[tuple[str, str]]:
+    """Yield every pair of pieces that make a piece, best first.
+
+    SentencePiece merges the neighbours whose union has the best score, the leftmost of equals. Equals
+    overlap where a piece ends as it begins; the split with the longer left part is then the one more to
+    the left, so it comes first.
+    """
+    scores = {
+        sp.id_to_piece(index): sp.get_score(index)
+        for index in range(sp.get_piece_size())
+        if not (sp.is_control(index) or sp.is_unknown(index) or sp.is_byte(index) or sp.is_unused(index))
+    }
+    for piece in sorted(scores, key=scores.__getitem__, reverse=True):
+        for end in range(len(piece) - 1, 0, -1):
+            if piece[:end] in scores and piece[end:] in scores:
+                yield piece[:end], piece[end:]
+
+
+def _prefixing(prefix: dict[str, int]) -> dict[str, Any]:
+    """Special pieces in front of a text."""
+    marks = [{"SpecialToken": {"id": name, "type_id": 0}} for name in prefix]
+    texts = [{"Sequence": {"id": name, "type_id": 0}} for name in ("A", "B")]
+    return {
+        "type": "TemplateProcessing",
+        "single": [*marks, texts[0]],
+        "pair": [*marks, *texts],
+        "special_tokens": {name: {"id": name, "ids": [index], "tokens": [name]} for name, index in prefix.items()},
+    }
+
+
+def _decoder(silent: Sequence[str]) -> dict[str, Any]:
+    """Pieces to text: special ones left out, bytes joined, the first space dropped."""
+    names = "|".join(re.escape(name) for name in silent)
+    return _sequence(
+        "decoders",
+        {"type": "Replace", "pattern": {"Regex": rf"\A(?:{names})\z"}, "content": ""},
+        {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+    )
+
+
+def _sequence(key: str, *steps: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "Sequence", key: list(steps)}
+
+
+def _written(name: str, matched: Sequence[str]) -> str:
+    """How the file calls a special piece."""
+    return f"<{name}>" if name in matched and name.isalpha() else name
+
+
+def _added_tokens(matched: Sequence[str], special: dict[str, int]) -> list[dict[str, Any]]:
+    """Entries for the special pieces that are found in text."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    names = {_written(name, matched) for name in matched}
+    return [{"id": index, "content": name, **flags} for name, index in special.items() if name in names]

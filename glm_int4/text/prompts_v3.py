@@ -1,0 +1,128 @@
+"""How ChatGLM3-6B (v3) expects a conversation: a role id before every message, tools in the system's.
+
+A message is its role's id, then a line of metadata, then its content; line and content are encoded
+apart, as officially. Metadata is empty but for an assistant's call of a tool, which it names.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from glm_int4.errors import InputError
+from glm_int4.files import shown
+from glm_int4.text.messages import Message, check_question, role_and_content
+from glm_int4.text.responses import TRAINING_TIME, CleaningStream, fill_template
+from glm_int4.text.tokenizer import Tokenizer
+from glm_int4.text.tokenizer_v2 import ROLES
+from glm_int4.text.tools import TOOLS_SYSTEM_TEXT, Tool, check_tools, write_tools
+
+ASSISTANT = "<|assistant|>"
+_BEFORE = {  # roles that a role may follow; None is the beginning
+    "system": (None, "system"),
+    "user": (None, "system", "assistant"),
+    "assistant": ("user", "observation", "assistant"),
+    "observation": ("assistant",),
+}
+
+
+def encode_messages(
+    tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Tool] | None = None
+) -> list[int]:
+    """Return the ids of a conversation, ready for the assistant's answer.
+
+    Args:
+        messages: ``{"role": "system" | "user" | "assistant" | "observation", "content": str}`` in order,
+            the last one the user's or an observation (what a tool answered); ``metadata`` names the tool,
+            or ``interpreter``, that an assistant's message calls; ``tools`` of a system message are as below.
+        tools: definitions (see ``tools.check_tools``) for the first system message, or one of their own.
+    Raises:
+        InputError: unknown roles, roles out of order, an empty question, or faulty tools.
+    """
+    ids = tokenizer.prefix_ids
+    for role, metadata, content in _checked(messages, check_tools(tools)):
+        ids += [tokenizer.role_ids[role], *tokenizer.encode(f"{metadata}\n"), *tokenizer.encode(content)]
+    return [*ids, tokenizer.role_ids["assistant"]]
+
+
+def _checked(messages: Sequence[Message], tools: list[dict[str, object]]) -> list[tuple[str, str, str]]:
+    """Role, metadata and content of every message, with the tools written out."""
+    checked: list[tuple[str, str, str]] = []
+    for message in messages:
+        role, content = role_and_content(message)
+        if not isinstance(role, str) or role not in ROLES:
+            raise InputError(f"expected a role of {', '.join(ROLES)}, got {shown(role)}")
+        metadata = message.get("metadata") or ""
+        if not isinstance(metadata, str) or "\n" in metadata:
+            raise InputError(f"expected metadata of one line, got {shown(metadata)}")
+        before, before_metadata = checked[-1][:2] if checked else (None, "")
+        if before not in _BEFORE[role]:
+            raise InputError(f"expected messages in turn, got one of role {role!r} {_place(before)}")
+        if role == "observation" and not before_metadata.strip():
+            raise InputError(
+                "expected an observation to follow a call of a tool, got one after an answer; "
+                "give the assistant's message its metadata"
+            )
+        own_tools = check_tools(message.get("tools"))
+        if own_tools and role != "system":
+            raise InputError(f"expected tools in a system message, got them in one of role {role!r}")
+        if own_tools and tools:
+            raise InputError("expected tools once, got them as an argument and in a system message")
+        checked.append((role, metadata, f"{content}\n{write_tools(own_tools)}" if own_tools else content))
+    last = checked[-1] if checked else (None, "", "")
+    if last[0] != "observation":
+        check_question(last[2] if last[0] == "user" else None)
+    return _with_tools(checked, tools) if tools else checked
+
+
+def _place(before: str | None) -> str:
+    return "at the beginning" if before is None else f"after one of role {before!r}"
+
+
+def _with_tools(messages: list[tuple[str, str, str]], tools: list[dict[str, object]]) -> list[tuple[str, str, str]]:
+    """Put tools behind the text of the first system message, or in front as one of their own."""
+    content = ""
+    if messages[0][0] == "system":
+        content, messages = messages[0][2], messages[1:]
+    if TOOLS_SYSTEM_TEXT not in content:
+        content = f"{content}\n{TOOLS_SYSTEM_TEXT}" if content else TOOLS_SYSTEM_TEXT
+    return [("system", "", f"{content}\n{write_tools(tools)}"), *messages]
+
+
+class ReplyDecoder:
+    """``decode`` that spells the assistant's role id out: an answer may consist of several messages."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def decode(self, ids: Iterable[int]) -> str:
+        messages: list[list[int]] = [[]]
+        for token in ids:
+            if token == self._tokenizer.role_ids["assistant"]:
+                messages.append([])
+            else:
+                messages[-1].append(token)
+        return ASSISTANT.join(map(self._tokenizer.decode, messages))
+
+
+def split_reply(text: str) -> list[tuple[str, str]]:
+    """Metadata and content of every message of an answer; without a line break it is all content."""
+    parts = [part.partition("\n") for part in text.split(ASSISTANT)]
+    return [(metadata, content) if newline else ("", metadata) for metadata, newline, content in parts]
+
+
+def process_response(text: str, complete: bool = True) -> str:
+    """What to show of an answer: the contents of its messages, a line apart, cleaned.
+
+    Args:
+        complete: False for the beginning of an answer, whose last line may turn out to be metadata.
+    """
+    parts = split_reply(text)
+    if not complete and "\n" not in text.rpartition(ASSISTANT)[2]:
+        parts.pop()
+    contents = [content.strip() if metadata.strip() else fill_template(content) for metadata, content in parts]
+    return "\n".join(filter(None, contents))
+
+
+class ResponseStream(CleaningStream):
+    """``process_response`` over pieces; a line waits until it is known not to be metadata."""
+
+    def __init__(self) -> None:
+        super().__init__(process_response, marks=(TRAINING_TIME, ASSISTANT))

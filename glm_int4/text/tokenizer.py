@@ -1,0 +1,50 @@
+"""What every tokenizer of the house can do, whatever the model version."""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back; special tokens that a user types are plain text.
+
+    Attributes:
+        version: "1", "2" or "3".
+        pad_id, eos_id, mask_id, gmask_id: special ids.
+        sop_id: the id after which the answer (v1) or the text (v2, v3) starts; ``bos_id`` is the same.
+        stop_ids: the ids that end an answer.
+        prefix_ids, suffix_ids: what stands around a prompt's text; one of the two is empty.
+        role_ids: ids of the roles in a conversation by name; v3 alone has any.
+    """
+
+    version: str
+    pad_id: int
+    eos_id: int
+    mask_id: int
+    gmask_id: int
+    sop_id: int
+    bos_id: int
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]: ...
+
+    @property
+    def prefix_ids(self) -> list[int]: ...
+
+    @property
+    def suffix_ids(self) -> list[int]: ...
+
+    @property
+    def role_ids(self) -> dict[str, int]: ...
+
+    def piece_id(self, piece: str) -> int: ...
+
+    def id_to_piece(self, token_id: int) -> str: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: Iterable[int]) -> str: ...
+
+    def encode_prompt(self, text: str) -> list[int]: ...

@@ -1,0 +1,128 @@
+"""The tokenizer of ChatGLM2-6B (v2) and ChatGLM3-6B (v3): SentencePiece BPE and special ids behind it.
+
+Both read the same ``tokenizer.model``. The special ids are no pieces of it: they follow its last piece
+in a fixed order, and v3 has four more, one a role.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import sentencepiece
+
+from glm_int4.errors import TokenizerError
+from glm_int4.files import shown
+from glm_int4.text.sentencepiece_model import check_encodable, load_model, read_model, read_spec
+
+SPECIAL_PIECES = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
+ROLES = ("system", "user", "assistant", "observation")
+ROLE_PIECES = tuple(f"<|{role}|>" for role in ROLES)
+CONTROL_PIECES = ("<unk>", "<s>", "</s>")  # pieces 0, 1 and 2 of the model itself
+
+
+def special_pieces(version: str) -> tuple[str, ...]:
+    """Names of the ids that follow the model's last piece, in order."""
+    return (*SPECIAL_PIECES, *ROLE_PIECES) if version == "3" else SPECIAL_PIECES
+
+
+class ChatGLM2Tokenizer:
+    """Text to ids of ChatGLM2-6B or ChatGLM3-6B and back; see ``tokenizer.Tokenizer``.
+
+    Args:
+        model_file: ``tokenizer.model``.
+        version: "2" or "3".
+    Raises:
+        TokenizerError: not a SentencePiece model, or not one of this kind.
+    """
+
+    def __init__(self, model_file: str | Path, version: str = "2") -> None:
+        if version not in ("2", "3"):
+            raise TokenizerError(f"expected version 2 or 3 for {model_file}, got {shown(version)}")
+        model = read_model(Path(model_file))
+        self._sp = load_model(model, model_file)
+        _check_kind(self._sp, model, model_file)
+        self.version = version
+        self._base = self._sp.get_piece_size()
+        self._special = special_pieces(version)
+        self._special_ids = {name: self._base + index for index, name in enumerate(self._special)}
+        self.pad_id = self._sp.unk_id()
+        self.eos_id = self._sp.eos_id()
+        self.mask_id = self._special_ids["[MASK]"]
+        self.gmask_id = self._special_ids["[gMASK]"]
+        self.sop_id = self.bos_id = self._special_ids["sop"]
+        self.role_ids = {
+            role: self._special_ids[piece]
+            for role, piece in zip(ROLES, ROLE_PIECES, strict=True)
+            if piece in self._special_ids
+        }
+        self._silent = {self._sp.unk_id(), self._sp.bos_id(), self._sp.eos_id()}
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids that stand for something; the embedding matrix has more rows."""
+        return self._base + len(self._special)
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The ids that end an answer: the end of text, in v3 also a turn of the user or of a tool."""
+        return (self.eos_id, *(self.role_ids[role] for role in ("user", "observation") if role in self.role_ids))
+
+    @property
+    def prefix_ids(self) -> list[int]:
+        """What every prompt begins with: [gMASK], sop."""
+        return [self.gmask_id, self.sop_id]
+
+    @property
+    def suffix_ids(self) -> list[int]:
+        """What every prompt ends with: nothing."""
+        return []
+
+    def piece_id(self, piece: str) -> int:
+        """Id of a piece by its name.
+
+        Raises:
+            TokenizerError: there is no such piece.
+        """
+        if piece in self._special_ids:
+            return self._special_ids[piece]
+        index = self._sp.piece_to_id(piece)
+        if self._sp.id_to_piece(index) != piece:
+            raise TokenizerError(f"expected the piece {shown(piece)} in the tokenizer, got none; is it of version 3?")
+        return index
+
+    def id_to_piece(self, token_id: int) -> str:
+        """Name of a piece; the empty string for ids without one."""
+        if 0 <= token_id < self._base:
+            return self._sp.id_to_piece(token_id)
+        return self._special[token_id - self._base] if 0 <= token_id - self._base < len(self._special) else ""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of ``text``, with no special ids added.
+
+        Raises:
+            InputError: a lone surrogate, which no file in UTF-8 holds.
+        """
+        check_encodable(text)
+        return self._sp.encode(text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of ``ids``; special ids and ids without a piece are left out."""
+        return self._sp.decode([i for i in ids if 0 <= i < self._base and i not in self._silent])
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Return the ids of ``text`` as a context to go on from: [gMASK], sop, text."""
+        return [*self.prefix_ids, *self.encode(text)]
+
+
+def _check_kind(sp: sentencepiece.SentencePieceProcessor, model: bytes, name: str | Path) -> None:
+    """Raise TokenizerError for a SentencePiece model of another family."""
+    spec = read_spec(model)
+    if spec.algorithm != "BPE" or not spec.byte_fallback:
+        hint = "that of ChatGLM-6B is called ice_text.model" if spec.algorithm == "unigram" else "download it again"
+        kind = spec.algorithm + (" with" if spec.byte_fallback else " without") + " byte fallback"
+        raise TokenizerError(f"expected ChatGLM2-6B's BPE model with byte fallback in {name}, got {kind}; {hint}")
+    found = tuple(sp.id_to_piece(i) if i >= 0 else "none" for i in (sp.unk_id(), sp.bos_id(), sp.eos_id()))
+    if found != CONTROL_PIECES:
+        raise TokenizerError(
+            f"expected the pieces {', '.join(CONTROL_PIECES)} in {name}, got {shown(', '.join(found))}; "
+            f"is it the file of ChatGLM2-6B or ChatGLM3-6B?"
+        )

@@ -1,0 +1,75 @@
+"""Attention over every kind of cache against plain attention."""
+
+import pytest
+import torch
+
+from glm_int4.models.attention import AttentionMask, attention_fn, cached_attention
+from glm_int4.models.kv_cache import KVCache, kv_bytes_per_token
+from tests.tolerances import FLOAT32_RELATIVE_RMS, INT8_CACHE_RELATIVE_RMS, relative_rms
+
+SHAPES = {"v1": (4, 4), "v2": (8, 2)}  # query heads, key/value heads
+
+
+def filled(num_heads, num_kv_heads, batch_size, num_tokens, dtype):
+    """A cache of num_tokens - 1 columns, the last token's q, k, v, and all keys and values in float32."""
+    generator = torch.Generator().manual_seed(num_tokens)
+    k, v = torch.randn(2, batch_size, num_tokens, num_kv_heads, 16, generator=generator)
+    q = torch.randn(batch_size, 1, num_heads, 16, generator=generator)
+    cache = KVCache(1, batch_size, num_kv_heads, 16, num_tokens + 3, dtype=dtype)
+    cache.append(0, k[:, :-1], v[:, :-1])
+    cache.advance(num_tokens - 1)
+    return cache, q, k, v
+
+
+@pytest.mark.parametrize("heads", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("num_tokens", [1, 2, 37])
+@pytest.mark.parametrize("padding", [None, [0, 0], [0, 1]])
+def test_one_token_over_a_half_precision_cache_is_plain_attention(heads, num_tokens, padding):
+    padding = None if padding is None else torch.tensor(padding).clamp(max=num_tokens - 1)
+    cache, q, k, v = filled(*heads, 2, num_tokens, torch.float16)
+    mask = AttentionMask(padding=padding)
+    out = cached_attention(q, k[:, -1:], v[:, -1:], mask, cache, 0)
+    k, v = k.half().float().transpose(1, 2), v.half().float().transpose(1, 2)
+    expected = attention_fn(q.transpose(1, 2), k, v, mask)
+    assert out.shape == expected.shape
+    assert relative_rms(out, expected) < FLOAT32_RELATIVE_RMS
+
+
+@pytest.mark.parametrize("heads", SHAPES.values(), ids=SHAPES)
+def test_an_int8_cache_errs_by_its_rounding_alone(heads):
+    cache, q, k, v = filled(*heads, 2, 37, torch.int8)
+    mask = AttentionMask(padding=torch.tensor([0, 5]))
+    out = cached_attention(q, k[:, -1:], v[:, -1:], mask, cache, 0)
+    exact = attention_fn(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)
+    assert 0 < relative_rms(out, exact) < INT8_CACHE_RELATIVE_RMS
+    stored = attention_fn(q.transpose(1, 2), *cache.read(0, 37, torch.float32), mask)
+    assert relative_rms(out, stored) < FLOAT32_RELATIVE_RMS
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int8])
+def test_extreme_keys_and_values_stay_finite_in_the_cache(dtype):
+    k = torch.tensor([0.0, 65504.0, -65504.0, 6e-8, -6e-8, 1.0, 1e-5, -0.0]).view(1, 2, 1, 4)
+    cache = KVCache(1, 1, 1, 4, 2, dtype=dtype)
+    cache.append(0, k, torch.zeros_like(k))
+    keys, values = cache.read(0, 2, torch.float32)
+    bound = (
+        (k.abs().amax(-1, keepdim=True) / 127).clamp(min=2**-24) if dtype == torch.int8 else k.abs() * 2**-11 + 2**-24
+    )
+    assert ((keys.transpose(1, 2) - k).abs() <= bound).all()
+    assert (values == 0).all()
+
+
+def test_a_new_token_of_many_rows_attends_causally_to_what_was_there():
+    cache, q, k, v = filled(8, 2, 1, 12, torch.float32)
+    q = torch.randn(1, 12, 8, 16, generator=torch.Generator().manual_seed(1))
+    full = attention_fn(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), AttentionMask())
+    cache.truncate(7)
+    rest = cached_attention(q[:, 7:], k[:, 7:], v[:, 7:], AttentionMask(), cache, 0)
+    torch.testing.assert_close(rest, full[:, 7:])
+
+
+def test_bytes_per_token_are_those_of_the_tensors():
+    for dtype in (torch.float16, torch.float32, torch.int8):
+        cache = KVCache(3, 1, 2, 16, 10, dtype=dtype)
+        tensors = (cache.k, cache.v, cache.k_scales, cache.v_scales)
+        assert sum(x.numel() * x.element_size() for x in tensors) == 10 * kv_bytes_per_token(3, 2, 16, dtype)
