@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -89,3 +90,54 @@ def official_tokenizers():
         if place and (Path(place) / "v1" / "ice_text.model").is_file():
             return Path(place)
     pytest.skip("needs the official tokenizer models: set GLM_INT4_TOKENIZERS to a folder with v1/ice_text.model")
+
+
+def train_bpe(path, **changes):
+    """Train a BPE model of 400 pieces with the official settings, or some changed."""
+    words = "你好 世界 晚上 睡不着 应该 怎么办 Hello world the weather track tool call python symbol price 12 345"
+    text = [" ".join(words.split()[i:] + words.split()[:i]) for i in range(16)]
+    settings = dict(
+        model_type="bpe",
+        vocab_size=400,
+        character_coverage=1.0,
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        minloglevel=2,
+    )
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text * 4), model_prefix=str(path.with_suffix("")), **settings | changes
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_bpe(tmp_path_factory):
+    """A BPE model of 400 pieces, trained on the spot."""
+    return train_bpe(tmp_path_factory.mktemp("bpe") / "tokenizer.model")
+
+
+@pytest.fixture(scope="session")
+def small_checkpoints(tmp_path_factory, small_bpe):
+    """Random ChatGLM2 and ChatGLM3 checkpoints by version, with a tokenizer of their own."""
+    from glm_int4.checkpoint import layout
+    from glm_int4.models.config import parse_config
+
+    raw = json.loads((FIXTURES / "v2_tiny" / "config.json").read_text())
+    raw |= {"padded_vocab_size": 512, "hidden_size": 128, "ffn_hidden_size": 384, "kv_channels": 32, "seq_length": 256}
+    generator = torch.Generator().manual_seed(0)
+    config = parse_config(raw)
+    shapes = layout.vectors(config) | {
+        f"{m.name}.weight": (m.out_features, m.in_features) for m in layout.matrices(config).values()
+    }
+    tensors = {name: torch.randn(shape, generator=generator).mul(0.3).half() for name, shape in shapes.items()}
+    folders = {}
+    for version in ("2", "3"):
+        folder = folders[version] = tmp_path_factory.mktemp(f"small-v{version}")
+        named = raw | {"_name_or_path": f"chatglm{version}-6b-small"}
+        (folder / "config.json").write_text(json.dumps(named))
+        save_file(tensors, folder / "model.safetensors")
+        shutil.copy(small_bpe, folder / "tokenizer.model")
+    return folders

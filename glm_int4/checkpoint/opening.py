@@ -92,7 +92,7 @@ def open_checkpoint(folder: Path, model_version: str = "auto") -> tuple[Checkpoi
         schemes=schemes,
         stored_bytes=stored,
         official=official,
-        version_from=detect_version(raw, tokenizer_config)[1] if model_version == "auto" else "as asked for",
+        version_from=detect_version(raw, tokenizer_config)[1] if model_version == "auto" else "the caller",
         is_base=is_base_model(raw),
     )
     return reader, info

@@ -1,5 +1,6 @@
 """What a quantizing run will do, decided and checked before anything is written."""
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,11 @@ from glm_int4.checkpoint.shards import MAX_SHARD_BYTES, Unit, plan_shards
 from glm_int4.errors import CheckpointError, InputError
 from glm_int4.models.config import ChatGLMConfig, Config
 from glm_int4.quantization.scheme import QuantizationScheme
+from glm_int4.text.fast_tokenizer import fast_tokenizer_json
+from glm_int4.text.loading import V2_FILE, has_tokenizer
 from glm_int4.version import __version__
+
+logger = logging.getLogger(__name__)
 
 METHODS = ("rtn",)
 FORMATS = ("compressed-tensors", "official")
@@ -94,7 +99,8 @@ class QuantizationPlan:
     method: how weights are rounded; "kept" where the source is quantized already. scheme: of the linear
     layers. matrices: in the order of the network. schemes: as they will be stored. sources: name of the
     matrix to read, where it has another one. shards: units by file name. tokenizer_config: as it will be
-    written. fingerprint: JSON value that is equal where two runs would write the same bytes.
+    written. tokenizer_json: the text of a tokenizer.json, for vLLM. fingerprint: JSON value that is equal
+    where two runs would write the same bytes.
     """
 
     options: QuantizationOptions
@@ -107,6 +113,7 @@ class QuantizationPlan:
     sources: dict[str, str]
     shards: dict[str, list[Unit]]
     tokenizer_config: dict[str, Any] | None
+    tokenizer_json: str | None
     fingerprint: dict[str, Any]
 
     @property
@@ -147,8 +154,6 @@ def make_plan(folder: Path, options: QuantizationOptions) -> QuantizationPlan:
     reader, info = open_checkpoint(folder, options.model_version)
     load_checked_tokenizer(folder, info.config)
     warn_of_untied_head(reader, info.config)
-    if options.vllm and isinstance(info.config, ChatGLMConfig):
-        raise InputError("expected ChatGLM2-6B or ChatGLM3-6B with --vllm, got ChatGLM-6B, which vLLM does not run")
     source_scheme = info.linear_scheme
     if source_scheme is not None:
         _check_convertible(folder, info, source_scheme, options)
@@ -169,8 +174,11 @@ def make_plan(folder: Path, options: QuantizationOptions) -> QuantizationPlan:
     _check_group_sizes(matrices.values(), schemes)
     shards = plan_shards(_units(reader, info, matrices, schemes, options), options.max_shard_bytes)
     names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    tokenizer_json = _check_vllm(folder, info.config) if options.vllm else None
     if tokenizer_config is not None:
         tokenizer_config.pop("auto_map", None)  # the names of code to download
+    if tokenizer_json is not None:
+        tokenizer_config = (tokenizer_config or {}) | {"tokenizer_class": "PreTrainedTokenizerFast"}
     return QuantizationPlan(
         options=options,
         reader=reader,
@@ -182,6 +190,7 @@ def make_plan(folder: Path, options: QuantizationOptions) -> QuantizationPlan:
         sources=sources,
         shards=dict(zip(names, shards, strict=True)),
         tokenizer_config=tokenizer_config,
+        tokenizer_json=tokenizer_json,
         fingerprint={
             "version": __version__,
             "source": [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in reader.files],
@@ -189,6 +198,21 @@ def make_plan(folder: Path, options: QuantizationOptions) -> QuantizationPlan:
             "options": str(options),
         },
     )
+
+
+def _check_vllm(folder: Path, config: Config) -> str | None:
+    """Raise InputError for a model that vLLM does not run; returns its tokenizer.json, None without a tokenizer."""
+    if isinstance(config, ChatGLMConfig):
+        raise InputError("expected ChatGLM2-6B or ChatGLM3-6B with --vllm, got ChatGLM-6B, which vLLM does not run")
+    if config.version == "2" and config.rope_ratio != 1:
+        raise InputError(
+            "expected a model of plain rotary positions with --vllm, got chatglm2-6b-32k, which divides positions by "
+            f"{config.rope_ratio:g}; vLLM would stretch the base instead, and its answers would be nonsense"
+        )
+    if not has_tokenizer(folder):
+        logger.warning("%s holds no tokenizer.model: no tokenizer.json is written, which vLLM needs", folder)
+        return None
+    return fast_tokenizer_json(folder / V2_FILE, config.version)
 
 
 def _check_convertible(

@@ -4,6 +4,7 @@ What is to be done is decided in ``plan.py``; the files that come out are descri
 ``packed_format.py``; how they are put in place, in ``shards.py`` and ``publishing.py``.
 """
 
+import json
 import logging
 import os
 import platform
@@ -259,6 +260,9 @@ def _write_files(
             target.copy(folder / name)
     if plan.tokenizer_config is not None:
         target.write_json("tokenizer_config.json", plan.tokenizer_config)
+    if plan.tokenizer_json is not None:
+        target.write_json("tokenizer.json", json.loads(plan.tokenizer_json))
+        config.setdefault("architectures", ["ChatGLMModel"])
     details = {
         "versions": {"glm-int4": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "source_sha256": source_checksums,

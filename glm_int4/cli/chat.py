@@ -2,6 +2,7 @@
 
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,6 +21,7 @@ def run(
     model: options.Model = None,
     prompt: Annotated[str | None, typer.Option(help="Ask this one question and print the answer alone.")] = None,
     system: Annotated[str | None, typer.Option(help="Text in front of the conversation.")] = None,
+    tools: Annotated[Path | None, typer.Option(help="A JSON file with a list of tools that ChatGLM3 may call.")] = None,
     greedy: options.Greedy = False,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
@@ -48,6 +50,7 @@ def run(
         options.check_text(prompt, "a prompt")
     if system is not None:
         options.check_text(system, "a system text")
+    definitions = options.read_tools(tools) if tools is not None else None
     started = time.perf_counter()
     glm = options.load_engine(
         model, device=device, threads=threads, model_version=model_version, max_length=max_length, kv_bits=kv_bits
@@ -55,14 +58,18 @@ def run(
     glm.tokenizer  # noqa: B018 (a folder without one is an error now, not after the first question)
     from glm_int4.cli.terminal.conversation import Conversation
     from glm_int4.cli.terminal.screen import PlainScreen
-    from glm_int4.cli.terminal.status import limit_note
+    from glm_int4.cli.terminal.status import call_note, limit_note
 
     name = options.find_model(model)
-    conversation = Conversation(glm, sampling, name=name, system=system, max_new_tokens=max_new_tokens)
+    conversation = Conversation(
+        glm, sampling, name=name, system=system, max_new_tokens=max_new_tokens, tools=definitions
+    )
+    conversation.check(system, [])
     if prompt is not None:
         screen = PlainScreen()
         screen.answer(conversation.ask(prompt))
-        if note := limit_note(conversation, conversation.turns[-1]):
+        turn = conversation.turns[-1]
+        for note in filter(None, (limit_note(conversation, turn), call_note(turn))):
             screen.note(note)
         return
     loaded_s = time.perf_counter() - started

@@ -1,5 +1,6 @@
 """Options that several commands share, and how they become arguments of the Python interface."""
 
+import json
 import os
 import sys
 import unicodedata
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from glm_int4.errors import InputError
-from glm_int4.text.prompts_v1 import is_blank
+from glm_int4.text.messages import is_blank
+from glm_int4.text.tools import Tool, check_tools
 
 if TYPE_CHECKING:
     from glm_int4.generation.engine import Engine
@@ -141,3 +143,14 @@ def read_text(path: Path) -> str:
     if is_blank(text):
         raise InputError(f"expected a text in {path}, got an empty file")
     return text
+
+
+def read_tools(path: Path) -> list[Tool]:
+    """Read a list of tool definitions from a JSON file."""
+    try:
+        tools = json.loads(read_text(path))
+        return list(check_tools(tools))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"expected a JSON list of tools in {path}, got something else ({error})") from error
+    except InputError as error:
+        raise InputError(f"{error} (in {path})") from error

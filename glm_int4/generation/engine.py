@@ -1,5 +1,6 @@
 """The engine: a loaded model, its tokenizer, and what can be done with the two."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -8,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from glm_int4.checkpoint.loading import CheckpointInfo, ComputePlan
+from glm_int4.checkpoint.loading import ComputePlan
+from glm_int4.checkpoint.opening import CheckpointInfo
 from glm_int4.errors import InputError, TokenizerError
 from glm_int4.generation.batch import Batch
 from glm_int4.generation.decoding import Decoder
@@ -16,10 +18,15 @@ from glm_int4.generation.sampling import Sampler, SamplingParams
 from glm_int4.models import Model
 from glm_int4.models.config import ChatGLMConfig
 from glm_int4.text import StreamDecoder, Tokenizer
-from glm_int4.text.prompts_v1 import Message, ResponseStream, build_prompt
+from glm_int4.text.chat import chat_format
+from glm_int4.text.messages import Message
+from glm_int4.text.replies import Reply
+from glm_int4.text.tools import Tool
 
 if TYPE_CHECKING:
     from glm_int4.generation.perplexity import PerplexityResult
+
+logger = logging.getLogger(__name__)
 
 TokenIds = Sequence[int]
 
@@ -28,12 +35,14 @@ TokenIds = Sequence[int]
 class StreamRecord:
     """What a stream of text leaves behind beside the text.
 
-    prompt_tokens: length of the prompt. ids: the new ids so far. cut: whether a limit ended the answer,
-    ``max_new_tokens`` or ``max_length``, and not the model or a stop text.
+    prompt_tokens: length of the prompt. ids: the new ids so far. text: what they say, as the model wrote
+    it. cut: whether a limit ended the answer, ``max_new_tokens`` or ``max_length``, and not the model or a
+    stop text.
     """
 
     prompt_tokens: int = 0
     ids: list[int] = field(default_factory=list)
+    text: str = ""
     cut: bool = False
 
 
@@ -57,6 +66,8 @@ class Engine:
         self.max_length = max_length
         self._tokenizer = tokenizer
         self._decoder = Decoder(model, plan, max_length)
+        self._format = chat_format(self.config.version)
+        self._warned_of_base = False
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -158,19 +169,13 @@ class Engine:
 
         A stop text ends the stream and is not part of it. ``record``, if given, is filled in as it goes.
         """
-        sampling = sampling or SamplingParams()
-        decoder = StreamDecoder(self.tokenizer)
-        record = record or StreamRecord()
-        record.prompt_tokens = len(token_ids)
-
-        def pieces() -> Iterator[str]:
-            for token in self.stream_ids(token_ids, max_new_tokens, sampling):
-                record.ids.append(token)
-                yield decoder.push(token)
-            yield decoder.finish()
-            record.cut = len(record.ids) >= self._limit(len(token_ids), max_new_tokens)  # no stop text came first
-
-        return _until_stop(pieces(), sampling.stop)
+        return self._stream(
+            token_ids,
+            StreamDecoder(self.tokenizer),
+            max_new_tokens,
+            sampling or SamplingParams(),
+            record or StreamRecord(),
+        )
 
     def stream_chat(
         self,
@@ -178,22 +183,29 @@ class Engine:
         max_new_tokens: int | None = None,
         sampling: SamplingParams | None = None,
         record: StreamRecord | None = None,
+        tools: Sequence[Tool] | None = None,
     ) -> Iterator[str]:
         """Answer a conversation; the pieces add up to ``chat``'s answer.
 
         Args:
-            messages: ``{"role": ..., "content": ...}``, the last one the user's.
+            messages: ``{"role": ..., "content": ...}``, the last one the user's; in version 3 perhaps an
+                observation, which is what a tool answered.
             max_new_tokens: None goes on to ``max_length``.
             record: if given, is filled in as it goes.
+            tools: definitions of what the model may call (version 3).
         Raises:
             InputError: an empty question, roles out of order, or more tokens than ``max_length``.
         """
-        sampling = sampling or SamplingParams()
-        prompt = self.tokenizer.encode_prompt(build_prompt(messages))
-        cleaned = ResponseStream()
+        if self.info.is_base and not self._warned_of_base:
+            self._warned_of_base = True
+            logger.warning("this is a base model, by its name: it continues texts and was not trained to answer")
+        sampling, record = sampling or SamplingParams(), record or StreamRecord()
+        prompt = self._format.encode(self.tokenizer, messages, tools)
+        cleaned = self._format.response_stream()
+        decoder = self._format.reply_decoder(self.tokenizer)
 
         def pieces() -> Iterator[str]:
-            for piece in self.stream_text(prompt, max_new_tokens, sampling, record):
+            for piece in self._stream(prompt, decoder, max_new_tokens, sampling, record):
                 yield cleaned.push(piece)
             yield cleaned.finish()
 
@@ -204,13 +216,31 @@ class Engine:
         messages: Sequence[Message],
         max_new_tokens: int | None = None,
         sampling: SamplingParams | None = None,
+        tools: Sequence[Tool] | None = None,
     ) -> str:
         """Answer a conversation; as ``stream_chat``, at once."""
-        return "".join(self.stream_chat(messages, max_new_tokens, sampling))
+        return "".join(self.stream_chat(messages, max_new_tokens, sampling, tools=tools))
 
-    def count_tokens(self, messages: Sequence[Message]) -> int:
+    def reply(
+        self,
+        messages: Sequence[Message],
+        max_new_tokens: int | None = None,
+        sampling: SamplingParams | None = None,
+        tools: Sequence[Tool] | None = None,
+    ) -> Reply:
+        """Answer a conversation; the answer comes taken apart, with the call of a tool as data (version 3)."""
+        record = StreamRecord()
+        for _ in self.stream_chat(messages, max_new_tokens, sampling, record, tools):
+            pass
+        return self.parse_reply(record.text, tools)
+
+    def parse_reply(self, text: str, tools: Sequence[Tool] | None = None) -> Reply:
+        """Take the text of an answer apart, as the model wrote it (``StreamRecord.text``)."""
+        return self._format.parse_reply(text, tools)
+
+    def count_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] | None = None) -> int:
         """Tokens of a conversation's prompt."""
-        return len(self.tokenizer.encode_prompt(build_prompt(messages)))
+        return len(self._format.encode(self.tokenizer, messages, tools))
 
     def perplexity(self, text: str, window: int | None = None, stride: int = 512) -> "PerplexityResult":
         """Perplexity of a text; see ``perplexity.measure``."""
@@ -219,6 +249,28 @@ class Engine:
         return measure(self, text, window=window, stride=stride)
 
     # --- inside ---------------------------------------------------------------------------------------
+
+    def _stream(
+        self,
+        token_ids: TokenIds,
+        decoder: StreamDecoder,
+        max_new_tokens: int | None,
+        sampling: SamplingParams,
+        record: StreamRecord,
+    ) -> Iterator[str]:
+        """The text that continues ids, up to a stop text; fills ``record`` in as it goes."""
+        record.prompt_tokens = len(token_ids)
+
+        def pieces() -> Iterator[str]:
+            for token in self.stream_ids(token_ids, max_new_tokens, sampling):
+                record.ids.append(token)
+                yield decoder.push(token)
+            yield decoder.finish()
+            record.cut = len(record.ids) >= self._limit(len(token_ids), max_new_tokens)  # no stop text came first
+
+        for piece in _until_stop(pieces(), sampling.stop):
+            record.text += piece
+            yield piece
 
     def _steps(
         self,

@@ -1,9 +1,10 @@
 """From str to token ids and back. No torch here, and no weights."""
 
+from glm_int4.text.chat import chat_format
 from glm_int4.text.loading import load_tokenizer
 from glm_int4.text.streaming import StreamDecoder
 from glm_int4.text.tokenizer import Tokenizer
 from glm_int4.text.tokenizer_v1 import ChatGLMTokenizer
 from glm_int4.text.tokenizer_v2 import ChatGLM2Tokenizer
 
-__all__ = ["ChatGLM2Tokenizer", "ChatGLMTokenizer", "StreamDecoder", "Tokenizer", "load_tokenizer"]
+__all__ = ["ChatGLM2Tokenizer", "ChatGLMTokenizer", "StreamDecoder", "Tokenizer", "chat_format", "load_tokenizer"]

@@ -3,6 +3,9 @@
 The engine itself uses ``tokenizer_v2``. Encoding agrees with it; so does decoding of ids that a text can
 have. Two sequences of bytes decode otherwise: of a run that is no UTF-8 as a whole the format marks every
 byte, SentencePiece only the broken ones; and a space that a byte piece puts first is dropped.
+
+transformers finds the tokens that it is told (``eos_token`` and so on) in text; where it should not, it
+takes ``split_special_tokens=True``.
 """
 
 import json
@@ -15,10 +18,9 @@ import sentencepiece
 
 from glm_int4.errors import InputError, TokenizerError
 from glm_int4.files import shown
-from glm_int4.text.sentencepiece_model import load_model, read_model, read_spec
+from glm_int4.text.sentencepiece_model import load_model, read_model, read_spec, user_defined_pieces
 from glm_int4.text.tokenizer_v2 import CONTROL_PIECES, ChatGLM2Tokenizer, special_pieces
 
-PREFIX = ("[gMASK]", "sop")
 _SPACE = "\u2581"  # SentencePiece's mark for a space
 
 
@@ -42,12 +44,7 @@ def fast_tokenizer_json(model_file: str | Path, version: str, matched: Sequence[
             f"expected special pieces to match among {', '.join(special_pieces(version))}, got {shown(unknown[0])}"
         )
     model = read_model(Path(model_file))
-    spec = read_spec(model)
-    if spec.normalizer != "identity" or not spec.add_dummy_prefix or spec.remove_extra_whitespaces:
-        raise TokenizerError(
-            f"expected {model_file} to keep text as it is behind one space, got normalizer {shown(spec.normalizer)}, "
-            f"dummy prefix {spec.add_dummy_prefix}, white space removed {spec.remove_extra_whitespaces}"
-        )
+    _check_settings(model, model_file)
     sp = load_model(model, model_file)
     vocab = {sp.id_to_piece(index): index for index in range(sp.get_piece_size())}
     special = {_written(name, matched): tokenizer.piece_id(name) for name in special_pieces(version)}
@@ -65,9 +62,7 @@ def fast_tokenizer_json(model_file: str | Path, version: str, matched: Sequence[
                 {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE},
             ),
             "pre_tokenizer": None,
-            "post_processor": _prefixing(
-                {_written(name, matched): special[_written(name, matched)] for name in PREFIX}
-            ),
+            "post_processor": _prefixing({k: v for k, v in special.items() if v in tokenizer.prefix_ids}),
             "decoder": _decoder([*CONTROL_PIECES, *special]),
             "model": {
                 "type": "BPE",
@@ -84,6 +79,19 @@ def fast_tokenizer_json(model_file: str | Path, version: str, matched: Sequence[
         },
         ensure_ascii=False,
     )
+
+
+def _check_settings(model: bytes, name: str | Path) -> None:
+    """Raise TokenizerError for a model that treats text in another way than the official one."""
+    spec = read_spec(model)
+    if spec.normalizer != "identity" or not spec.add_dummy_prefix or spec.remove_extra_whitespaces:
+        raise TokenizerError(
+            f"expected {name} to keep text as it is behind one space, got normalizer {shown(spec.normalizer)}, "
+            f"dummy prefix {spec.add_dummy_prefix}, white space removed {spec.remove_extra_whitespaces}"
+        )
+    pieces = user_defined_pieces(model)
+    if pieces:
+        raise TokenizerError(f"expected {name} without user-defined pieces, got {shown(pieces[0])}")
 
 
 def _merges(sp: sentencepiece.SentencePieceProcessor) -> Iterator[tuple[str, str]]:

@@ -90,6 +90,13 @@ def read_spec(model: bytes) -> ModelSpec:
     )
 
 
+def user_defined_pieces(model: bytes) -> list[str]:
+    """Pieces that are matched before any other: those of type 4 (field 3) among ModelProto's pieces (field 1)."""
+    pieces = (dict(_fields(value)) for field, value in _fields(model) if field == 1 and isinstance(value, bytes))
+    names = (piece.get(1, b"") for piece in pieces if piece.get(3) == 4)
+    return [name.decode(errors="replace") for name in names if isinstance(name, bytes)]
+
+
 def _number(fields: dict[int, int | bytes], field: int, default: int) -> int:
     value = fields.get(field, default)
     return value if isinstance(value, int) else default

@@ -20,11 +20,12 @@ FAULTS = {
 }
 
 
-def stream_chat(engine, messages, max_new_tokens=None, sampling=None, record=None):
+def stream_chat(engine, messages, max_new_tokens=None, sampling=None, record=None, tools=None):
     script = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     for character in script["answer"]:
         time.sleep(script.get("delay", 0))
         record.ids.append(0)
+        record.text += character
         yield character
     if fault := script.get("fail"):
         raise FAULTS[fault]

@@ -21,8 +21,7 @@ from glm_int4.generation.loading import choose_device, make_plan
 from glm_int4.models.config import parse_config
 from glm_int4.text import load_tokenizer
 from glm_int4.text.loading import has_tokenizer
-from tests.conftest import MINI
-from tests.text.conftest import train_bpe
+from tests.conftest import MINI, train_bpe
 
 MAX_SECONDS, MAX_GROWTH_BYTES, MAX_ADDRESS_BYTES = 3.0, 300 << 20, 4 << 30
 PACKAGE = str(Path(glm_int4.__file__).parent)

@@ -143,6 +143,12 @@ def test_values_that_make_no_sense_are_named(changes, message):
         parse(**changes)
 
 
+@pytest.mark.parametrize(("raw", "version", "message"), [(RAW, "2", "rmsnorm"), (RAW_V2, "1", "tie_word_embeddings")])
+def test_an_explicit_version_overrides_detection(raw, version, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_config(raw, version)
+
+
 SIZES = ("num_layers", "hidden_size", "inner_hidden_size", "num_attention_heads", "vocab_size", "max_sequence_length")
 ABSURD = [
     0,
@@ -176,12 +182,6 @@ def test_absurd_sizes_are_refused_in_one_short_line(key, value):
 def test_absurd_epsilons_are_refused(value):
     with pytest.raises(ConfigError, match="layernorm_epsilon"):
         parse(layernorm_epsilon=value)
-
-
-@pytest.mark.parametrize(("raw", "version", "message"), [(RAW, "2", "rmsnorm"), (RAW_V2, "1", "tie_word_embeddings")])
-def test_an_explicit_version_overrides_detection(raw, version, message):
-    with pytest.raises(ConfigError, match=message):
-        parse_config(raw, version)
 
 
 def test_an_unknown_version_is_refused():

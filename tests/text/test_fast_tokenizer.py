@@ -11,8 +11,7 @@ from tokenizers import Tokenizer
 from glm_int4.errors import InputError, TokenizerError
 from glm_int4.text import ChatGLM2Tokenizer
 from glm_int4.text.fast_tokenizer import fast_tokenizer_json
-from tests.conftest import FIXTURES
-from tests.text.conftest import train_bpe
+from tests.conftest import FIXTURES, train_bpe
 
 ORACLES = {v: json.loads((FIXTURES / f"tokenizer_v{v}.json").read_text(encoding="utf-8")) for v in ("2", "3")}
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
@@ -110,6 +109,9 @@ def test_what_cannot_be_said_in_the_format_is_refused(small_bpe, tmp_path):
     path = train_bpe(tmp_path / "tokenizer.model", normalization_rule_name="nmt_nfkc")
     with pytest.raises(TokenizerError, match=r"to keep text as it is .* got normalizer 'nmt_nfkc'"):
         fast_tokenizer_json(path, "2")
-    path = train_bpe(tmp_path / "tokenizer.model", user_defined_symbols=["[MASK]"])
+    path = train_bpe(tmp_path / "tokenizer.model", user_defined_symbols=["<n>"])
+    with pytest.raises(TokenizerError, match="without user-defined pieces, got '<n>'"):
+        fast_tokenizer_json(path, "2")
+    path = train_bpe(tmp_path / "tokenizer.model", control_symbols=["[MASK]"])
     with pytest.raises(TokenizerError, match=r"without pieces called \[MASK\]"):
         fast_tokenizer_json(path, "2")

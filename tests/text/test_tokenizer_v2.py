@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from glm_int4.errors import InputError, TokenizerError
 from glm_int4.text import ChatGLM2Tokenizer, StreamDecoder, load_tokenizer
-from tests.conftest import FIXTURES, MINI
-from tests.text.conftest import train_bpe
+from tests.conftest import FIXTURES, MINI, train_bpe
 
 ORACLES = {v: json.loads((FIXTURES / f"tokenizer_v{v}.json").read_text(encoding="utf-8")) for v in ("2", "3")}
 CASES = [pytest.param(v, case, id=f"v{v}-{case['text'][:20]!r}") for v in ORACLES for case in ORACLES[v]["cases"]]

@@ -3,13 +3,16 @@
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
+from typing import Any
 
 from glm_int4.cli.faults import naming_exhausted_memory
 from glm_int4.errors import InputError
 from glm_int4.generation.engine import Engine, StreamRecord
 from glm_int4.generation.sampling import SamplingParams
+from glm_int4.text.replies import Reply
+from glm_int4.text.tools import Tool
 
-Message = dict[str, str]
+Message = dict[str, Any]
 
 # When old rounds are dropped, a quarter of max_length stays free for the answer.
 _ROUNDS_SHARE = 0.75
@@ -21,6 +24,7 @@ class Turn:
 
     first_s: until its first text. rest_tokens, rest_s: what came after that text, for the speed.
     limit: the limit that cut the answer, "max_new_tokens" or "max_length"; None if it ended by itself.
+    reply: the answer taken apart; None where there was none.
     """
 
     prompt_tokens: int
@@ -29,6 +33,7 @@ class Turn:
     rest_tokens: int
     rest_s: float
     limit: str | None
+    reply: Reply | None = None
 
     @property
     def tokens_per_s(self) -> float | None:
@@ -41,6 +46,7 @@ class Conversation:
     Attributes:
         name: what the user called the model.
         messages: rounds; one begins with a message of the user.
+        tools: what the model may call (version 3). After a call, the next question is its result.
         turns: what each answer took, since the start.
         last_question: what ``retry`` asks again.
     """
@@ -53,8 +59,10 @@ class Conversation:
         name: str,
         system: str | None = None,
         max_new_tokens: int | None = None,
+        tools: list[Tool] | None = None,
     ) -> None:
         self.name = name
+        self.tools = tools
         self.glm, self.sampling, self.max_new_tokens = glm, sampling, max_new_tokens
         self.system = system
         self.messages: list[Message] = []
@@ -84,17 +92,18 @@ class Conversation:
         if question is None:
             raise InputError("expected a question to ask again, got none so far; ask one")
         last = self.messages[-2:]
-        answered = len(last) == 2 and last[0] == {"role": "user", "content": question}
+        answered = len(last) == 2 and last[0] == _asked(self.messages[:-2], question)
         return self._answer(self.messages[:-2] if answered else self.messages, question)
 
     def _answer(self, before: list[Message], question: str) -> Generator[str, None, None]:
-        asked = [*before, {"role": "user", "content": question}]
+        asked = [*before, _asked(before, question)]
         record = StreamRecord()
         answer = ""
         started = time.perf_counter()
         first: tuple[float, int] | None = None  # when the first text came, and tokens by then
         try:
-            stream = self.glm.stream_chat([*_front(self.system), *asked], self.max_new_tokens, self.sampling, record)
+            messages = [*_front(self.system), *asked]
+            stream = self.glm.stream_chat(messages, self.max_new_tokens, self.sampling, record, self.tools)
             with naming_exhausted_memory("answer", "/clear the conversation, or start with a smaller --max-length"):
                 for piece in stream:
                     first = first or (time.perf_counter(), len(record.ids))
@@ -102,8 +111,13 @@ class Conversation:
                     yield piece
         finally:
             ended = time.perf_counter()
-            if record.ids:
-                self.messages = [*asked, {"role": "assistant", "content": answer}]
+            reply = self.glm.parse_reply(record.text, self.tools) if record.ids else None
+            if reply is not None:
+                apart = reply.metadata or reply.earlier
+                self.messages = [
+                    *asked,
+                    *(reply.as_messages() if apart else [{"role": "assistant", "content": answer}]),
+                ]
             first_at, first_tokens = first or (ended, len(record.ids))
             self.turns.append(
                 Turn(
@@ -113,6 +127,7 @@ class Conversation:
                     rest_tokens=len(record.ids) - first_tokens,
                     rest_s=ended - first_at,
                     limit=self._limit(record),
+                    reply=reply,
                 )
             )
 
@@ -127,13 +142,13 @@ class Conversation:
         Raises:
             InputError: the question is too long on its own; nothing is dropped then.
         """
-        glm, asked = self.glm, {"role": "user", "content": question}
-        alone = glm.count_tokens([*_front(self.system), asked])
+        glm = self.glm
+        alone = self._count([_asked([], question)])
         if alone >= glm.max_length:
             what = "system text and question" if self.system else "question"
             raise InputError(f"expected a {what} of less than {glm.max_length} tokens, got {alone}; shorten it")
         messages, dropped = self.messages, 0
-        while messages and glm.count_tokens([*_front(self.system), *messages, asked]) > _ROUNDS_SHARE * glm.max_length:
+        while messages and self._count([*messages, _asked(messages, question)]) > _ROUNDS_SHARE * glm.max_length:
             next_round = [i for i, message in enumerate(messages) if i and message["role"] == "user"]
             messages = messages[next_round[0] :] if next_round else []
             dropped += 1
@@ -142,14 +157,23 @@ class Conversation:
 
     def check(self, system: str | None, messages: list[Message]) -> None:
         """Raise InputError unless the model could go on from these messages."""
-        self.glm.count_tokens([*_front(system), *messages, {"role": "user", "content": "?"}])
+        self.glm.count_tokens([*_front(system), *messages, _asked(messages, "?")], self.tools)
 
     def context_tokens(self) -> int:
         """Tokens of ``max_length`` that the conversation takes."""
         if not self.messages:
             return len(self.glm.tokenizer.encode(self.system)) if self.system else 0
         *asked, answer = self.messages
-        return self.glm.count_tokens([*_front(self.system), *asked]) + len(self.glm.tokenizer.encode(answer["content"]))
+        return self._count(asked) + len(self.glm.tokenizer.encode(answer["content"]))
+
+    def _count(self, messages: list[Message]) -> int:
+        return self.glm.count_tokens([*_front(self.system), *messages], self.tools)
+
+
+def _asked(before: list[Message], question: str) -> Message:
+    """What was typed as a message: after the call of a tool it is the tool's result."""
+    called = bool(before) and bool(before[-1].get("metadata"))
+    return {"role": "observation" if called else "user", "content": question}
 
 
 def _front(system: str | None) -> list[Message]:

@@ -105,7 +105,9 @@ def _checked_messages(messages: Any) -> list[Message]:
         if not isinstance(message, dict) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
             raise InputError(f"expected role and content, both texts, in message {i}, got {json.dumps(message)[:60]}")
         check_utf8(message["content"], f"message {i}")
-    return [{"role": message["role"], "content": message["content"]} for message in messages]
+        if not isinstance(message.get("metadata", ""), str):
+            raise InputError(f"expected a text as metadata in message {i}, got {json.dumps(message)[:60]}")
+    return [{key: message[key] for key in ("role", "content", "metadata") if key in message} for message in messages]
 
 
 def _checked_settings(settings: Any) -> tuple[SamplingParams, int | None]:

@@ -38,8 +38,21 @@ def temperature(conversation: Conversation) -> str:
 
 
 def after_answer(conversation: Conversation, turn: Turn) -> str:
-    """The lines below an answer: speed, and what cut it."""
-    return "\n".join(filter(None, [speed(turn), limit_note(conversation, turn)]))
+    """The lines below an answer: speed, what cut it, and what it calls."""
+    return "\n".join(filter(None, [speed(turn), limit_note(conversation, turn), call_note(turn)]))
+
+
+def call_note(turn: Turn) -> str:
+    """What an answer wants to be run; empty where it is a plain one."""
+    reply = turn.reply
+    if reply is None or not reply.metadata:
+        return ""
+    if reply.fault is not None:
+        return f"(the model wrote a call of {reply.metadata} that cannot be read: {reply.fault})"
+    if reply.tool_call is None:
+        return "(the model wants this code to be run; what you type next is its output)"
+    arguments = ", ".join(f"{name}={value!r}" for name, value in reply.tool_call.arguments.items())
+    return f"(the model calls {reply.tool_call.name}({arguments}); what you type next is its result)"
 
 
 def speed(turn: Turn) -> str:

@@ -66,7 +66,7 @@ def test_the_oldest_rounds_are_dropped_whole(said):
 
 def test_rounds_of_more_than_two_messages_are_dropped_whole(said):
     said.messages = [{"role": role, "content": "x" * 30} for role in ("user", "assistant", "tool", "assistant")] * 2
-    said.glm.count_tokens, count = (lambda messages: 40 * len(messages)), said.glm.count_tokens
+    said.glm.count_tokens, count = (lambda messages, tools: 40 * len(messages)), said.glm.count_tokens
     try:
         said.make_room("y")
     finally:
