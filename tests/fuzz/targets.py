@@ -169,7 +169,7 @@ def limit_memory():
 
 def outcome(folder):
     """Use a folder; returns what is wrong with what happened, or None, and the kind of message that came."""
-    before, started = peak_bytes(), time.monotonic()
+    before, started = peak_bytes(), time.process_time()
     message = "no error"
     fault = None
     try:
@@ -181,9 +181,9 @@ def outcome(folder):
     except Exception as error:
         fault = f"{type(error).__name__} at {last_line(error.__traceback__)}"
         message = fault
-    seconds, growth = time.monotonic() - started, peak_bytes() - before
+    seconds, growth = time.process_time() - started, peak_bytes() - before
     if seconds > MAX_SECONDS:
-        fault = fault or f"it took more than {MAX_SECONDS} s"
+        fault = fault or f"it took more than {MAX_SECONDS} s of processor time"
     if growth > MAX_GROWTH_BYTES:
         fault = fault or f"it took more than {MAX_GROWTH_BYTES} bytes of memory"
     return fault, " ".join(word for word in message.split() if re.fullmatch(r"[a-z,;:]+", word))[:100]
