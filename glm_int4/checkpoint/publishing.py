@@ -145,7 +145,7 @@ def _replace(partial: Path, output: Path) -> None:
 def tidy(output: Path, fingerprint: Any = None) -> None:
     """Delete what this run, and runs that were killed while they published ``output``, have left beside it.
 
-    With the fingerprint of ``output``, an unfinished run to the same result goes too.
+    With the fingerprint of ``output``, what they left in its unfinished folder goes too.
     """
     partial = partial_folder(output)
     try:
@@ -154,7 +154,7 @@ def tidy(output: Path, fingerprint: Any = None) -> None:
             if folder.is_dir():
                 _remove_folder(folder)
             folder.parent.rmdir()
-        if partial.is_dir():
+        if fingerprint is not None and partial.is_dir():
             _tidy_partial(partial, output, fingerprint)
     except OSError as error:
         logger.warning("cannot delete what a run left beside %s: %s", output, error)
@@ -164,7 +164,7 @@ def _tidy_partial(partial: Path, output: Path, fingerprint: Any) -> None:
     lock = lock_folder(partial)
     try:
         if (partial / PROGRESS).exists():
-            if fingerprint is not None and noted_progress(partial).get("fingerprint") == fingerprint:
+            if noted_progress(partial).get("fingerprint") == fingerprint:
                 _remove_folder(partial)
         elif is_ours(partial) or is_begun(partial):  # the old folder, exchanged; a run that noted nothing yet
             _remove_folder(partial)

@@ -38,6 +38,8 @@ def load_model(model: bytes, name: str | Path) -> sentencepiece.SentencePiecePro
         ids = list(range(processor.get_piece_size()))
         processor.id_to_piece(ids)  # a piece that is not UTF-8 would raise at some later word
         processor.decode(ids)
+        if processor.unk_id() < 0:  # what the library returns for a piece that it does not know
+            raise ValueError("no unknown piece")
     except (RuntimeError, ValueError) as error:
         raise TokenizerError(
             f"expected a SentencePiece model in {name}, got something else; download it again"
@@ -119,6 +121,8 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
 def _varint(data: bytes, position: int) -> tuple[int, int]:
     value = shift = 0
     while True:
+        if position >= len(data) or shift > 63:
+            raise TokenizerError("expected a whole SentencePiece model, got a damaged one; download it again")
         byte = data[position]
         value |= (byte & 127) << shift
         position, shift = position + 1, shift + 7

@@ -30,6 +30,7 @@ from glm_int4.quantization import rounding_loops
 from tests.conftest import MINI, TINY
 
 CALLS = ("rename", "replace", "unlink", "rmdir", "mkdir", "fsync", "open")
+NO_KILL = "no kill: the run ended before, or had nothing to do"
 OURS, FOREIGN = "a checkpoint of ours", "somebody's files"
 
 
@@ -168,7 +169,7 @@ class Trials:
             code = self.run(self.out, self.options, overwrite=before is not None, exchange=exchange, **kill)
             refused = code == 70 and not kill.get("resume", True) and self.is_new()  # nothing to start over
             assert code in (0, -signal.SIGKILL) or refused, code
-            hit.append(self.last_call()[1] if code else "ended before the kill")
+            hit.append(self.last_call()[1] if code == -signal.SIGKILL else NO_KILL)
             self.check_killed(before, exchange)
         assert self.run(self.out, self.options, overwrite=before is not None, exchange=exchange) == 0
         self.check_end(before)
@@ -233,14 +234,17 @@ def main():
             first = tiny.calls(before, True) - rng.randint(1, 12)
             with said(f"killed before call {first}, then, starting over, before call {at}; output before: {before}"):
                 phases.update(tiny.trial([{"at": first}, {"at": at, "resume": False}], before))
-    calls = sum(phases.values())
+    calls = phases.total() - phases[NO_KILL]
     mini = Trials(args.work / "mini", MINI, {"bits": 4, "max_shard_bytes": 300_000}, {"bits": 8})
     for _ in range(args.random):
         kills = [{"after": rng.uniform(0, mini.seconds)} for _ in range(rng.choice((1, 1, 2)))]
         before = rng.choice((None, OURS))
         with said(f"killed after {kills} seconds; output before: {before}"):
-            phases.update(f"at random: {call}" for call in mini.trial(kills, before))
-    print(f"{calls} kills before calls, {sum(phases.values()) - calls} at random, {time.monotonic() - started:.1f} s")
+            hit = mini.trial(kills, before)
+            phases.update(call if call == NO_KILL else f"at random: {call}" for call in hit)
+    print(
+        f"{calls} kills before calls, {phases.total() - phases[NO_KILL] - calls} at random, {time.monotonic() - started:.1f} s"
+    )
     for phase, count in sorted(phases.items()):
         print(f"{count:5d}  {phase}")
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tests.fuzz import targets
 from tests.fuzz.fuzz_checkpoint import CORPUS, HANG_SECONDS
 
 FILES = sorted(path.name for path in CORPUS.iterdir())
@@ -23,6 +24,13 @@ def test_an_input_that_was_found_once_ends_with_one_line(faults, name):
     answers, result = faults
     assert name in answers, f"the child ended with status {result.returncode} before or at this file"
     assert answers[name] is None
+
+
+def test_every_seed_is_taken(tmp_path):
+    """A seed that is refused would hide everything behind the refusal."""
+    for kind, (_, files) in targets.seeds(tmp_path / "seeds").items():
+        targets.write_folder(tmp_path / kind, files)
+        targets.use(tmp_path / kind)
 
 
 def test_a_short_run_finds_nothing(tmp_path):
