@@ -37,7 +37,7 @@ def warn_of_untied_head(reader: CheckpointReader, config: Config) -> None:
     head = f"{tied}.weight"
     if tied is None or head not in reader:
         return
-    if embedding in reader and not _equal(reader[head], reader[embedding]):
+    if embedding in reader and not _equal(reader, head, embedding):
         logger.warning(
             "ignoring %s in %s, which is another matrix than %s: ChatGLM-6B's head is its embedding, here as in the "
             "official code; a head that was trained apart has no effect",
@@ -45,16 +45,22 @@ def warn_of_untied_head(reader: CheckpointReader, config: Config) -> None:
             reader.folder,
             embedding,
         )
-    reader.release(head)
 
 
-def _equal(head: Tensor, embedding: Tensor) -> bool:
-    """Whether two matrices hold the same bits once the head has the embedding's dtype."""
+def _equal(reader: CheckpointReader, head_name: str, embedding_name: str) -> bool:
+    """Whether two matrices hold the same bits once the head has the embedding's dtype; releases what it has read."""
+    head, embedding = reader[head_name], reader[embedding_name]
     if head.shape != embedding.shape:
         return False
     if not (head.is_floating_point() and embedding.is_floating_point()):  # integers of a quantized embedding
         return torch.equal(head, embedding)
     step = max(_BLOCK_BYTES // max(embedding[:1].numel() * embedding.element_size(), 1), 1)
     bits = _BITS[embedding.element_size()]
-    blocks = ((head[i : i + step], embedding[i : i + step]) for i in range(0, len(embedding), step))
-    return all(torch.equal(h.to(e.dtype).contiguous().view(bits), e.contiguous().view(bits)) for h, e in blocks)
+    for start in range(0, len(embedding), step):
+        rows = slice(start, start + step)
+        as_embedding = head[rows].to(embedding.dtype).contiguous()
+        if not torch.equal(as_embedding.view(bits), embedding[rows].contiguous().view(bits)):
+            return False
+        reader.release(head_name, rows)
+        reader.release(embedding_name, rows)
+    return True

@@ -154,6 +154,7 @@ def make_plan(folder: Path, options: QuantizationOptions) -> QuantizationPlan:
     reader, info = open_checkpoint(folder, options.model_version)
     load_checked_tokenizer(folder, info.config)
     warn_of_untied_head(reader, info.config)
+    tokenizer_json = _check_vllm(folder, info.config) if options.vllm else None
     source_scheme = info.linear_scheme
     if source_scheme is not None:
         _check_convertible(folder, info, source_scheme, options)
@@ -174,7 +175,6 @@ def make_plan(folder: Path, options: QuantizationOptions) -> QuantizationPlan:
     _check_group_sizes(matrices.values(), schemes)
     shards = plan_shards(_units(reader, info, matrices, schemes, options), options.max_shard_bytes)
     names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-    tokenizer_json = _check_vllm(folder, info.config) if options.vllm else None
     if tokenizer_config is not None:
         tokenizer_config.pop("auto_map", None)  # the names of code to download
     if tokenizer_json is not None:
