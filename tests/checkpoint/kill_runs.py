@@ -242,9 +242,8 @@ def main():
         with said(f"killed after {kills} seconds; output before: {before}"):
             hit = mini.trial(kills, before)
             phases.update(call if call == NO_KILL else f"at random: {call}" for call in hit)
-    print(
-        f"{calls} kills before calls, {phases.total() - phases[NO_KILL] - calls} at random, {time.monotonic() - started:.1f} s"
-    )
+    at_random = phases.total() - phases[NO_KILL] - calls
+    print(f"{calls} kills before calls, {at_random} at random, {time.monotonic() - started:.1f} s")
     for phase, count in sorted(phases.items()):
         print(f"{count:5d}  {phase}")
 
