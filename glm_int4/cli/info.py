@@ -25,7 +25,7 @@ _OVERHEAD_BYTES = {"cpu": 600_000_000, "cuda": 800_000_000}
 
 
 def run(
-    model: Annotated[str | None, typer.Argument(metavar="[MODEL_OR_DIR]", help="Checkpoint folder or hub id.")] = None,
+    model: Annotated[str | None, typer.Argument(metavar="MODEL_OR_DIR", help="Checkpoint folder or hub id.")] = None,
     device: Annotated[
         str, typer.Option(help="auto, cuda or cpu: what to plan for; it need not be in this machine.")
     ] = "auto",

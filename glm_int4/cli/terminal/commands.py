@@ -50,7 +50,7 @@ class Commands:
             Command(
                 name="/temperature",
                 argument="[NUMBER|off]",
-                help="0 is always the likeliest word; off is the model's official value",
+                help="0: the likeliest word; off: the official value",
                 run=self._temperature,
             ),
             Command(name="/stats", argument="", help="speed, context and settings", run=self._stats),

@@ -76,8 +76,8 @@ def statistics(conversation: Conversation) -> str:
     glm, sampling = conversation.glm, conversation.sampling
     _, top_p, top_k = OFFICIAL_DEFAULTS[glm.config.version]
     turns = [turn for turn in conversation.turns if turn.new_tokens]
-    rest_s = sum(turn.rest_s for turn in turns)
-    average = f", {sum(turn.rest_tokens for turn in turns) / rest_s:.1f} tokens/s" if rest_s > 0 else ""
+    rest_tokens, rest_s = sum(turn.rest_tokens for turn in turns), sum(turn.rest_s for turn in turns)
+    average = f", {rest_tokens / rest_s:.1f} tokens/s" if rest_tokens and rest_s > 0 else ""
     seed = "none" if sampling.seed is None else sampling.seed
     lines = {
         "model": f"{conversation.name}, {bits(conversation)} ({glm.info.bits_per_weight:.2f} bits per weight)",
