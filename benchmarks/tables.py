@@ -43,7 +43,7 @@ MODELS = {"ChatGLM-6B": "chatglm-6b", "ChatGLM2-6B": "chatglm2-6b", "ChatGLM3-6B
 def full_size() -> str:
     """What the 6-billion-parameter checkpoints take on a CPU."""
     heads = "|quantizing|its peak memory|size on disk|bits per weight|loading|weights in memory|memory once loaded"
-    heads += "|in a short chat|peak, after 512 tokens|prompt of 128 tokens|prompt of 512|answer"
+    heads += "|in a short chat|in one of 544 tokens|peak|prompt of 128 tokens|prompt of 512|answer"
     columns = [[head] for head in heads.split("|")]
     notes = []
     for name, file in MODELS.items():
@@ -66,7 +66,7 @@ def full_size() -> str:
 def _cells(row: dict) -> list[str]:
     quantize = row["quantize"]
     speed = quantize["source_bytes"] / quantize["seconds"] / 1e9
-    memory = ("weight_bytes", "load_rss_bytes", "short_chat_rss_bytes", "peak_rss_bytes")
+    memory = ("weight_bytes", "load_rss_bytes", "short_chat_rss_bytes", "chat_rss_bytes", "peak_rss_bytes")
     return [
         f"{quantize['seconds']:.0f} s ({speed:.2f} GB/s)",
         f"{quantize['peak_rss_bytes'] / 1e9:.2f} GB",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from glm_int4.checkpoint.loading import ComputePlan
+from glm_int4.checkpoint.memory import trim_heap
 from glm_int4.generation.batch import Batch
 from glm_int4.generation.sampling import Sampler
 from glm_int4.models import Model
@@ -18,6 +19,9 @@ from glm_int4.models.kv_cache import KVCache
 
 # Rows of a causal prompt that run together: bounds the activations of a long prompt.
 PREFILL_ROWS = 512
+
+# After a prompt of so many tokens the activations that it left on the heap go back to the system.
+_TRIM_TOKENS = 128
 
 
 @dataclass(slots=True)
@@ -77,6 +81,8 @@ class Decoder:
             part = slice(first, first + rows)
             x = self._model.transformer(batch.token_ids[:, part], batch.positions[:, :, part], mask, cache)
             sequence.ids += batch.rows[0][part]
+        if self._plan.device.type == "cpu" and batch.num_tokens - start >= _TRIM_TOKENS:
+            trim_heap()
         return self._model.lm_head(x[:, -1:])
 
     @torch.inference_mode()
