@@ -43,7 +43,7 @@ MODELS = {"ChatGLM-6B": "chatglm-6b", "ChatGLM2-6B": "chatglm2-6b", "ChatGLM3-6B
 def full_size() -> str:
     """What the 6-billion-parameter checkpoints take on a CPU."""
     heads = "|quantizing|its peak memory|size on disk|bits per weight|loading|weights in memory|memory once loaded"
-    heads += "|in a short chat|in one of 544 tokens|peak|prompt of 128 tokens|prompt of 512|answer"
+    heads += "|in a short chat|after a prompt of 512|peak|prompt of 128 tokens|prompt of 512|answer"
     columns = [[head] for head in heads.split("|")]
     notes = []
     for name, file in MODELS.items():
