@@ -221,7 +221,7 @@ def test_a_dumb_terminal_gets_plain_text(mini_int4, open_terminal, env):
     terminal.wait_for("the first after")
     assert "\n8\n" in terminal.text
     terminal.type("/nonsense")
-    terminal.wait_for("/help lists them")
+    terminal.wait_for("/help lists them\n> ")
     terminal.type("\x03" if env["TERM"] else "\x04", enter=False)  # Ctrl-C leaves, and so does Ctrl-D
     assert terminal.wait_for_end() == 0
     assert b"\x1b" not in terminal.written
