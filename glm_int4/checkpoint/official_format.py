@@ -40,7 +40,7 @@ def stored_bits(raw_config: Mapping[str, Any]) -> int | None:
         ConfigError: bits that the official code does not know.
     """
     bits = raw_config.get("quantization_bit") or None
-    if bits is not None and (isinstance(bits, bool) or bits not in BITS):
+    if bits is not None and (type(bits) is not int or bits not in BITS):
         raise ConfigError(
             f"expected quantization_bit 4, 8 or none in config.json, got {shown(bits)}; "
             "take the file from the official repository"

@@ -17,7 +17,7 @@ from glm_int4.checkpoint.safetensors_file import TensorSpec
 from glm_int4.checkpoint.shards import MAX_SHARD_BYTES, Unit, plan_shards
 from glm_int4.errors import CheckpointError, InputError
 from glm_int4.models.config import ChatGLMConfig, Config
-from glm_int4.quantization.scheme import QuantizationScheme
+from glm_int4.quantization.scheme import GROUP_SIZES, QuantizationScheme
 from glm_int4.text.fast_tokenizer import fast_tokenizer_json
 from glm_int4.text.loading import V2_FILE, has_tokenizer
 from glm_int4.version import __version__
@@ -89,7 +89,9 @@ class QuantizationOptions:
         if self.head_bits != 4:
             return QuantizationScheme(bits=8, group_size=None, symmetric=True)
         fitting = next((size for size in (128, 64, 32) if hidden_size % size == 0), None)
-        return QuantizationScheme(bits=4, group_size=self.scheme.group_size or fitting, symmetric=self.symmetric)
+        if self.group_size is not None:
+            fitting = self.scheme.group_size or fitting
+        return QuantizationScheme(bits=4, group_size=fitting, symmetric=self.symmetric)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +162,12 @@ def make_plan(folder: Path, options: QuantizationOptions) -> QuantizationPlan:
         _check_convertible(folder, info, source_scheme, options)
     matrices, sources = layout.matrices(info.config), {}
     head_scheme = options.vocabulary_scheme(info.config.hidden_size)
+    kept = info.schemes[layout.embedding(info.config).name]
+    if kept is not None and options.head_bits not in (None, kept.bits):
+        raise InputError(
+            f"expected --head-bits {kept.bits}, which the embedding in {folder} has, got {options.head_bits}; "
+            "it is kept as it is"
+        )
     if options.quantize_embeddings:
         embedding, tied = layout.embedding(info.config), layout.tied_head(info.config)
         if tied is None:
@@ -195,7 +203,8 @@ def make_plan(folder: Path, options: QuantizationOptions) -> QuantizationPlan:
             "version": __version__,
             "source": [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in reader.files],
             "config": str(info.config),
-            "options": str(options),
+            "schemes": {name: str(scheme) for name, scheme in schemes.items()},
+            "options": [options.output_format, options.method, options.vllm, options.max_shard_bytes],
         },
     )
 
@@ -236,14 +245,16 @@ def _check_convertible(
 
 
 def _check_group_sizes(matrices: Iterable[MatrixSpec], schemes: Schemes) -> None:
+    matrices = list(matrices)
     for matrix in matrices:
         scheme, k = schemes[matrix.name], matrix.in_features
         if scheme is None:
             continue
         if k % scheme.row_group_size(k):
+            fitting = [str(size) for size in GROUP_SIZES if not any(m.in_features % size for m in matrices)]
             raise InputError(
                 f"expected a group size that divides the {k} inputs of {matrix.name}, got {scheme.group_size}; "
-                "pass --group-size 32, 64 or channel"
+                f"pass --group-size {' or '.join([*fitting, 'channel'])}"
             )
         if k * scheme.bits % 32:
             raise InputError(

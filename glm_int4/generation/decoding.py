@@ -72,10 +72,11 @@ class Decoder:
         cache, mask = sequence.cache, batch.prefill_mask(self._plan.stream_dtype)
         start, rows = 0, batch.num_tokens
         if self._model.is_causal and batch.size == 1:
-            start, rows = min(_common_length(sequence.ids, batch.rows[0]), batch.num_tokens - 1), PREFILL_ROWS
+            common = _common_length(sequence.ids[: cache.length], batch.rows[0])
+            start, rows = min(common, batch.num_tokens - 1), PREFILL_ROWS
         self.num_reused = start
+        del sequence.ids[start:]  # before the cache: whatever interrupts this, ids never claim more than it holds
         cache.truncate(start)
-        del sequence.ids[start:]
         x = torch.empty(0)
         for first in range(start, batch.num_tokens, rows):
             part = slice(first, first + rows)

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
+from operator import index
 from typing import TYPE_CHECKING
 
 import torch
@@ -232,6 +233,8 @@ class Engine:
         record = StreamRecord()
         for _ in self.stream_chat(messages, max_new_tokens, sampling, record, tools):
             pass
+        if tools is None:
+            tools = next((message["tools"] for message in messages if message.get("tools")), None)
         return self.parse_reply(record.text, tools)
 
     def parse_reply(self, text: str, tools: Sequence[Tool] | None = None) -> Reply:
@@ -299,7 +302,10 @@ class Engine:
         return room if max_new_tokens is None else min(max_new_tokens, room)
 
     def _batch(self, token_ids: TokenIds | Sequence[TokenIds]) -> Batch:
-        rows = [list(map(int, row)) for row in _as_rows(token_ids)]
+        try:
+            rows = [[index(token) for token in row] for row in _as_rows(token_ids)]
+        except TypeError as error:
+            raise InputError(f"expected token ids, or a list of rows of them, got {token_ids!r:.80}") from error
         if not rows or not all(rows):
             raise InputError("expected token ids, got an empty list")
         for row in rows:

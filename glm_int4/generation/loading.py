@@ -13,6 +13,7 @@ from glm_int4.checkpoint.loading import ComputePlan, build_model, load_checked_t
 from glm_int4.checkpoint.opening import CheckpointInfo, open_checkpoint
 from glm_int4.errors import InputError
 from glm_int4.generation.engine import Engine
+from glm_int4.generations import UNDECIDED
 from glm_int4.quantization.cpu import choose_backend
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,8 @@ def load(
     place = choose_device(device)
     folder = resolve_folder(model)
     reader, info = open_checkpoint(folder, model_version)
+    if info.version_from == UNDECIDED:
+        logger.warning("taking this for ChatGLM2: in its files there is %s", UNDECIDED)
     limit = info.config.max_sequence_length
     if max_length is not None and not 2 <= max_length <= limit:
         raise InputError(

@@ -11,6 +11,7 @@ from typing import Any
 
 from glm_int4.errors import ConfigError
 from glm_int4.files import shown
+from glm_int4.generations import two_or_three
 
 VERSIONS = ("1", "2", "3")
 
@@ -115,23 +116,11 @@ def detect_version(raw: Mapping[str, Any], tokenizer_config: Mapping[str, Any] |
             return "1", key
     for key in _V2_KEYS:
         if key in raw:
-            return _two_or_three(raw, tokenizer_config or {})
+            return two_or_three(raw, tokenizer_config or {})
     raise ConfigError(
         f"expected one of the keys {', '.join(_V1_KEYS + _V2_KEYS)} in config.json, got none; "
         "take config.json from the official repository"
     )
-
-
-def _two_or_three(raw: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> tuple[str, str]:
-    """ChatGLM2 and ChatGLM3 have the same keys and shapes: only names and special tokens tell."""
-    for file, value in (("config.json", raw), ("tokenizer_config.json", tokenizer_config)):
-        name = str(value.get("_name_or_path") or value.get("name_or_path") or "").lower()
-        for part, version in (("chatglm3", "3"), ("chatglm2", "2"), ("codegeex2", "2")):
-            if part in name:
-                return version, f"the name {part} in {file}"
-    if "<|user|>" in str(tokenizer_config):
-        return "3", "the token <|user|> in tokenizer_config.json"
-    return "2", "nothing that speaks for version 3; if it is ChatGLM3, say so (--model-version 3)"
 
 
 def is_base_model(raw: Mapping[str, Any]) -> bool:
@@ -155,6 +144,11 @@ def parse_config(
     if model_version not in ("auto", *VERSIONS):
         raise ConfigError(f"expected model_version auto, 1, 2 or 3, got {model_version!r}")
     version, decided_by = detect_version(raw, tokenizer_config)
+    if model_version != "auto" and (model_version == "1") != (version == "1"):
+        raise ConfigError(
+            f"expected the keys of version {model_version} in config.json, got those of version {version} "
+            f"({decided_by}); leave the model version out"
+        )
     if model_version != "auto":
         version, decided_by = model_version, "the caller"
     logger.info("ChatGLM version %s, decided by %s", version, decided_by)

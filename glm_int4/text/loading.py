@@ -1,15 +1,15 @@
 """Finding the tokenizer of a checkpoint folder, and which version it is of."""
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from glm_int4.errors import TokenizerError
 from glm_int4.files import ABSENT, found_instead, read_json, shown
+from glm_int4.generations import two_or_three
 from glm_int4.text.tokenizer import Tokenizer
 from glm_int4.text.tokenizer_v1 import ChatGLMTokenizer
-from glm_int4.text.tokenizer_v2 import ROLE_PIECES, ChatGLM2Tokenizer
+from glm_int4.text.tokenizer_v2 import ChatGLM2Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +53,7 @@ def load_tokenizer(folder: str | Path, version: str = "auto") -> Any:
 def detect_version(folder: str | Path) -> tuple[str, str]:
     """Find the version of a folder's tokenizer.
 
-    Versions 2 and 3 share their tokenizer file, so the words around it decide: the role tokens or a name
-    in ``tokenizer_config.json``, then ``_name_or_path`` in ``config.json``.
+    Versions 2 and 3 share their tokenizer file, so the words around it decide; see ``two_or_three``.
 
     Returns:
         The version "1", "2" or "3" and the reason for it; "2" where nothing speaks for "3".
@@ -68,16 +67,7 @@ def detect_version(folder: str | Path) -> tuple[str, str]:
         raise TokenizerError(
             f"expected {V1_FILE} or {V2_FILE} in {folder}, got none; copy it from the official repository"
         )
-    texts = list(_strings(_read_optional(folder / TOKENIZER_CONFIG)))
-    for text in texts:
-        if any(piece in text for piece in ROLE_PIECES):
-            return "3", f"{TOKENIZER_CONFIG} holds role tokens"
-    name = str(_read_optional(folder / MODEL_CONFIG).get("_name_or_path", ""))
-    for source, words in ((TOKENIZER_CONFIG, texts), (f"_name_or_path in {MODEL_CONFIG}", [name])):
-        for word, version in (("chatglm3", "3"), ("chatglm2", "2")):
-            if any(word in text.lower() for text in words):
-                return version, f"{source} names {word}"
-    return "2", f"neither {TOKENIZER_CONFIG} nor {MODEL_CONFIG} names version 3"
+    return two_or_three(_read_optional(folder / MODEL_CONFIG), _read_optional(folder / TOKENIZER_CONFIG))
 
 
 def has_tokenizer(folder: str | Path) -> bool:
@@ -91,15 +81,6 @@ def _holds(folder: Path, name: str) -> bool:
 
 def _read_optional(path: Path) -> dict[str, Any]:
     return {} if found_instead(path) == ABSENT else read_json(path, TokenizerError)
-
-
-def _strings(value: object) -> Iterator[str]:
-    """Every text among the values of a JSON object."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _strings(item)
 
 
 def _num_image_tokens(folder: Path) -> int | None:

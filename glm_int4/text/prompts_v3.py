@@ -4,7 +4,7 @@ A message is its role's id, then a line of metadata, then its content; line and 
 apart, as officially. Metadata is empty but for an assistant's call of a tool, which it names.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from glm_int4.errors import InputError
 from glm_int4.files import shown
@@ -15,6 +15,7 @@ from glm_int4.text.tokenizer_v2 import ROLES
 from glm_int4.text.tools import TOOLS_SYSTEM_TEXT, Tool, check_tools, write_tools
 
 ASSISTANT = "<|assistant|>"
+_FENCE = "```"
 _BEFORE = {  # roles that a role may follow; None is the beginning
     "system": (None, "system"),
     "user": (None, "system", "assistant"),
@@ -102,22 +103,50 @@ class ReplyDecoder:
         return ASSISTANT.join(map(self._tokenizer.decode, messages))
 
 
-def split_reply(text: str) -> list[tuple[str, str]]:
-    """Metadata and content of every message of an answer; without a line break it is all content."""
-    parts = [part.partition("\n") for part in text.split(ASSISTANT)]
-    return [(metadata, content) if newline else ("", metadata) for metadata, newline, content in parts]
+def split_reply(text: str, names: Collection[str] = ()) -> list[tuple[str, str]]:
+    """Metadata and content of every message of an answer.
+
+    The first line is metadata if it is empty, one of ``names``, or a word with a fence of code behind it:
+    officially it always is, and an answer that begins at once would lose its first line.
+    """
+    return [_split_message(part, names) for part in text.split(ASSISTANT)]
+
+
+def _split_message(text: str, names: Collection[str]) -> tuple[str, str]:
+    metadata, newline, content = text.partition("\n")
+    name = metadata.strip()
+    if newline and (not name or name in names or (_may_name(name) and content.lstrip().startswith(_FENCE))):
+        return metadata, content
+    return "", text
+
+
+def _may_name(line: str) -> bool:
+    """Whether a line may be the name of a tool."""
+    return len(line.split()) == 1 and not line.rstrip().endswith((":", "："))
+
+
+def _is_open(text: str) -> bool:
+    """Whether what is to come decides if the first line of a message is metadata."""
+    metadata, newline, content = text.partition("\n")
+    if not newline:
+        return True
+    begun = content.lstrip()[: len(_FENCE)]
+    return bool(metadata.strip()) and _may_name(metadata) and begun != _FENCE and _FENCE.startswith(begun)
 
 
 def process_response(text: str, complete: bool = True) -> str:
-    """What to show of an answer: the contents of its messages, a line apart, cleaned.
+    """What to show of an answer: the contents of its messages, a line apart, cleaned; of a call its name too.
 
     Args:
         complete: False for the beginning of an answer, whose last line may turn out to be metadata.
     """
     parts = split_reply(text)
-    if not complete and "\n" not in text.rpartition(ASSISTANT)[2]:
+    if not complete and _is_open(text.rpartition(ASSISTANT)[2]):
         parts.pop()
-    contents = [content.strip() if metadata.strip() else fill_template(content) for metadata, content in parts]
+    contents = [
+        f"{metadata.strip()}\n{content.strip()}" if metadata.strip() else fill_template(content)
+        for metadata, content in parts
+    ]
     return "\n".join(filter(None, contents))
 
 

@@ -8,7 +8,7 @@ import ast
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -79,7 +79,8 @@ def parse_reply_v3(text: str, tools: Sequence[Tool] | None = None) -> Reply:
         InputError: the tools are faulty; never because of the answer.
     """
     known = check_tools(tools) or None
-    *earlier, last = [_parse_message(metadata, content, known) for metadata, content in split_reply(text)]
+    names = [INTERPRETER, *(tool["name"] for tool in known or ())]
+    *earlier, last = [_parse_message(metadata, content, known) for metadata, content in split_reply(text, names)]
     return replace(last, earlier=tuple(reply for reply in earlier if reply.metadata or reply.content))
 
 
@@ -124,7 +125,19 @@ def _read_call(name: str, code: str, tools: list[dict[str, Any]] | None) -> Tool
             arguments[key] = _json_value(ast.literal_eval(node), MAX_CALL_DEPTH)
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
             raise _MalformedError(f"expected a literal JSON value for {shown(key)}, got {shown(code)}") from error
+    if tools is not None:
+        _check_arguments(arguments, next(tool for tool in tools if tool["name"] == name).get("parameters", {}))
     return ToolCall(name=name, arguments=arguments)
+
+
+def _check_arguments(arguments: dict[str, Any], parameters: Mapping[str, Any]) -> None:
+    """Raise where arguments have names that a tool does not know, or lack some that it needs."""
+    known = parameters.get("properties", {})
+    strange = [name for name in arguments if name not in known]
+    missing = [name for name in parameters.get("required", []) if name not in arguments]
+    if strange or missing:
+        wanted = f"arguments of {', '.join(known) or 'none'}"
+        raise _MalformedError(f"expected {wanted}, got {', '.join(map(shown, arguments)) or 'none'}")
 
 
 def _parse_call(code: str) -> ast.Call:

@@ -156,7 +156,10 @@ def test_odd_rows_are_rounded_without_wrapping(tmp_path, tiny_folder, edit_tenso
 def test_an_official_checkpoint_is_rewritten_in_our_format_without_rounding_again(kind, tmp_path):
     version, quantized = kind
     bits, out = int(quantized[3]), tmp_path / "out"
-    report = glm_int4.quantize_checkpoint(folder_of(*kind), out, bits=bits, model_version=version[1], head_bits=16)
+    head_bits = None if quantized == "int4_qe" else 16
+    report = glm_int4.quantize_checkpoint(
+        folder_of(*kind), out, bits=bits, model_version=version[1], head_bits=head_bits
+    )
     assert report.method == "kept"
     linears = [layer for layer in report.layers if layer.kind not in ("embedding", "head", "embedding + head")]
     assert all((layer.bits, layer.group_size, layer.rel_error) == (bits, "channel", 0.0) for layer in linears)
@@ -186,6 +189,19 @@ def test_what_would_need_a_second_rounding_is_refused(options, message, tmp_path
     with pytest.raises((InputError, CheckpointError), match=message):
         glm_int4.quantize_checkpoint(folder_of("v1", "int4"), tmp_path / "out", **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_quantized_embedding_is_kept_and_other_bits_refused(tmp_path):
+    with pytest.raises(InputError, match="expected --head-bits 4, which the embedding"):
+        glm_int4.quantize_checkpoint(folder_of("v1", "int4_qe"), tmp_path / "out", head_bits=16)
+
+
+def test_a_resumed_run_may_spell_out_what_was_the_default(tmp_path):
+    source = FIXTURES / "v2_tiny"
+    options = {"bits": 8, "max_shard_bytes": 1 << 14}
+    first = glm_int4.quantize_checkpoint(source, tmp_path / "out", **options)
+    options |= {"head_bits": 8, "group_size": "channel", "model_version": "2", "symmetric": True}
+    assert glm_int4.quantize_checkpoint(source, tmp_path / "out", resume=True, **options) == first
 
 
 @pytest.mark.parametrize(
@@ -256,7 +272,7 @@ def test_other_bits_than_the_config_says_are_a_shape_error(copy):
         open_checkpoint(copy)
 
 
-@pytest.mark.parametrize("value", [3, "4", True, [4]])
+@pytest.mark.parametrize("value", [3, "4", True, [4], 4.0])
 def test_bits_that_do_not_exist_are_named(copy, value):
     edit(copy, config={"quantization_bit": value})
     with pytest.raises(ConfigError, match="expected quantization_bit 4, 8 or none"):

@@ -143,8 +143,10 @@ def test_values_that_make_no_sense_are_named(changes, message):
         parse(**changes)
 
 
-@pytest.mark.parametrize(("raw", "version", "message"), [(RAW, "2", "rmsnorm"), (RAW_V2, "1", "tie_word_embeddings")])
-def test_an_explicit_version_overrides_detection(raw, version, message):
+@pytest.mark.parametrize(
+    ("raw", "version", "message"), [(RAW, "2", "got those of version 1"), (RAW_V2, "1", "got those of version 2")]
+)
+def test_a_version_of_the_other_family_is_named(raw, version, message):
     with pytest.raises(ConfigError, match=message):
         parse_config(raw, version)
 

@@ -37,7 +37,8 @@ def write(folder, tokenizer_config=None, config=None):
         ({"chat_template": "{% for m in messages %}<|user|>\n{% endfor %}"}, None, "3"),
         ({}, {"_name_or_path": "THUDM/chatglm3-6b"}, "3"),
         ({"name_or_path": "local"}, {"_name_or_path": "THUDM/chatglm3-6b-base"}, "3"),
-        (V2, {"_name_or_path": "THUDM/chatglm3-6b"}, "2"),
+        (V2, {"_name_or_path": "THUDM/chatglm3-6b"}, "3"),
+        (V3, {"_name_or_path": "THUDM/codegeex2-6b"}, "2"),
         ({}, {"_name_or_path": None}, "2"),
     ],
 )
@@ -56,7 +57,7 @@ def test_the_reason_is_logged(folder, caplog):
     write(folder, V3)
     with caplog.at_level(logging.INFO):
         load_tokenizer(folder)
-    assert f"tokenizer of version 3 in {folder}: tokenizer_config.json names chatglm3" in caplog.text
+    assert f"tokenizer of version 3 in {folder}: the name chatglm3 in tokenizer_config.json" in caplog.text
     assert detect_version(MINI) == ("1", "it holds ice_text.model")
 
 

@@ -129,26 +129,31 @@ def test_an_answer_of_several_messages_is_accepted_back(small):
         ("\n 你好", "你好"),
         ("你好", "你好"),
         ("\n a\n b ", "a\n b"),
-        ("track\n ```python\ntool_call()\n```", "```python\ntool_call()\n```"),
-        ("\n see<|assistant|>track\n x", "see\nx"),
+        ("track\n ```python\ntool_call()\n```", "track\n```python\ntool_call()\n```"),
+        ("\n see<|assistant|>track\n ```x\n```", "see\ntrack\n```x\n```"),
+        ("Here is a list:\n1. a\n2. b", "Here is a list:\n1. a\n2. b"),
+        ("Example:\n```python\n1\n```", "Example:\n```python\n1\n```"),
+        ("two words\n```python\n1\n```", "two words\n```python\n1\n```"),
         ("\n [[训练时间]]", "2023年"),
         ("", ""),
     ],
 )
-def test_the_content_alone_is_shown(raw, shown):
+def test_what_is_shown_loses_no_text(raw, shown):
     assert process_response(raw) == shown
 
 
-@given(st.lists(st.text(alphabet="好a\n [训练时间]<|asitn>", max_size=5) | st.just(ASSISTANT), max_size=12))
+@given(st.lists(st.text(alphabet="好a\n` [训练时间]<|asitn>", max_size=5) | st.just(ASSISTANT), max_size=12))
 def test_streamed_cleaning_adds_up_to_the_whole(pieces):
     stream = ResponseStream()
     streamed = [stream.push(piece) for piece in pieces] + [stream.finish()]
     assert "".join(streamed) == process_response("".join(pieces))
 
 
-def test_the_line_of_metadata_is_held_back():
+def test_a_line_is_held_back_until_it_is_known_not_to_be_metadata():
     stream = ResponseStream()
-    assert [stream.push(piece) for piece in ("tr", "ack", "\n", " a", "b")] == ["", "", "", "a", "b"]
+    assert [stream.push(piece) for piece in ("tr", "ack", "\n", " `", "`b")] == ["", "", "", "", "track\n ``b"]
+    stream = ResponseStream()
+    assert [stream.push(piece) for piece in ("\n", " a", "b")] == ["", "a", "b"]
 
 
 def test_an_assistant_id_begins_another_message(small):

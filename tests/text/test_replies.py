@@ -82,13 +82,11 @@ def test_anything_but_literal_json_is_a_fault(arguments):
 @pytest.mark.parametrize(
     "text",
     [
-        "track\nno fence",
         "track\n```python\ntool_call(a=1)",
         "track\n```python\nprint(1)\n```",
         "track\n```python\ntrack(a=1)\n```",
         "track\n```python\ntool_call(a=1); tool_call(a=2)\n```",
         "track\n```python\nx.tool_call(a=1)\n```",
-        "track\n",
     ],
 )
 def test_anything_but_one_call_is_a_fault(text):
@@ -96,6 +94,23 @@ def test_anything_but_one_call_is_a_fault(text):
     assert reply.tool_call is None
     assert reply.fault.startswith("expected ")
     assert f"track\n{reply.content}" == text
+
+
+@pytest.mark.parametrize("text", ["track\nno fence", "track\n"])
+def test_a_tool_that_is_known_is_meant_even_without_a_fence(text):
+    assert V3.parse_reply(text, [TRACK]).fault.startswith("expected code between ``` lines")
+    assert V3.parse_reply(text).fault is None
+    assert V3.parse_reply(text).content == text.strip()
+
+
+@pytest.mark.parametrize("arguments", ["", "stock='1'", "symbol='1', stock='2'"])
+def test_arguments_that_the_tool_does_not_take_or_that_are_missing_are_a_fault(arguments):
+    tool = {
+        "name": "track",
+        "parameters": {"type": "object", "properties": {"symbol": {}}, "required": ["symbol"]},
+    }
+    assert call(arguments, tools=[tool]).fault.startswith("expected arguments of symbol, got")
+    assert call("symbol='1'", tools=[tool]).tool_call.arguments == {"symbol": "1"}
 
 
 def test_a_tool_that_does_not_exist_is_a_fault():
