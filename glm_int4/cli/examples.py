@@ -4,12 +4,14 @@ _EXAMPLES = {
     "glm-int4": ("glm-int4 quantize --bits 4", "glm-int4 chat chatglm-6b-int4"),
     "quantize": (
         "glm-int4 quantize --model zai-org/chatglm-6b --bits 4",
-        "glm-int4 quantize --model ./chatglm-6b --output ./chatglm-6b-int8 --bits 8",
+        "glm-int4 quantize --model ./chatglm2-6b --output ./chatglm2-6b-int8 --bits 8",
+        "glm-int4 quantize --model ./chatglm3-6b --format official --output ./chatglm3-6b-official-int4",
     ),
     "chat": (
         "glm-int4 chat chatglm-6b-int4",
         "glm-int4 chat chatglm-6b-int4 --prompt 你好 --greedy",
         "glm-int4 chat chatglm-6b-int4 < questions.txt > answers.txt",
+        "glm-int4 chat chatglm3-6b-int4 --tools tools.json",
     ),
     "generate": (
         "glm-int4 generate chatglm-6b-int4 --prompt 你好 --max-new-tokens 32",

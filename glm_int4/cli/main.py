@@ -23,7 +23,7 @@ _UsageFault: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c._
 
 app = typer.Typer(
     name="glm-int4",
-    help="Run ChatGLM-6B with INT8 or INT4 weights on a small GPU or a CPU.",
+    help="Run ChatGLM-6B, ChatGLM2-6B and ChatGLM3-6B with INT8 or INT4 weights on a small GPU or a CPU.",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=epilog("glm-int4"),
     rich_markup_mode=None,

@@ -147,9 +147,9 @@ def read_text(path: Path) -> str:
 
 def read_tools(path: Path) -> list[Tool]:
     """Read a list of tool definitions from a JSON file."""
+    text = read_text(path)
     try:
-        tools = json.loads(read_text(path))
-        return list(check_tools(tools))
+        return list(check_tools(json.loads(text)))
     except (ValueError, RecursionError) as error:
         raise InputError(f"expected a JSON list of tools in {path}, got something else ({error})") from error
     except InputError as error:

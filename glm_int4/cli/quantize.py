@@ -100,8 +100,7 @@ def _print(report: "QuantizationReport") -> None:
             f"{weights / 1e6:.1f} M",
             console.size(stored),
             f"{8 * stored / weights:.2f}",
-            f"{100 * sum(errors) / len(errors):.2f} %",
-            f"{100 * max(errors):.2f} %",
+            *(["kept", ""] if report.method == "kept" and not any(errors) else _percents(errors)),
         )
     out = Console()
     out.print(table)
@@ -117,6 +116,10 @@ def _print(report: "QuantizationReport") -> None:
     out.print(
         f"wrote {report.output}; try: glm-int4 chat {report.output}", highlight=False, markup=False, soft_wrap=True
     )
+
+
+def _percents(errors: list[float]) -> list[str]:
+    return [f"{100 * error:.2f} %" for error in (sum(errors) / len(errors), max(errors))]
 
 
 def _group_size(text: str | None) -> int | str | None:

@@ -16,7 +16,7 @@ KEYS = """\
 Enter sends; Alt-Enter, Ctrl-J or a backslash at the end of a line begins a new line.
 Ctrl-C stops an answer, clears a line, and leaves at an empty one, as Ctrl-D does."""
 
-_COMMAND = re.compile(r"(/[a-z]*)(?:\s+(.*))?", re.DOTALL)  # a path such as /etc/hosts is a question
+_COMMAND = re.compile(r"(/[A-Za-z]*)(?:\s+(.*))?", re.DOTALL)  # a path such as /etc/hosts is a question
 
 
 class Then(Enum):
@@ -80,7 +80,7 @@ class Commands:
         match = _COMMAND.fullmatch(line)
         if match is None:
             return None
-        name, argument = match[1], (match[2] or "").strip()
+        name, argument = match[1].lower(), (match[2] or "").strip()
         command = self._by_name.get(name)
         if command is None:
             close = difflib.get_close_matches(name, self._by_name, n=1)

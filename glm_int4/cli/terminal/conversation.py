@@ -68,6 +68,7 @@ class Conversation:
         self.messages: list[Message] = []
         self.turns: list[Turn] = []
         self.last_question: str | None = None
+        self._turn_start = 0  # where the last question stands in messages, if it was answered
 
     @property
     def num_rounds(self) -> int:
@@ -75,7 +76,7 @@ class Conversation:
 
     def clear(self) -> None:
         """Forget what was said; system text and settings stay."""
-        self.messages, self.last_question = [], None
+        self.messages, self.last_question, self._turn_start = [], None, 0
 
     def ask(self, question: str) -> Generator[str, None, None]:
         """Yield the answer's pieces; what was said counts even if the answer is broken off.
@@ -91,9 +92,18 @@ class Conversation:
         question = self.last_question
         if question is None:
             raise InputError("expected a question to ask again, got none so far; ask one")
-        last = self.messages[-2:]
-        answered = len(last) == 2 and last[0] == _asked(self.messages[:-2], question)
-        return self._answer(self.messages[:-2] if answered else self.messages, question)
+        before = self.messages[: self._turn_start]
+        answered = self.messages[self._turn_start : self._turn_start + 1] == [_asked(before, question)]
+        return self._answer(before if answered else self.messages, question)
+
+    def resume(self, messages: list[Message]) -> None:
+        """Go on from messages that were said before."""
+        self.clear()
+        self.messages = messages
+        asked = [i for i, message in enumerate(messages) if message["role"] in ("user", "observation")]
+        if asked:
+            self._turn_start = asked[-1]
+            self.last_question = messages[self._turn_start]["content"]
 
     def _answer(self, before: list[Message], question: str) -> Generator[str, None, None]:
         asked = [*before, _asked(before, question)]
@@ -113,11 +123,8 @@ class Conversation:
             ended = time.perf_counter()
             reply = self.glm.parse_reply(record.text, self.tools) if record.ids else None
             if reply is not None:
-                apart = reply.metadata or reply.earlier
-                self.messages = [
-                    *asked,
-                    *(reply.as_messages() if apart else [{"role": "assistant", "content": answer}]),
-                ]
+                self._turn_start = len(before)
+                self.messages = [*asked, *_said(reply, answer)]
             first_at, first_tokens = first or (ended, len(record.ids))
             self.turns.append(
                 Turn(
@@ -143,17 +150,30 @@ class Conversation:
             InputError: the question is too long on its own; nothing is dropped then.
         """
         glm = self.glm
-        alone = self._count([_asked([], question)])
+        kept = self._pending_round()
+        alone = self._count([*kept, _asked(kept, question)])
         if alone >= glm.max_length:
-            what = "system text and question" if self.system else "question"
+            parts = [("tools", self.tools), ("system text", self.system), ("the call that it answers", kept)]
+            what = " and ".join(["result" if kept else "question", *(name for name, given in parts if given)])
             raise InputError(f"expected a {what} of less than {glm.max_length} tokens, got {alone}; shorten it")
         messages, dropped = self.messages, 0
-        while messages and self._count([*messages, _asked(messages, question)]) > _ROUNDS_SHARE * glm.max_length:
+        while (
+            len(messages) > len(kept)
+            and self._count([*messages, _asked(messages, question)]) > _ROUNDS_SHARE * glm.max_length
+        ):
             next_round = [i for i, message in enumerate(messages) if i and message["role"] == "user"]
             messages = messages[next_round[0] :] if next_round else []
             dropped += 1
+        self._turn_start = max(self._turn_start - (len(self.messages) - len(messages)), 0)
         self.messages = messages
         return dropped
+
+    def _pending_round(self) -> list[Message]:
+        """The round whose call waits for its result; empty where none does."""
+        if not _waits(self.messages):
+            return []
+        begun = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
+        return self.messages[begun[-1] :] if begun else self.messages
 
     def check(self, system: str | None, messages: list[Message]) -> None:
         """Raise InputError unless the model could go on from these messages."""
@@ -170,10 +190,24 @@ class Conversation:
         return self.glm.count_tokens([*_front(self.system), *messages], self.tools)
 
 
+def _waits(messages: list[Message]) -> bool:
+    """Whether the last message calls a tool, or wants code to be run."""
+    return bool(messages) and bool(messages[-1].get("metadata"))
+
+
 def _asked(before: list[Message], question: str) -> Message:
     """What was typed as a message: after the call of a tool it is the tool's result."""
-    called = bool(before) and bool(before[-1].get("metadata"))
-    return {"role": "observation" if called else "user", "content": question}
+    return {"role": "observation" if _waits(before) else "user", "content": question}
+
+
+def _said(reply: Reply, answer: str) -> list[Message]:
+    """An answer as messages; only calls that can be read keep the name of what they call."""
+    if not (reply.metadata or reply.earlier):
+        return [{"role": "assistant", "content": answer}]
+    *earlier, last = reply.as_messages()
+    if reply.tool_call is None and reply.code is None:
+        last = {"role": "assistant", "content": f"{reply.metadata}\n{reply.content}".strip()}
+    return [*earlier, last]
 
 
 def _front(system: str | None) -> list[Message]:

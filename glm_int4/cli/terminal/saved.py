@@ -57,10 +57,9 @@ def load(conversation: Conversation, path: Path) -> None:
         sampling, max_new_tokens = _checked_settings(content.get("settings"))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    conversation.clear()
-    conversation.system, conversation.messages = system, messages
+    conversation.resume(messages)
+    conversation.system = system
     conversation.sampling, conversation.max_new_tokens = sampling, max_new_tokens
-    conversation.last_question = next((m["content"] for m in reversed(messages) if m["role"] == "user"), None)
 
 
 def _read(path: Path) -> dict[str, Any]:

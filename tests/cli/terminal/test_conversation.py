@@ -79,7 +79,7 @@ def test_a_question_that_is_too_long_drops_nothing(said):
         said.make_room("3加5" * 60)
     assert said.num_rounds == 1
     said.system = "be brief"
-    with pytest.raises(InputError, match="system text and question of less than 128 tokens"):
+    with pytest.raises(InputError, match="question and system text of less than 128 tokens"):
         said.make_room("3加5" * 60)
 
 
