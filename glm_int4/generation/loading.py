@@ -66,8 +66,7 @@ def load(
     plan = make_plan(info, place, dtype, kv_bits)
     found = None
     if prefix is not None:
-        prefix_dtype = torch.float16 if plan.kv_dtype == torch.int8 else plan.kv_dtype
-        found = load_prefix(prefix, info.config, place, prefix_dtype)
+        found = load_prefix(prefix, info.config, place, plan.prefix_dtype)
     elif trained := read_config(folder).get("pre_seq_len"):
         logger.warning("config.json has pre_seq_len %s: the prefix itself is loaded with --prefix", shown(trained))
     network = build_model(reader, info, plan)
