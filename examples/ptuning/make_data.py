@@ -1,20 +1,20 @@
 """Sums and differences that the mini model knows, with answers in a style that it does not: whole sentences.
 
-It answers "3加5等于几?" with the bare result, "8". Here the answer is "3加5等于8。". No number pair (a, b) of the
-test file occurs in the training file in that order; the mini model itself may have been trained on it.
+It answers "3加5等于几?" with the bare result, "8". Here the answer is "3加5等于8。". The test file's pairs (a, b) are
+those that tools/mini_corpus.py kept out of the mini model's own training; the training file has none of them either.
 
 python examples/ptuning/make_data.py FOLDER    writes FOLDER/train.jsonl and FOLDER/test.jsonl
 """
 
 import json
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
 TRAIN_ROWS, TEST_ROWS = 20000, 200
 MAX_NUMBER = 50
-PAIRS_HELD_OUT = 10  # one pair in ten is for testing
 
 SUMS = [
     ("{a}加{b}等于几?", "{a}加{b}等于{c}。"),
@@ -28,17 +28,20 @@ DIFFERENCES = [
 ]
 
 
+def is_held_out(kind: str, a: int, b: int) -> bool:
+    """As in tools/mini_corpus.py: one pair in ten."""
+    return zlib.crc32(f"{kind}:{a}:{b}".encode()) % 10 == 0
+
+
 def rows(rng: Random, count: int, *, held_out: bool) -> Iterator[dict[str, str]]:
     """Questions and answers in the official columns."""
-    pairs = [(a, b) for a in range(MAX_NUMBER + 1) for b in range(MAX_NUMBER + 1)]
-    Random("pairs").shuffle(pairs)
-    num_held_out = len(pairs) // PAIRS_HELD_OUT
-    pairs = pairs[:num_held_out] if held_out else pairs[num_held_out:]
-    for _ in range(count):
-        a, b = rng.choice(pairs)
-        templates, c = rng.choice([(SUMS, a + b), (DIFFERENCES, a - b)])
-        question, answer = rng.choice(templates)
-        yield {"content": question.format(a=a, b=b), "summary": answer.format(a=a, b=b, c=c)}
+    while count:
+        a, b = rng.randint(0, MAX_NUMBER), rng.randint(0, MAX_NUMBER)
+        kind, templates, c = rng.choice([("add", SUMS, a + b), ("subtract", DIFFERENCES, a - b)])
+        if is_held_out(kind, a, b) == held_out:
+            question, answer = rng.choice(templates)
+            yield {"content": question.format(a=a, b=b), "summary": answer.format(a=a, b=b, c=c)}
+            count -= 1
 
 
 def main() -> None:
