@@ -7,16 +7,16 @@ parameters as safetensors, and ``training_state.pt`` to go on from.
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
-from safetensors.torch import save as safetensors_bytes
+from torch import Tensor
 
 from glm_int4.checkpoint.folder import PARTIAL_SUFFIX
 from glm_int4.checkpoint.prefix_file import OFFICIAL_FILE, OFFICIAL_STEM, SAFETENSORS_FILE, newest_checkpoint
 from glm_int4.checkpoint.publishing import sync_folder
+from glm_int4.checkpoint.safetensors_file import SafetensorsWriter, TensorSpec
 from glm_int4.errors import CheckpointError, InputError, OutputError
 from glm_int4.models.prefix_encoder import PrefixEncoder
 from glm_int4.tuning.evaluation import PREDICTIONS, RESULTS
@@ -79,25 +79,32 @@ def save_checkpoint(folder: Path, encoder: PrefixEncoder, state: dict[str, Any],
     parameters = {OFFICIAL_STEM + name: p.detach().float().cpu() for name, p in encoder.named_parameters()}
     config = {key: value for key, value in model_config.items() if key not in ("quantization_config", "auto_map")}
     config |= {"pre_seq_len": encoder.pre_seq_len, "prefix_projection": encoder.prefix_projection}
-    writers: dict[str, Callable[[BinaryIO], object]] = {
-        OFFICIAL_FILE: lambda file: torch.save(parameters, file),
-        SAFETENSORS_FILE: lambda file: file.write(safetensors_bytes(parameters)),
-        "config.json": lambda file: file.write(json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"),
-        STATE_FILE: lambda file: torch.save(state, file),
-    }
     try:
         with writing(folder):
             partial.mkdir()
-            for name, write in writers.items():
+            for name, value in ((OFFICIAL_FILE, parameters), (STATE_FILE, state)):
                 with (partial / name).open("wb") as file:
-                    write(file)
+                    torch.save(value, file)
                     file.flush()
                     os.fsync(file.fileno())
+            _save_safetensors(partial / SAFETENSORS_FILE, parameters)
+            (partial / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
+            sync_folder(partial)
             os.rename(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     sync_folder(folder.parent)
+
+
+def _save_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    specs = [TensorSpec(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()]
+    writer = SafetensorsWriter(path, specs, {"format": "pt"})
+    try:
+        for name, tensor in tensors.items():
+            writer.write(name, tensor)
+    finally:
+        writer.close(sync=True)
 
 
 def load_state(output: Path, data_digest: str, settings: PTuneSettings) -> tuple[Path, dict[str, Any]] | None:

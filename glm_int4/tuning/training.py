@@ -15,6 +15,7 @@ import torch
 from glm_int4.checkpoint.folder import read_config, resolve_folder
 from glm_int4.checkpoint.prefix_file import newest_checkpoint, read_prefix_encoder
 from glm_int4.checkpoint.publishing import lock_folder
+from glm_int4.checkpoint.report import peak_rss_bytes
 from glm_int4.errors import GLMError, InputError
 from glm_int4.generation.engine import Engine
 from glm_int4.generation.loading import load
@@ -24,6 +25,7 @@ from glm_int4.tuning.data import Columns, Row, Sample, collate, make_sample, rea
 from glm_int4.tuning.evaluation import evaluate
 from glm_int4.tuning.log import TrainingLog, draw_loss, has_matplotlib
 from glm_int4.tuning.loss import prefix_loss
+from glm_int4.tuning.memory import plan_memory
 from glm_int4.tuning.metrics import check_metrics
 from glm_int4.tuning.settings import MAX_GRAD_NORM, PREFIX_DROPOUT, PTuneSettings
 
@@ -37,8 +39,8 @@ class PTuneReport:
     """What a run did.
 
     checkpoint: the newest checkpoint. step: its number. loss: of the last steps that were logged.
-    empty_rows, cut_answers: rows left out, and answers longer than ``max_target_length``. evaluation: see
-    ``evaluation.evaluate``.
+    empty_rows, cut_answers: rows left out, and answers longer than ``max_target_length``. planned_bytes: see
+    ``memory.plan_memory``. evaluation: see ``evaluation.evaluate``.
     """
 
     checkpoint: str
@@ -50,6 +52,8 @@ class PTuneReport:
     cut_answers: int
     seconds: float
     tokens_per_s: float | None
+    planned_bytes: int
+    peak_rss_bytes: int
     evaluation: dict[str, float] | None
 
 
@@ -121,6 +125,8 @@ def ptune(
         cut_answers=sum(sample.num_cut > 0 for sample in samples),
         seconds=seconds,
         tokens_per_s=run.num_tokens / seconds if run.step > first else None,
+        planned_bytes=plan_memory(engine.info, engine.plan, settings).total,
+        peak_rss_bytes=peak_rss_bytes(),
         evaluation=evaluation,
     )
 
