@@ -6,6 +6,7 @@ parameters as safetensors, and ``training_state.pt`` to go on from.
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -27,18 +28,22 @@ STATE_FILE, LOG_FILE, PLOT_FILE = "training_state.pt", "trainer_log.jsonl", "los
 _OURS = (LOG_FILE, PLOT_FILE, PREDICTIONS, RESULTS)
 
 
+def make_folder(output: Path) -> None:
+    """Make the output folder where there is none yet."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"expected an output folder that can be made, got {output}: {error.strerror}") from error
+
+
 def prepare_output(output: Path, *, resume: bool, overwrite: bool) -> None:
-    """Make the output folder, or empty it of an earlier run if asked to.
+    """Empty the output folder of an earlier run if asked to.
 
     Raises:
         OutputError: it holds something, and neither ``resume`` nor ``overwrite`` is given; or it holds files
             that no run has written.
     """
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        entries = list(output.iterdir())
-    except OSError as error:
-        raise OutputError(f"expected an output folder that can be made, got {output}: {error.strerror}") from error
+    entries = list(output.iterdir())
     unfinished = [entry for entry in entries if _is_checkpoint(entry) and entry.name.endswith(PARTIAL_SUFFIX)]
     for entry in unfinished if resume or overwrite else []:
         shutil.rmtree(entry)
@@ -49,13 +54,14 @@ def prepare_output(output: Path, *, resume: bool, overwrite: bool) -> None:
             f"expected a new output folder, got {output}, which exists; "
             "pass --resume to go on, --overwrite or another name"
         )
-    foreign = [entry.name for entry in entries if entry.name not in _OURS and not _is_checkpoint(entry)]
+    ours = [entry for entry in entries if entry.name.removesuffix(".tmp") in _OURS or _is_checkpoint(entry)]
+    foreign = sorted(entry.name for entry in set(entries) - set(ours))
     if foreign:
         raise OutputError(
             f"expected a folder of an earlier run to overwrite, got {output} with {foreign[0]} in it; "
             "choose another name"
         )
-    for entry in entries:
+    for entry in ours:
         if entry.is_dir():
             shutil.rmtree(entry, ignore_errors=True)
         else:
@@ -63,7 +69,8 @@ def prepare_output(output: Path, *, resume: bool, overwrite: bool) -> None:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    return path.is_dir() and path.name.removesuffix(PARTIAL_SUFFIX).removeprefix("checkpoint-").isdecimal()
+    """Whether a run has written this folder, complete or not."""
+    return path.is_dir() and re.fullmatch(r"checkpoint-\d+", path.name.removesuffix(PARTIAL_SUFFIX)) is not None
 
 
 def save_checkpoint(folder: Path, encoder: PrefixEncoder, state: dict[str, Any], model_config: dict[str, Any]) -> None:

@@ -38,6 +38,7 @@ def prefix_loss(
     Raises:
         InputError: shapes that differ, or no label.
     """
+    input_ids, labels = torch.as_tensor(input_ids), torch.as_tensor(labels)
     if input_ids.dim() != 2 or input_ids.shape != labels.shape:
         raise InputError(
             f"expected input_ids and labels of one shape (B, T), got {tuple(input_ids.shape)} and {tuple(labels.shape)}"

@@ -20,7 +20,7 @@ from glm_int4.errors import GLMError, InputError
 from glm_int4.generation.engine import Engine
 from glm_int4.generation.loading import load
 from glm_int4.models.prefix_encoder import PrefixEncoder
-from glm_int4.tuning.checkpoints import LOG_FILE, PLOT_FILE, load_state, prepare_output, save_checkpoint
+from glm_int4.tuning.checkpoints import LOG_FILE, PLOT_FILE, load_state, make_folder, prepare_output, save_checkpoint
 from glm_int4.tuning.data import Columns, Row, Sample, collate, make_sample, read_rows
 from glm_int4.tuning.evaluation import evaluate
 from glm_int4.tuning.log import TrainingLog, draw_loss, has_matplotlib
@@ -100,11 +100,12 @@ def ptune(
     eval_rows = read_rows(eval_file, columns)[0] if eval_file is not None else []
     engine = load(model, device=device, dtype=dtype, model_version=model_version, threads=threads)
     samples = _samples(engine, rows, settings)
-    prepare_output(output, resume=resume, overwrite=overwrite)
+    make_folder(output)
     lock = lock_folder(output)
     try:
+        prepare_output(output, resume=resume, overwrite=overwrite)
         run = _Run(engine, samples, settings, output, read_config(resolve_folder(model)), resume=resume)
-        started, first = time.perf_counter(), run.step
+        started = time.perf_counter()
         run.train(progress)
         seconds = time.perf_counter() - started
         evaluation = None
@@ -115,20 +116,7 @@ def ptune(
     finally:
         if lock is not None:
             os.close(lock)
-    return PTuneReport(
-        checkpoint=str(newest_checkpoint(output)),
-        step=run.step,
-        loss=run.log.entries[-1]["loss"] if run.log.entries else None,
-        parameters=sum(parameter.numel() for parameter in run.encoder.parameters()),
-        samples=len(samples),
-        empty_rows=num_empty,
-        cut_answers=sum(sample.num_cut > 0 for sample in samples),
-        seconds=seconds,
-        tokens_per_s=run.num_tokens / seconds if run.step > first else None,
-        planned_bytes=plan_memory(engine.info, engine.plan, settings).total,
-        peak_rss_bytes=peak_rss_bytes(),
-        evaluation=evaluation,
-    )
+    return run.report(empty_rows=num_empty, seconds=seconds, evaluation=evaluation)
 
 
 def _settings(arguments: dict[str, Any]) -> PTuneSettings:
@@ -287,3 +275,20 @@ class _Run:
             "generator": self._generator.get_state(),
         }
         save_checkpoint(self._output / f"checkpoint-{self.step}", self.encoder, state, self._model_config)
+
+    def report(self, *, empty_rows: int, seconds: float, evaluation: dict[str, float] | None) -> PTuneReport:
+        """What the run did."""
+        return PTuneReport(
+            checkpoint=str(newest_checkpoint(self._output)),
+            step=self.step,
+            loss=self.log.entries[-1]["loss"] if self.log.entries else None,
+            parameters=sum(parameter.numel() for parameter in self.encoder.parameters()),
+            samples=len(self._samples),
+            empty_rows=empty_rows,
+            cut_answers=sum(sample.num_cut > 0 for sample in self._samples),
+            seconds=seconds,
+            tokens_per_s=self.num_tokens / seconds if self.num_tokens else None,
+            planned_bytes=plan_memory(self._engine.info, self._engine.plan, self._settings).total,
+            peak_rss_bytes=peak_rss_bytes(),
+            evaluation=evaluation,
+        )

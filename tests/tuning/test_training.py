@@ -7,12 +7,12 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import glm_int4
 from glm_int4.errors import CheckpointError, GLMError, InputError, OutputError
 from glm_int4.tuning import checkpoints, training
-from tests.conftest import MINI
+from tests.conftest import FIXTURES, MINI
 
 FEW = {"pre_seq_len": 4, "gradient_accumulation_steps": 2, "max_steps": 4, "save_steps": 2, "logging_steps": 1}
 QUESTIONS = [("你好", "再见"), ("3加5等于几?", "八"), ("What is 1 plus 2?", "three"), ("法国的首都是哪里?", "巴黎很美")]
@@ -239,12 +239,32 @@ def test_an_output_that_exists_is_kept_unless_told_otherwise(ptune, tmp_path):
         ptune()
     assert ptune(overwrite=True, max_steps=2).step == 2
     assert not (tmp_path / "out" / "checkpoint-4").exists()
+    (tmp_path / "out" / "loss.png.tmp").write_text("what a kill leaves")
+    assert ptune(overwrite=True, max_steps=2).step == 2
+    (tmp_path / "out" / "7").mkdir()
+    with pytest.raises(OutputError, match=r"with 7 in it"):
+        ptune(overwrite=True)
+    (tmp_path / "out" / "7").rmdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
     with pytest.raises(OutputError, match=r"with thesis.txt in it"):
         ptune(overwrite=True)
     assert (tmp_path / "out" / "checkpoint-2").is_dir()
     with pytest.raises(OutputError, match="expected an output folder that can be made"):
         ptune(tmp_path / "out" / "thesis.txt")
+
+
+def test_a_second_run_to_the_same_output_is_refused(ptune, tmp_path):
+    refused = []
+
+    def start_another(done, total, item):
+        if done == 3:
+            with pytest.raises(OutputError, match="another run that is writing it") as caught:
+                ptune(overwrite=True)
+            refused.append(caught)
+
+    assert ptune(progress=start_another).step == 4
+    assert refused
+    assert (tmp_path / "out" / "checkpoint-2").is_dir()
 
 
 def test_a_run_is_resumed_with_its_own_arguments_and_data_alone(ptune, train_file, tmp_path):
@@ -277,3 +297,39 @@ def test_a_model_in_half_precision_is_trained_too(ptune, tmp_path):
     assert ptune(model=MINI, max_steps=2).step == 2
     folder = shutil.copytree(MINI, tmp_path / "mini")
     assert ptune(tmp_path / "fp32", model=folder, max_steps=2, dtype=torch.float32).step == 2
+
+
+@pytest.fixture(params=["2", "3"], ids=["v2", "v3"])
+def bpe_model(request, small_bpe, tmp_path):
+    """A tiny model of version 2 or 3 with a tokenizer that was trained on the spot, and its version."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    tiny = FIXTURES / f"v{request.param}_tiny"
+    config = json.loads((tiny / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"padded_vocab_size": 512, "eos_token_id": 2}))
+    tensors = load_file(tiny / "model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    for name in ("transformer.embedding.word_embeddings.weight", "transformer.output_layer.weight"):
+        tensors[name] = torch.randn(512, 64, generator=generator).half()
+    save_file(tensors, folder / "model.safetensors")
+    shutil.copy(small_bpe, folder / "tokenizer.model")
+    return folder, request.param
+
+
+def test_versions_2_and_3_are_trained_and_answer_with_their_prefix(bpe_model, ptune, tmp_path):
+    model, version = bpe_model
+    file = tmp_path / "one.csv"
+    file.write_text("content,summary\nhello,world\n", encoding="utf-8")
+    changes = {"model": model, "model_version": version, "train_file": file, "max_source_length": 40}
+    changes |= {"max_target_length": 40, "learning_rate": 0.3, "max_steps": 60, "save_steps": 60, "pre_seq_len": 8}
+    report = ptune(eval_file=file, eval_greedy=True, **changes)
+    assert report.evaluation["exact"] == 100
+    stored = torch.load(tmp_path / "out" / "checkpoint-60" / "pytorch_model.bin", weights_only=True)
+    assert {name: tuple(t.shape) for name, t in stored.items()} == {
+        "transformer.prefix_encoder.embedding.weight": (8, 2 * 2 * 2 * 16)
+    }
+    question, greedy = [{"role": "user", "content": "hello"}], glm_int4.SamplingParams(temperature=0)
+    engine = glm_int4.load(model, device="cpu", model_version=version, prefix=tmp_path / "out")
+    assert engine.chat(question, 8, greedy).strip() == "world"
+    plain = glm_int4.load(model, device="cpu", model_version=version)
+    assert plain.chat(question, 8, greedy).strip() != "world"
