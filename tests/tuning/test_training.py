@@ -13,6 +13,7 @@ import glm_int4
 from glm_int4.errors import CheckpointError, GLMError, InputError, OutputError
 from glm_int4.tuning import checkpoints, training
 from tests.conftest import FIXTURES, MINI
+from tests.tolerances import HALF_PRECISION_LOSS
 
 FEW = {"pre_seq_len": 4, "gradient_accumulation_steps": 2, "max_steps": 4, "save_steps": 2, "logging_steps": 1}
 QUESTIONS = [("你好", "再见"), ("3加5等于几?", "八"), ("What is 1 plus 2?", "three"), ("法国的首都是哪里?", "巴黎很美")]
@@ -293,10 +294,16 @@ def test_what_is_not_installed_is_named(ptune, train_file, tmp_path, monkeypatch
     assert not (tmp_path / "out" / "loss.png").exists()
 
 
-def test_a_model_in_half_precision_is_trained_too(ptune, tmp_path):
+def test_an_unquantized_model_is_trained_too(ptune):
     assert ptune(model=MINI, max_steps=2).step == 2
-    folder = shutil.copytree(MINI, tmp_path / "mini")
-    assert ptune(tmp_path / "fp32", model=folder, max_steps=2, dtype=torch.float32).step == 2
+
+
+def test_half_precision_learns_what_float32_learns(ptune, tmp_path):
+    for name in ("float32", "float16", "bfloat16"):
+        ptune(tmp_path / name, dtype=getattr(torch, name))
+    exact = losses(tmp_path / "float32")
+    assert losses(tmp_path / "float16") == pytest.approx(exact, rel=HALF_PRECISION_LOSS)
+    assert losses(tmp_path / "bfloat16") == pytest.approx(exact, rel=8 * HALF_PRECISION_LOSS)
 
 
 @pytest.fixture(params=["2", "3"], ids=["v2", "v3"])
