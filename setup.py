@@ -8,6 +8,9 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "glm_int4" / "version.py").read_text(encoding="utf-8"))[1]
 
+# What evaluating and plotting a P-Tuning run need.
+PTUNE = ["jieba", "rouge-chinese", "nltk", "matplotlib"]
+
 setup(
     name="glm-int4",
     version=VERSION,
@@ -30,6 +33,7 @@ setup(
         "markdown-it-py",
     ],
     extras_require={
+        "ptune": PTUNE,
         "peers": ["llama-cpp-python", "gguf"],
         "dev": [
             "pytest",
@@ -38,6 +42,7 @@ setup(
             "ruff",
             "mypy",
             "compressed-tensors",
+            *PTUNE,
         ],
     },
     entry_points={"console_scripts": ["glm-int4 = glm_int4.cli.main:main"]},

@@ -1,6 +1,6 @@
 """ChatGLM-6B with INT8 or INT4 weights, on a small GPU or a CPU alone.
 
-``load`` and ``quantize_checkpoint`` are the way in; names are imported when they are first used, so
+``load``, ``quantize_checkpoint`` and ``ptune`` are the way in; names are imported when they are first used, so
 that the command line starts quickly.
 """
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from glm_int4.generation.engine import Engine
     from glm_int4.generation.loading import load
     from glm_int4.generation.sampling import SamplingParams
+    from glm_int4.tuning.training import ptune
 
 __all__ = [
     "Engine",
@@ -22,6 +23,7 @@ __all__ = [
     "UserError",
     "__version__",
     "load",
+    "ptune",
     "quantize_checkpoint",
 ]
 
@@ -30,12 +32,15 @@ _HOMES = {
     "Engine": "glm_int4.generation.engine",
     "load": "glm_int4.generation.loading",
     "SamplingParams": "glm_int4.generation.sampling",
+    "ptune": "glm_int4.tuning.training",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
+    if name == "tuning":
+        return import_module("glm_int4.tuning")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

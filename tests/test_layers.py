@@ -15,6 +15,7 @@ MODELS = {*QUANTIZATION, *FILES, "glm_int4.models"}
 TEXT = {*FILES, "glm_int4.text"}
 CHECKPOINT = {*MODELS, *TEXT, "glm_int4.checkpoint"}
 GENERATION = {*CHECKPOINT, "glm_int4.generation"}
+TUNING = {*GENERATION, "glm_int4.tuning"}
 ALLOWED = {
     "triton_kernels": LOW,
     "glm_int4/errors.py": set(),
@@ -25,7 +26,8 @@ ALLOWED = {
     "glm_int4/text": TEXT,
     "glm_int4/checkpoint": CHECKPOINT,
     "glm_int4/generation": GENERATION,
-    "glm_int4/cli": {*GENERATION, "glm_int4.cli"},
+    "glm_int4/tuning": TUNING,
+    "glm_int4/cli": {*TUNING, "glm_int4.cli"},
 }
 PRINTING_ROOMS = ("glm_int4/cli",)
 

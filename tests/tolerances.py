@@ -19,6 +19,13 @@ BFLOAT16_RELATIVE_RMS = 6e-3
 # of 0.29 steps is 0.5 % of a value. Keys and values both err, and scores err before a softmax: three times that.
 INT8_CACHE_RELATIVE_RMS = 1.5e-2
 
+# The official gradients are float32 sums in another order; 1e-4 is what the project promises for them.
+GRADIENT_RELATIVE_RMS = 1e-4
+
+# A loss is a mean over tokens of numbers that each err by a few float16 roundings (2**-11 = 0.05 %); bfloat16
+# rounds 8 times as coarsely. Steps of training add their differences up: twenty roundings.
+HALF_PRECISION_LOSS = 20 * 2**-11
+
 
 def relative_rms(value, expected):
     """Root mean square error as a share of the expected value's root mean square."""

@@ -37,6 +37,11 @@ class ComputePlan:
     kv_dtype: torch.dtype
     half_tables: bool
 
+    @property
+    def prefix_dtype(self) -> torch.dtype:
+        """Of a prefix's keys and values outside of the cache."""
+        return torch.float16 if self.kv_dtype == torch.int8 else self.kv_dtype
+
 
 def build_model(reader: CheckpointReader, info: CheckpointInfo, plan: ComputePlan) -> Model:
     """Build the model of an opened checkpoint, releasing the files' pages as it goes.

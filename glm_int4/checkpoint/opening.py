@@ -1,6 +1,5 @@
 """Opening a checkpoint: what its files hold, checked against its config before anything is loaded."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,8 @@ from glm_int4.checkpoint.folder import read_config, read_tokenizer_config
 from glm_int4.checkpoint.layout import MatrixSpec
 from glm_int4.checkpoint.reader import CheckpointReader
 from glm_int4.checkpoint.safetensors_file import TensorSpec
-from glm_int4.files import shown
 from glm_int4.models.config import Config, detect_version, is_base_model, parse_config
 from glm_int4.quantization.scheme import QuantizationScheme, QuantizedWeight
-
-logger = logging.getLogger(__name__)
 
 Schemes = dict[str, QuantizationScheme | None]
 
@@ -62,10 +58,6 @@ def open_checkpoint(folder: Path, model_version: str = "auto") -> tuple[Checkpoi
     raw = read_config(folder)
     tokenizer_config = read_tokenizer_config(folder)
     config = parse_config(raw, model_version, tokenizer_config)
-    if raw.get("pre_seq_len"):
-        logger.warning(
-            "ignoring pre_seq_len %s in config.json: prefixes are not supported yet", shown(raw["pre_seq_len"])
-        )
     reader = CheckpointReader(folder)
     matrices = layout.matrices(config)
     schemes, official = _stored_schemes(reader, raw, matrices)

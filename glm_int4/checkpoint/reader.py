@@ -107,7 +107,7 @@ class CheckpointReader:
 _ADVICE = {
     "lora_": "these are LoRA weights: merge them into the model first (peft: merge_and_unload), then save that",
     "base_model.model.": "peft saved this model: merge_and_unload it first, then save the result",
-    "prefix_encoder.": "these are P-Tuning prefixes: take the checkpoint that they were trained on",
+    "prefix_encoder.": "these are P-Tuning prefixes: give this as --prefix, beside the model that it was trained on",
     "module.": "a training framework added a prefix to the names: save with its module unwrapped",
     "head.": "an extra head belongs to a reward model: save the language model alone",
     "score.": "an extra head belongs to a classifier: save the language model alone",

@@ -30,6 +30,7 @@ def run(
     max_new_tokens: options.MaxNewTokens = None,
     max_length: options.MaxLength = None,
     kv_bits: options.KVBits = 16,
+    prefix: options.Prefix = None,
     seed: options.Seed = None,
     stop: options.Stop = None,
     device: options.Device = "auto",
@@ -53,7 +54,13 @@ def run(
     definitions = options.read_tools(tools) if tools is not None else None
     started = time.perf_counter()
     glm = options.load_engine(
-        model, device=device, threads=threads, model_version=model_version, max_length=max_length, kv_bits=kv_bits
+        model,
+        device=device,
+        threads=threads,
+        model_version=model_version,
+        max_length=max_length,
+        kv_bits=kv_bits,
+        prefix=prefix,
     )
     glm.tokenizer  # noqa: B018 (a folder without one is an error now, not after the first question)
     from glm_int4.cli.terminal.conversation import Conversation

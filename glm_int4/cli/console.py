@@ -41,10 +41,14 @@ def progress(title: str) -> Iterator[Report]:
 
 def _plain_lines(title: str) -> Report:
     started = last = time.monotonic()
+    known_total: int | None = None
 
     def report(done: int, total: int, item: str) -> None:
-        nonlocal last
+        nonlocal started, last, known_total
         now = time.monotonic()
+        if known_total not in (None, total):  # other work, of another speed
+            started = last = now
+        known_total = total
         if now - last < _LINE_EVERY_S or done <= 0:
             return
         last = now

@@ -10,6 +10,7 @@ _EXAMPLES = {
     "chat": (
         "glm-int4 chat chatglm-6b-int4",
         "glm-int4 chat chatglm-6b-int4 --prompt 你好 --greedy",
+        "glm-int4 chat chatglm-6b-int4 --prefix ptuned",
         "glm-int4 chat chatglm-6b-int4 < questions.txt > answers.txt",
         "glm-int4 chat chatglm3-6b-int4 --tools tools.json",
     ),
@@ -18,6 +19,10 @@ _EXAMPLES = {
         "glm-int4 generate chatglm-6b-int4 --prompt-file prompt.txt --json",
     ),
     "perplexity": ("glm-int4 perplexity chatglm-6b-int4 --text examples/heldout.txt --window 1024",),
+    "ptune": (
+        "glm-int4 ptune --model chatglm-6b-int4 --train-file train.json --output ptuned",
+        "glm-int4 ptune --model chatglm-6b-int4 --train-file train.json --output ptuned --resume --eval-file dev.json",
+    ),
     "info": ("glm-int4 info chatglm-6b-int4", "glm-int4 info zai-org/chatglm-6b --json"),
 }
 

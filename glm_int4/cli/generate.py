@@ -25,6 +25,7 @@ def run(
     max_new_tokens: options.MaxNewTokens = None,
     max_length: options.MaxLength = None,
     kv_bits: options.KVBits = 16,
+    prefix: options.Prefix = None,
     seed: options.Seed = None,
     stop: options.Stop = None,
     device: options.Device = "auto",
@@ -49,7 +50,13 @@ def run(
 
     started = time.perf_counter()
     glm = options.load_engine(
-        model, device=device, threads=threads, model_version=model_version, max_length=max_length, kv_bits=kv_bits
+        model,
+        device=device,
+        threads=threads,
+        model_version=model_version,
+        max_length=max_length,
+        kv_bits=kv_bits,
+        prefix=prefix,
     )
     loaded = time.perf_counter()
     prompt_ids = glm.tokenizer.encode_prompt(text)

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn, TextIO
 
 import typer
 
-from glm_int4.cli import chat, faults, generate, info, perplexity, quantize, usage
+from glm_int4.cli import chat, faults, generate, info, perplexity, ptune, quantize, usage
 from glm_int4.cli.examples import epilog
 from glm_int4.errors import GLMError
 from glm_int4.version import __version__
@@ -29,9 +29,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for module in (quantize, chat, generate, perplexity, info):
+for module in (quantize, chat, generate, perplexity, info, ptune):
     summary = (module.run.__doc__ or "").split("\n")[0]
-    app.command(module.NAME, short_help=summary, epilog=epilog(module.NAME))(module.run)
+    context = getattr(module, "CONTEXT", None)
+    app.command(module.NAME, short_help=summary, epilog=epilog(module.NAME), context_settings=context)(module.run)
 
 
 def _show_version(value: bool) -> None:

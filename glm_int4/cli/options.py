@@ -38,6 +38,7 @@ Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]
 Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Text that ends an answer; may be repeated.")]
 KVBits = Annotated[int, typer.Option(help="Bits of the key/value cache: 16, or 8 for half the memory.")]
 Greedy = Annotated[bool, typer.Option("--greedy", help="Always take the most likely token.")]
+Prefix = Annotated[Path | None, typer.Option(help="A P-Tuning prefix: the folder that ptune has written, or its file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
@@ -63,6 +64,7 @@ def load_engine(
     model_version: str = "auto",
     max_length: int | None = None,
     kv_bits: int = 16,
+    prefix: Path | None = None,
 ) -> "Engine":
     """Load the model that the options name."""
     from glm_int4.generation.loading import load
@@ -70,6 +72,7 @@ def load_engine(
     return load(
         find_model(model),
         device=device,
+        prefix=prefix,
         threads=threads,
         model_version=model_version,
         max_length=max_length,

@@ -1,6 +1,7 @@
 """Rows of ids as one left-padded batch: their tensors, positions and masks."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from glm_int4.models import Model
@@ -13,10 +14,11 @@ class Batch:
     Attributes:
         token_ids: (B, T) int64. positions: (B, P, T) int64, 0 where padded; P kinds of position, 2 in
             version 1, else 1.
+        prefix_length: columns of a prefix in front of every row, padded or not.
     """
 
-    def __init__(self, model: Model, rows: list[list[int]], device: torch.device) -> None:
-        self.rows = rows
+    def __init__(self, model: Model, rows: list[list[int]], device: torch.device, prefix_length: int = 0) -> None:
+        self.rows, self.prefix_length = rows, prefix_length
         self.size, self.num_tokens = len(rows), max(map(len, rows))
         self._model, self._device = model, device
         token_ids = torch.full((self.size, self.num_tokens), model.config.pad_token_id)
@@ -33,8 +35,9 @@ class Batch:
     def prefill_mask(self, dtype: torch.dtype) -> AttentionMask:
         """Mask of the prompts themselves."""
         if self.size == 1:
-            return AttentionMask(context_length=self._model.context_length(self.rows[0]))
-        return AttentionMask(bias=attention_mask_func(self._model.get_masks(self.rows, self._device), dtype))
+            return AttentionMask(context_length=self.prefix_length + self._model.context_length(self.rows[0]))
+        bias = attention_mask_func(self._model.get_masks(self.rows, self._device), dtype)
+        return AttentionMask(bias=F.pad(bias, (self.prefix_length, 0)))
 
     def decode_positions(self, step: int) -> Tensor:
         """Positions (B, P, 1) of the new token number ``step``, from 0; the last kind of position counts."""
@@ -44,4 +47,4 @@ class Batch:
 
     def decode_mask(self) -> AttentionMask:
         """Mask of one new token: everything but padding is visible."""
-        return AttentionMask(padding=self._padding if self._padded else None)
+        return AttentionMask(padding=self._padding if self._padded else None, prefix_length=self.prefix_length)

@@ -16,6 +16,7 @@ from glm_int4.generation.batch import Batch
 from glm_int4.generation.sampling import Sampler
 from glm_int4.models import Model
 from glm_int4.models.kv_cache import KVCache
+from glm_int4.models.prefix_encoder import Prefix
 
 # Rows of a causal prompt that run together: bounds the activations of a long prompt.
 PREFILL_ROWS = 512
@@ -33,10 +34,10 @@ class _Sequence:
 
 
 class Decoder:
-    """Decodes batches of rows, up to ``max_length`` tokens each."""
+    """Decodes batches of rows, up to ``max_length`` tokens each, behind a prefix if there is one."""
 
-    def __init__(self, model: Model, plan: ComputePlan, max_length: int) -> None:
-        self._model, self._plan, self._max_length = model, plan, max_length
+    def __init__(self, model: Model, plan: ComputePlan, max_length: int, prefix: Prefix | None = None) -> None:
+        self._model, self._plan, self._max_length, self._prefix = model, plan, max_length, prefix
         self._kept: _Sequence | None = None
         self.num_reused = 0  # tokens of the last prompt that the cache held already
 
@@ -72,11 +73,11 @@ class Decoder:
         cache, mask = sequence.cache, batch.prefill_mask(self._plan.stream_dtype)
         start, rows = 0, batch.num_tokens
         if self._model.is_causal and batch.size == 1:
-            common = _common_length(sequence.ids[: cache.length], batch.rows[0])
+            common = _common_length(sequence.ids[: max(cache.length - batch.prefix_length, 0)], batch.rows[0])
             start, rows = min(common, batch.num_tokens - 1), PREFILL_ROWS
         self.num_reused = start
         del sequence.ids[start:]  # before the cache: whatever interrupts this, ids never claim more than it holds
-        cache.truncate(start)
+        cache.truncate(batch.prefix_length + start)
         x = torch.empty(0)
         for first in range(start, batch.num_tokens, rows):
             part = slice(first, first + rows)
@@ -106,10 +107,12 @@ class Decoder:
             batch_size,
             config.num_kv_heads,
             config.head_dim,
-            self._max_length if batch_size == 1 else length,
+            (self._max_length if batch_size == 1 else length) + (self._prefix.length if self._prefix else 0),
             dtype=self._plan.kv_dtype,
             device=self._plan.device,
         )
+        if self._prefix:
+            cache.write_prefix(self._prefix.k, self._prefix.v)
         return _Sequence(cache)
 
 

@@ -18,6 +18,7 @@ from glm_int4.generation.decoding import Decoder
 from glm_int4.generation.sampling import Sampler, SamplingParams
 from glm_int4.models import Model
 from glm_int4.models.config import ChatGLMConfig
+from glm_int4.models.prefix_encoder import Prefix
 from glm_int4.text import StreamDecoder, Tokenizer
 from glm_int4.text.chat import chat_format
 from glm_int4.text.messages import Message
@@ -52,7 +53,8 @@ class Engine:
 
     Attributes:
         model, config: the network and its config.
-        max_length: most tokens of a sequence, prompt included.
+        prefix: keys and values in front of every sequence, or None.
+        max_length: most tokens of a sequence, prompt included; a prefix does not count.
     """
 
     def __init__(
@@ -62,11 +64,12 @@ class Engine:
         plan: ComputePlan,
         tokenizer: Tokenizer | None,
         max_length: int,
+        prefix: Prefix | None = None,
     ) -> None:
         self.model, self.config, self.info, self.plan = model, info.config, info, plan
-        self.max_length = max_length
+        self.max_length, self.prefix = max_length, prefix
         self._tokenizer = tokenizer
-        self._decoder = Decoder(model, plan, max_length)
+        self._decoder = Decoder(model, plan, max_length, prefix)
         self._format = chat_format(self.config.version)
         self._warned_of_base = False
 
@@ -110,14 +113,14 @@ class Engine:
             (B, T, V) float32; positions of padding mean nothing.
         """
         batch = self._batch(token_ids)
-        return self.model(batch.token_ids, batch.positions, batch.prefill_mask(self.plan.stream_dtype))
+        return self.model(batch.token_ids, batch.positions, batch.prefill_mask(self.plan.stream_dtype), self.prefix)
 
     @torch.inference_mode()
     def hidden_states(self, token_ids: TokenIds) -> Tensor:
         """Final hidden states (T, hidden_size) of one sequence; ``model.lm_head`` makes logits of them."""
         batch = self._batch(token_ids)
         mask = batch.prefill_mask(self.plan.stream_dtype)
-        return self.model.transformer(batch.token_ids, batch.positions, mask)[0]
+        return self.model.transformer(batch.token_ids, batch.positions, mask, self.prefix)[0]
 
     def generate(
         self,
@@ -313,7 +316,7 @@ class Engine:
                 raise InputError(
                     f"expected token ids from 0 to {self.config.vocab_size - 1}, got {min(row)} to {max(row)}"
                 )
-        return Batch(self.model, rows, self.device)
+        return Batch(self.model, rows, self.device, self.prefix.length if self.prefix else 0)
 
 
 def _is_batch(token_ids: TokenIds | Sequence[TokenIds]) -> bool:

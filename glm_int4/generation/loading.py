@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 
 from glm_int4.checkpoint import layout
-from glm_int4.checkpoint.folder import resolve_folder
+from glm_int4.checkpoint.folder import read_config, resolve_folder
 from glm_int4.checkpoint.loading import ComputePlan, build_model, load_checked_tokenizer
 from glm_int4.checkpoint.opening import CheckpointInfo, open_checkpoint
+from glm_int4.checkpoint.prefix_file import load_prefix
 from glm_int4.errors import InputError
+from glm_int4.files import shown
 from glm_int4.generation.engine import Engine
 from glm_int4.generations import UNDECIDED
 from glm_int4.quantization.cpu import choose_backend
@@ -38,7 +40,8 @@ def load(
         model: folder or hub id.
         device: "auto" (CUDA where there is one), "cuda" or "cpu".
         dtype: None for the device's fast path; torch.float32 for exact arithmetic on plain torch.
-        prefix: None; P-Tuning v2 prefixes are not supported yet.
+        prefix: a P-Tuning v2 prefix: the folder that ptuning has written, or a ``.bin`` or
+            ``.safetensors`` file. It does not count in ``max_length``.
         kv_bits: of the key/value cache: 16, or 8 for half the memory.
         max_length: most tokens of a sequence; None for what the model was made for.
         model_version: "auto", "1", "2" or "3".
@@ -52,8 +55,6 @@ def load(
         check_whole_number("max_length", max_length)
     if threads is not None:
         torch.set_num_threads(check_threads(threads))
-    if prefix is not None:
-        raise InputError(f"expected no prefix, got {prefix}; this release does not load P-Tuning prefixes yet")
     place = choose_device(device)
     folder = resolve_folder(model)
     reader, info = open_checkpoint(folder, model_version)
@@ -66,9 +67,14 @@ def load(
         )
     tokenizer = load_checked_tokenizer(folder, info.config)
     plan = make_plan(info, place, dtype, kv_bits)
+    found = None
+    if prefix is not None:
+        found = load_prefix(prefix, info.config, place, plan.prefix_dtype)
+    elif trained := read_config(folder).get("pre_seq_len"):
+        logger.warning("config.json has pre_seq_len %s: the prefix itself is loaded with --prefix", shown(trained))
     network = build_model(reader, info, plan)
     logger.info("loaded %s on %s: %s linears, %s stream", folder, place, plan.backend, plan.stream_dtype)
-    return Engine(network, info, plan, tokenizer, max_length or limit)
+    return Engine(network, info, plan, tokenizer, max_length or limit, found)
 
 
 def check_whole_number(name: str, value: object) -> None:

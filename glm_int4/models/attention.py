@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glm_int4.models.kv_cache import KVCache
+from glm_int4.models.prefix_encoder import Past
 from glm_int4.quantization.threads import numba_threads
 
 # The official value for scores of invisible columns; finite, so that a fully masked row stays a number.
@@ -23,14 +24,16 @@ MASKED_SCORE = -10000.0
 class AttentionMask:
     """Who sees whom: context columns are visible to every row, the rest is causal.
 
-    ``context_length``: length of the bidirectional context of an unpadded sequence, counted from its
-    first token; 0 is causal throughout. ``bias``: additive scores (B, 1, T, S) for several rows of a
-    padded batch, instead. ``padding``: (B,) leading columns hidden from a single new token.
+    ``context_length``: length of the bidirectional context of an unpadded sequence, counted from the
+    first column; 0 is causal throughout. ``bias``: additive scores (B, 1, T, S) for several rows of a
+    padded batch, instead. ``padding``: (B,) columns hidden from a single new token, the leading ones
+    behind ``prefix_length`` columns of a prefix, which every row sees.
     """
 
     context_length: int = 0
     bias: Tensor | None = None
     padding: Tensor | None = None
+    prefix_length: int = 0
 
 
 def attention_mask_func(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -54,13 +57,31 @@ def attention_fn(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor
     if mask.bias is not None:
         out = _attend(q, k, v, mask.bias)
     elif num_new == 1:
-        hidden = None
+        visible = None
         if mask.padding is not None:
-            hidden = torch.arange(num_all, device=q.device) >= mask.padding[:, None, None, None]
-        out = _attend(q, k, v, hidden)
+            column = torch.arange(num_all, device=q.device) - mask.prefix_length
+            visible = (column < 0) | (column >= mask.padding[:, None, None, None])
+        out = _attend(q, k, v, visible)
     else:
         out = _prefix_attention(q, k, v, first_row=num_all - num_new, context_length=mask.context_length)
     return out.transpose(1, 2).flatten(2)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, past: Past, layer_id: int) -> Tensor:
+    """Attention of new tokens to what came before them and to themselves.
+
+    Args:
+        q: (B, T, H, D). k, v: (B, T, Hkv, D), after the rotary embedding.
+        past: a cache, which is extended; or a prefix alone, whose keys stay unrotated.
+    Returns:
+        (B, T, H * D) of q's dtype.
+    """
+    if isinstance(past, KVCache):
+        return cached_attention(q, k, v, mask, past, layer_id)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    if past is not None:
+        k, v = past.join(layer_id, k, v)
+    return attention_fn(q, k, v, mask)
 
 
 def cached_attention(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, cache: KVCache, layer_id: int) -> Tensor:
@@ -74,12 +95,12 @@ def cached_attention(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, cache
     end = cache.append(layer_id, k, v)
     small = cache.dtype in (torch.float16, torch.int8) and q.device.type == "cpu"
     if q.shape[1] == 1 and small and q.dtype == torch.float32 and _has_numba():
-        return _one_token_attention(q[:, 0], cache, layer_id, end, mask.padding)[:, None]
+        return _one_token_attention(q[:, 0], cache, layer_id, end, mask)[:, None]
     keys, values = cache.read(layer_id, end, q.dtype)
     return attention_fn(q.transpose(1, 2), keys, values, mask)
 
 
-def _one_token_attention(q: Tensor, cache: KVCache, layer_id: int, end: int, padding: Tensor | None) -> Tensor:
+def _one_token_attention(q: Tensor, cache: KVCache, layer_id: int, end: int, mask: AttentionMask) -> Tensor:
     """Attention (B, H, D) to (B, H * D) in a Numba loop that reads the cache as it is stored."""
     from glm_int4.models import attention_loops
 
@@ -89,12 +110,12 @@ def _one_token_attention(q: Tensor, cache: KVCache, layer_id: int, end: int, pad
 
     q = q.contiguous()
     out = torch.empty_like(q)
-    hidden = torch.zeros(q.shape[0], dtype=torch.int64) if padding is None else padding
+    padding = torch.zeros(q.shape[0], dtype=torch.int64) if mask.padding is None else mask.padding
     k, v, k_scales, v_scales = (stored(x) for x in (cache.k, cache.v, cache.k_scales, cache.v_scales))
     softmax_scale = np.float32(1 / math.sqrt(q.shape[-1]))
     with numba_threads():
         attention_loops.one_token_attention(
-            q.numpy(), k, v, k_scales, v_scales, hidden.numpy(), softmax_scale, out.numpy()
+            q.numpy(), k, v, k_scales, v_scales, padding.numpy(), mask.prefix_length, softmax_scale, out.numpy()
         )
     return out.flatten(1)
 

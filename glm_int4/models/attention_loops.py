@@ -33,39 +33,42 @@ def _overload_to_float(value):
 
 
 @numba.njit(parallel=True, cache=True, fastmath=True)
-def one_token_attention(q, k, v, k_scales, v_scales, padding, softmax_scale, out):
+def one_token_attention(q, k, v, k_scales, v_scales, padding, prefix_length, softmax_scale, out):
     """out[b, h] = softmax(q[b, h] . k[b, g] * softmax_scale) @ v[b, g], with g the head's key/value head.
 
     q, out: (B, H, D) float32. k, v: (B, Hkv, S, D) float16 bits or int8. k_scales, v_scales: (B, Hkv, S)
-    float16 bits, or (B, Hkv, 0) where k and v need none. padding: (B,) leading columns that are hidden.
+    float16 bits, or (B, Hkv, 0) where k and v need none. padding: (B,) columns that are hidden, the leading
+    ones behind the first ``prefix_length``.
     """
     batch_size, num_heads, head_dim = q.shape
     num_columns, heads_per_group = k.shape[2], num_heads // k.shape[1]
     scaled = k_scales.shape[2] > 0
     for task in numba.prange(batch_size * num_heads):
         row, head = task // num_heads, task % num_heads
-        group, first = head // heads_per_group, padding[row]
-        query, count = q[row, head], num_columns - padding[row]
-        keys, values = k[row, group, first:], v[row, group, first:]
+        group, hidden = head // heads_per_group, padding[row]
+        query, count = q[row, head], num_columns - hidden
+        keys, values = k[row, group], v[row, group]
         weights = np.empty(count, dtype=np.float32)
         largest = _LOWEST
-        for column in range(count):
+        for i in range(count):
+            column = i if i < prefix_length else i + hidden
             key = keys[column]
             score = np.float32(0.0)
             for d in range(head_dim):
                 score += _to_float(key[d]) * query[d]
             score *= softmax_scale
             if scaled:
-                score *= _to_float(k_scales[row, group, first + column])
-            weights[column] = score
+                score *= _to_float(k_scales[row, group, column])
+            weights[i] = score
             largest = max(largest, score)
         total = np.float32(0.0)
         acc = np.zeros(head_dim, dtype=np.float32)
-        for column in range(count):
-            weight = np.exp(weights[column] - largest)
+        for i in range(count):
+            column = i if i < prefix_length else i + hidden
+            weight = np.exp(weights[i] - largest)
             total += weight
             if scaled:
-                weight *= _to_float(v_scales[row, group, first + column])
+                weight *= _to_float(v_scales[row, group, column])
             value = values[column]
             for d in range(head_dim):
                 acc[d] += weight * _to_float(value[d])

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glm_int4.models.attention import AttentionMask, attention_fn, cached_attention
+from glm_int4.models.attention import AttentionMask, attend
 from glm_int4.models.config import ChatGLMConfig
 from glm_int4.models.kv_cache import KVCache
+from glm_int4.models.prefix_encoder import Past, run_layer
 from glm_int4.quantization.embedding import DenseEmbedding, QuantizedEmbedding
 from glm_int4.quantization.linear import LinearFactory, dense_linear
 
@@ -69,15 +70,13 @@ class SelfAttention(nn.Module):
         self.query_key_value = make_linear(f"{prefix}.query_key_value", hidden, 3 * hidden, True)
         self.dense = make_linear(f"{prefix}.dense", hidden, hidden, True)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, past: Past) -> Tensor:
         qkv = self.query_key_value(x).unflatten(-1, (self.num_heads, 3 * self.head_dim))
         q, k, v = qkv.split(self.head_dim, dim=-1)  # each (B, T, H, D)
         q = apply_rotary_pos_emb_index(q, *rotary)
         k = apply_rotary_pos_emb_index(k, *rotary)
         q, k, v = q.to(x.dtype), k.to(x.dtype), v.to(x.dtype)
-        if cache is None:
-            return self.dense(attention_fn(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask))
-        return self.dense(cached_attention(q, k, v, mask, cache, self.layer_id))
+        return self.dense(attend(q, k, v, mask, past, self.layer_id))
 
 
 class GLU(nn.Module):
@@ -102,9 +101,9 @@ class GLMBlock(nn.Module):
         self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
         self.mlp = GLU(config, f"{prefix}.mlp", make_linear)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, past: Past) -> Tensor:
         x = self.input_layernorm(x)
-        x = torch.add(self.attention(x, rotary, mask, cache), x, alpha=RESIDUAL_ALPHA)
+        x = torch.add(self.attention(x, rotary, mask, past), x, alpha=RESIDUAL_ALPHA)
         x = self.post_attention_layernorm(x)
         return torch.add(self.mlp(x), x, alpha=RESIDUAL_ALPHA)
 
@@ -133,7 +132,7 @@ class ChatGLMModel(nn.Module):
         token_ids: Tensor,
         positions: Tensor,
         mask: AttentionMask,
-        cache: KVCache | None = None,
+        cache: Past = None,
         hidden_states: list[Tensor] | None = None,
     ) -> Tensor:
         cos, sin = self.rotary_emb(positions.transpose(1, 2)[:, :, None])  # (B, T, 1, 2, D / 4)
@@ -141,8 +140,8 @@ class ChatGLMModel(nn.Module):
         for layer in self.layers:
             if hidden_states is not None:
                 hidden_states.append(x)
-            x = layer(x, (cos, sin), mask, cache)
-        if cache is not None:
+            x = run_layer(layer, x, (cos, sin), mask, cache)
+        if isinstance(cache, KVCache):
             cache.advance(token_ids.shape[1])
         x = self.final_layernorm(x)
         if hidden_states is not None:
@@ -174,7 +173,7 @@ class ChatGLMForConditionalGeneration(nn.Module):
         token_ids: Tensor,
         positions: Tensor,
         mask: AttentionMask,
-        cache: KVCache | None = None,
+        cache: Past = None,
         *,
         last_only: bool = False,
         hidden_states: list[Tensor] | None = None,
@@ -185,7 +184,7 @@ class ChatGLMForConditionalGeneration(nn.Module):
             token_ids: (B, T) int64.
             positions: (B, 2, T) int64, token and block positions; see ``get_position_ids``.
             mask: who sees whom; see ``get_masks``.
-            cache: keys and values of earlier tokens, extended in place.
+            cache: keys and values of earlier tokens, extended in place; or a prefix alone.
             last_only: compute logits for the last position alone.
             hidden_states: if given, receives the input of every layer and the final norm's output.
         Returns:

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glm_int4.models.attention import AttentionMask, attention_fn, cached_attention
+from glm_int4.models.attention import AttentionMask, attend
 from glm_int4.models.config import ChatGLM2Config
 from glm_int4.models.kv_cache import KVCache
+from glm_int4.models.prefix_encoder import Past, run_layer
 from glm_int4.quantization.embedding import DenseEmbedding, QuantizedEmbedding
 from glm_int4.quantization.linear import LinearFactory, dense_linear
 
@@ -76,14 +77,12 @@ class SelfAttention(nn.Module):
         self.query_key_value = make_linear(f"{prefix}.query_key_value", hidden, sum(self.sizes), True)
         self.dense = make_linear(f"{prefix}.dense", hidden, hidden, False)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, past: Past) -> Tensor:
         parts = self.query_key_value(x).split(self.sizes, dim=-1)
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in parts)  # (B, T, H or Hkv, D)
         q, k = apply_rotary_pos_emb(q, *rotary), apply_rotary_pos_emb(k, *rotary)
         q, k, v = q.to(x.dtype), k.to(x.dtype), v.to(x.dtype)
-        if cache is None:
-            return self.dense(attention_fn(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask))
-        return self.dense(cached_attention(q, k, v, mask, cache, self.layer_id))
+        return self.dense(attend(q, k, v, mask, past, self.layer_id))
 
 
 class MLP(nn.Module):
@@ -109,8 +108,8 @@ class GLMBlock(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.layernorm_epsilon)
         self.mlp = MLP(config, f"{prefix}.mlp", make_linear)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, cache: KVCache | None) -> Tensor:
-        x = x + self.self_attention(self.input_layernorm(x), rotary, mask, cache)
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, past: Past) -> Tensor:
+        x = x + self.self_attention(self.input_layernorm(x), rotary, mask, past)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -157,7 +156,7 @@ class ChatGLMModel(nn.Module):
         token_ids: Tensor,
         positions: Tensor,
         mask: AttentionMask,
-        cache: KVCache | None = None,
+        cache: Past = None,
         hidden_states: list[Tensor] | None = None,
     ) -> Tensor:
         cos, sin = self.rotary_pos_emb(positions[:, 0, :, None])  # (B, T, 1, D / 4)
@@ -165,8 +164,8 @@ class ChatGLMModel(nn.Module):
         for layer in self.encoder.layers:
             if hidden_states is not None:
                 hidden_states.append(x)
-            x = layer(x, (cos, sin), mask, cache)
-        if cache is not None:
+            x = run_layer(layer, x, (cos, sin), mask, cache)
+        if isinstance(cache, KVCache):
             cache.advance(token_ids.shape[1])
         if hidden_states is not None:
             hidden_states.append(x)
@@ -197,7 +196,7 @@ class ChatGLMForConditionalGeneration(nn.Module):
         token_ids: Tensor,
         positions: Tensor,
         mask: AttentionMask,
-        cache: KVCache | None = None,
+        cache: Past = None,
         *,
         last_only: bool = False,
         hidden_states: list[Tensor] | None = None,
@@ -208,7 +207,7 @@ class ChatGLMForConditionalGeneration(nn.Module):
             token_ids: (B, T) int64.
             positions: (B, 1, T) int64; see ``get_position_ids``.
             mask: who sees whom; see ``get_masks``.
-            cache: keys and values of earlier tokens, extended in place.
+            cache: keys and values of earlier tokens, extended in place; or a prefix alone.
             last_only: compute logits for the last position alone.
             hidden_states: if given, receives the input of every layer and the last layer's output.
         Returns:

@@ -70,6 +70,14 @@ class KVCache:
             values[layer_id, :, :, new] = x
         return end
 
+    def write_prefix(self, k: Tensor, v: Tensor) -> None:
+        """Begin every sequence of an empty cache with a prefix (num_layers, Hkv, P, D)."""
+        batch_size = self.k.shape[1]
+        for layer_id, pair in enumerate(zip(k, v, strict=True)):
+            keys, values = (x.transpose(0, 1).expand(batch_size, -1, -1, -1) for x in pair)
+            self.append(layer_id, keys, values)
+        self.advance(k.shape[2])
+
     def read(self, layer_id: int, end: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Keys and values of one layer's first ``end`` columns, each (B, Hkv, end, D) of ``dtype``.
 

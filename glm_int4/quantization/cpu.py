@@ -11,7 +11,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -127,32 +127,54 @@ class PackedInt4Linear(nn.Module):
         return out.view(*x.shape[:-1], self.out_features)
 
     def _dequantize_matmul(self, x: Tensor) -> Tensor:
-        from glm_int4.quantization import cpu_loops
-
-        width, params = tile_width(), self.params.view(torch.uint16).numpy()
-        assert width is not None  # the probe would not have chosen this class
         out = torch.empty(x.shape[0], self.out_features, dtype=torch.bfloat16)
+        for start, num_rows, tile in self._row_tiles():
+            weight = self._dequantize_tiles(start, num_rows, tile)
+            if weight is None:
+                out[:, start:] = self._multiply_last_rows(x, start)
+            else:
+                torch.mm(x, weight, out=out[:, start : start + num_rows])
+        return out
+
+    def pieces(self) -> Iterator[tuple[slice, Tensor]]:
+        """Rows and their weights in bfloat16, a piece at a time, in scratch."""
+        for start, num_rows, tile in self._row_tiles():
+            weight = self._dequantize_tiles(start, num_rows, tile)
+            if weight is None:
+                weight = self._multiply_last_rows(torch.eye(self.in_features, dtype=torch.bfloat16), start)
+            yield slice(start, start + num_rows), weight.T
+
+    def _row_tiles(self) -> list[tuple[int, int, int]]:
+        """First row, number of rows and rows of a tile of pieces that fit the scratch."""
+        width = tile_width()
+        assert width is not None  # the probe would not have chosen this class
         piece = max(SCRATCH_BYTES // (2 * self.in_features * width), 1) * width
         num_tiled = self.out_features // width * width
-        starts = [(start, min(piece, num_tiled - start), width) for start in range(0, num_tiled, piece)]
+        tiles = [(start, min(piece, num_tiled - start), width) for start in range(0, num_tiled, piece)]
         if num_tiled < self.out_features:
             rest = self.out_features - num_tiled
-            starts.append((num_tiled, rest, rest))
-        for start, num_rows, tile in starts:
-            layout = learn_tile_layout(tile)
-            if layout is None:
-                part = self.packed[start:], self.params[:, start:].contiguous()
-                out[:, start:] = torch.ops.aten._weight_int4pack_mm_for_cpu(x, part[0], self.group_size, part[1])
-                continue
-            target = scratch((self.in_features, num_rows), torch.bfloat16)
-            tiles = self.packed[start : start + num_rows].view(-1, self.in_features, tile // 2)
-            with numba_threads():
-                cpu_loops.dequantize_tiles(
-                    tiles.numpy(), params, self.group_size, layout.low_rows, layout.high_rows, start,
-                    target.view(torch.uint16).numpy(),
-                )  # fmt: skip
-            torch.mm(x, target, out=out[:, start : start + num_rows])
-        return out
+            tiles.append((num_tiled, rest, rest))
+        return tiles
+
+    def _dequantize_tiles(self, start: int, num_rows: int, tile: int) -> Tensor | None:
+        """Weights of some rows, transposed (K, num_rows), in scratch; None where the tile's layout is unknown."""
+        from glm_int4.quantization import cpu_loops
+
+        layout = learn_tile_layout(tile)
+        if layout is None:
+            return None
+        target = scratch((self.in_features, num_rows), torch.bfloat16)
+        tiles = self.packed[start : start + num_rows].view(-1, self.in_features, tile // 2)
+        with numba_threads():
+            cpu_loops.dequantize_tiles(
+                tiles.numpy(), self.params.view(torch.uint16).numpy(), self.group_size,
+                layout.low_rows, layout.high_rows, start, target.view(torch.uint16).numpy(),
+            )  # fmt: skip
+        return target
+
+    def _multiply_last_rows(self, x: Tensor, start: int) -> Tensor:
+        params = self.params[:, start:].contiguous()
+        return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.packed[start:], self.group_size, params)
 
 
 def _aten_groups(weight: QuantizedWeight) -> tuple[int, Tensor, Tensor]:
@@ -197,15 +219,24 @@ class PackedInt8Linear(nn.Module):
             out = torch.ops.aten._weight_int8pack_mm(rows, self.weight, self.scales)
         else:
             out = torch.empty(rows.shape[0], self.out_features, dtype=torch.bfloat16)
-            piece = max(SCRATCH_BYTES // (2 * self.in_features), 1)
-            for start in range(0, self.out_features, piece):
-                weight = self.weight[start : start + piece]
-                part = scratch(weight.shape, torch.bfloat16).copy_(weight)  # exact: eight significant bits
-                torch.mm(rows, part.T, out=out[:, start : start + piece])
+            for part, weight in self._unscaled_pieces():
+                torch.mm(rows, weight.T, out=out[:, part])
             out *= self.scales
         if self.bias is not None:
             out += self.bias
         return out.view(*x.shape[:-1], self.out_features)
+
+    def pieces(self) -> Iterator[tuple[slice, Tensor]]:
+        """Rows and their weights in bfloat16, a piece at a time, in scratch."""
+        for rows, weight in self._unscaled_pieces():
+            yield rows, weight.mul_(self.scales[rows, None])
+
+    def _unscaled_pieces(self) -> Iterator[tuple[slice, Tensor]]:
+        piece = max(SCRATCH_BYTES // (2 * self.in_features), 1)
+        for start in range(0, self.out_features, piece):
+            rows = slice(start, min(start + piece, self.out_features))
+            weight = self.weight[rows]
+            yield rows, scratch(weight.shape, torch.bfloat16).copy_(weight)  # exact: eight significant bits
 
 
 class RowsMatrix(nn.Module):
@@ -239,13 +270,16 @@ class RowsMatrix(nn.Module):
                 for row, target in zip(rows.numpy(), out.numpy(), strict=True):
                     gemv(row, packed, scales, zeros, self.group_size, target)
         else:
-            piece = max(SCRATCH_BYTES // (4 * self.in_features), 1)
-            for start in range(0, self.out_features, piece):
-                rows_of_piece = slice(start, min(start + piece, self.out_features))
-                target = scratch((rows_of_piece.stop - start, self.in_features), torch.float32)
-                part = self.dequantize(rows_of_piece, target)
-                torch.mm(rows, part.T, out=out[:, start : start + piece])
+            for part, weight in self.pieces():
+                torch.mm(rows, weight.T, out=out[:, part])
         return out.view(*x.shape[:-1], self.out_features)
+
+    def pieces(self) -> Iterator[tuple[slice, Tensor]]:
+        """Rows and their weights in float32, a piece at a time, in scratch."""
+        piece = max(SCRATCH_BYTES // (4 * self.in_features), 1)
+        for start in range(0, self.out_features, piece):
+            rows = slice(start, min(start + piece, self.out_features))
+            yield rows, self.dequantize(rows, scratch((rows.stop - start, self.in_features), torch.float32))
 
     def dequantize(self, rows: slice | Tensor, out: Tensor | None = None) -> Tensor:
         """The chosen rows in float32, in ``out`` if given."""

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glm_int4.quantization.cpu import RowsMatrix
+from glm_int4.quantization.gradient import multiply
 from glm_int4.quantization.linear import ReferenceMatrix
 from glm_int4.quantization.scheme import QuantizedWeight
 
@@ -37,4 +38,4 @@ class QuantizedEmbedding(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """``x @ weight.T`` accumulated and returned in float32: (..., V)."""
-        return self.matrix(x.float())
+        return multiply(self.matrix, x.float())

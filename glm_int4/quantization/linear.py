@@ -4,12 +4,13 @@ Backends: "packed" and "rows" (``cpu.py``), and "reference" (plain torch on any 
 input's dtype up to float32 accumulation).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glm_int4.quantization.cpu import PackedInt4Linear, PackedInt8Linear, RowsMatrix
+from glm_int4.quantization.gradient import multiply
 from glm_int4.quantization.kernels import int4_linear, int8_linear, packing, reference
 from glm_int4.quantization.scheme import QuantizedWeight
 
@@ -17,6 +18,8 @@ from glm_int4.quantization.scheme import QuantizedWeight
 LinearFactory = Callable[[str, int, int, bool], nn.Module]
 
 BACKENDS = ("packed", "rows", "reference")
+
+_PIECE_WEIGHTS = 1 << 22  # dequantized at a time for a gradient: 16 MiB in float32
 
 
 class DenseLinear(nn.Linear):
@@ -62,7 +65,7 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) to (..., N); the dtype is the backend's."""
-        out = self.matrix(x)
+        out = multiply(self.matrix, x)
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
 
@@ -75,6 +78,7 @@ class ReferenceMatrix(nn.Module):
 
     def __init__(self, weight: QuantizedWeight) -> None:
         super().__init__()
+        self.in_features, self.out_features = weight.in_features, weight.out_features
         self.bits, self.group_size = weight.scheme.bits, weight.group_size
         qweight = packing.to_planar(weight.packed, self.group_size) if self.bits == 4 else weight.packed.clone()
         zeros = weight.zero_points
@@ -91,3 +95,10 @@ class ReferenceMatrix(nn.Module):
         dequantize = reference.dequantize_int4 if self.bits == 4 else reference.dequantize_int8
         zeros = None if self.zero_points is None else self.zero_points[:, rows]
         return dequantize(self.qweight[rows], self.scales[:, rows], zeros, self.group_size)
+
+    def pieces(self) -> Iterator[tuple[slice, Tensor]]:
+        """Rows and their weights in float32, a piece at a time."""
+        step = max(_PIECE_WEIGHTS // self.in_features, 1)
+        for start in range(0, self.out_features, step):
+            rows = slice(start, start + step)
+            yield rows, self.dequantize(rows)

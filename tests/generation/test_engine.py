@@ -72,7 +72,7 @@ def test_arguments_of_load_are_checked(tiny_folder):
         ({"max_length": 1}, "expected a max length"),
         ({"max_length": 10**6}, "expected a max length"),
         ({"threads": 10**6}, "threads on this machine"),
-        ({"prefix": "ptuning"}, "expected no prefix"),
+        ({"prefix": "ptuning"}, "expected a ptuning checkpoint folder or a file as prefix, got ptuning"),
         ({"kv_bits": 4}, "expected kv_bits 16 or 8"),
     ):
         with pytest.raises(InputError, match=message):

@@ -35,6 +35,20 @@ def test_one_token_over_a_half_precision_cache_is_plain_attention(heads, num_tok
     assert relative_rms(out, expected) < FLOAT32_RELATIVE_RMS
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=["loop", "torch"])
+@pytest.mark.parametrize("heads", SHAPES.values(), ids=SHAPES)
+def test_padding_stands_behind_the_prefix(heads, dtype):
+    cache, q, k, v = filled(*heads, 2, 37, dtype)
+    out = cached_attention(
+        q, k[:, -1:], v[:, -1:], AttentionMask(padding=torch.tensor([0, 9]), prefix_length=4), cache, 0
+    )
+    k, v = (x.to(dtype).float().transpose(1, 2) for x in (k, v))
+    for row, columns in enumerate(([*range(37)], [*range(4), *range(13, 37)])):
+        rows = slice(row, row + 1)
+        expected = attention_fn(q[rows].transpose(1, 2), k[rows, :, columns], v[rows, :, columns], AttentionMask())
+        assert relative_rms(out[rows], expected) < FLOAT32_RELATIVE_RMS
+
+
 @pytest.mark.parametrize("heads", SHAPES.values(), ids=SHAPES)
 def test_an_int8_cache_errs_by_its_rounding_alone(heads):
     cache, q, k, v = filled(*heads, 2, 37, torch.int8)

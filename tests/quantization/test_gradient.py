@@ -1,0 +1,66 @@
+"""The gradient through frozen quantized matrices."""
+
+import pytest
+import torch
+
+from glm_int4.quantization import cpu
+from glm_int4.quantization.embedding import QuantizedEmbedding
+from glm_int4.quantization.linear import BACKENDS, QuantizedLinear
+from tests.quantization.test_linear import SCHEMES, SHAPES, quantized
+from tests.tolerances import BFLOAT16_RELATIVE_RMS, FLOAT32_RELATIVE_RMS, relative_rms
+
+BOUNDS = {"packed": BFLOAT16_RELATIVE_RMS, "rows": FLOAT32_RELATIVE_RMS, "reference": FLOAT32_RELATIVE_RMS}
+
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    """Several pieces even for small matrices."""
+    monkeypatch.setattr(cpu, "SCRATCH_BYTES", 1 << 15)
+    monkeypatch.setattr("glm_int4.quantization.linear._PIECE_WEIGHTS", 1 << 14)
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_the_gradient_is_that_of_the_dequantized_matrix(scheme, shape, backend):
+    weight, bias = quantized(shape, scheme), torch.randn(shape[0])
+    linear = QuantizedLinear(weight, bias, backend)
+    dense = QuantizedLinear(weight, None, "reference").matrix.dequantize(slice(None))
+    for num_rows in (1, 5, 65):
+        x = torch.randn(2, num_rows, shape[1], requires_grad=True)
+        out = linear(x)
+        grad = torch.randn(out.shape)
+        out.backward(grad.to(out.dtype))
+        assert relative_rms(x.grad, grad @ dense) < BOUNDS[backend]
+        with torch.no_grad():
+            assert torch.equal(linear(x), out)
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("backend", ["rows", "reference"])
+def test_the_gradient_passes_through_a_tied_head(backend):
+    embedding = QuantizedEmbedding(quantized((112, 384), SCHEMES[3]), backend, torch.float32)
+    dense = embedding(torch.arange(112))
+    x = torch.randn(3, 384, requires_grad=True)
+    grad = torch.randn(3, 112)
+    embedding.project(x).backward(grad)
+    assert relative_rms(x.grad, grad @ dense) < FLOAT32_RELATIVE_RMS
+
+
+def test_an_unknown_tile_layout_has_its_gradient_too(monkeypatch):
+    known = cpu.learn_tile_layout
+    monkeypatch.setattr(cpu, "learn_tile_layout", lambda width: None if width < 64 else known(width))
+    weight = quantized((112, 384), SCHEMES[0])
+    linear = QuantizedLinear(weight, None, "packed")
+    x = torch.randn(50, 384, requires_grad=True)
+    linear(x).sum().backward()
+    dense = QuantizedLinear(weight, None, "reference").matrix.dequantize(slice(None))
+    assert relative_rms(x.grad, dense.sum(0).expand(50, -1)) < BFLOAT16_RELATIVE_RMS
+
+
+def test_inference_keeps_nothing_for_a_gradient():
+    linear = QuantizedLinear(quantized((112, 384), SCHEMES[0]), None, "reference")
+    assert linear(torch.randn(3, 384)).grad_fn is None
+    with torch.no_grad():
+        assert linear(torch.randn(3, 384, requires_grad=True)).grad_fn is None
