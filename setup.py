@@ -38,6 +38,7 @@ setup(
             "ruff",
             "mypy",
             "compressed-tensors",
+            "triton; sys_platform == 'linux'",  # CPU builds of torch bring none
         ],
     },
     entry_points={"console_scripts": ["glm-int4 = glm_int4.cli.main:main"]},

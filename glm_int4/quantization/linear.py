@@ -76,7 +76,7 @@ class ReferenceMatrix(nn.Module):
     def __init__(self, weight: QuantizedWeight) -> None:
         super().__init__()
         self.bits, self.group_size = weight.scheme.bits, weight.group_size
-        qweight = packing.to_planar(weight.packed, self.group_size) if self.bits == 4 else weight.packed.clone()
+        qweight = packing.to_planar(weight.packed) if self.bits == 4 else weight.packed.clone()
         zeros = weight.zero_points
         self.register_buffer("qweight", qweight)
         self.register_buffer("scales", weight.scales.T.contiguous())
