@@ -20,7 +20,6 @@ from triton_kernels.packing import RUN
 
 # Memory for a dequantized piece of a matrix.
 SCRATCH_BYTES = 32 << 20
-_FINISH_BLOCK = 1024
 # The interpreter runs no assembly.
 _USE_ASM = not triton.knobs.runtime.interpret
 
@@ -50,7 +49,6 @@ def run(row: Launch, splits: int, x: Tensor, matrix: Matrix, epilogue: Epilogue)
     shape = (num_rows, columns) if whole else (splits, num_rows, columns)
     out = torch.empty(shape, dtype=x.dtype if whole else torch.float32, device=x.device)
     inner = epilogue if whole else Epilogue()
-    options = {"SCALE_AFTER": row.scale_after} if row.kernel == "dot" else {}
     kernel = dot_kernel if row.kernel == "dot" else gemv_kernel
     kernel[(triton.cdiv(num_rows, row.block_m), triton.cdiv(columns, row.block_n), splits)](
         x,
@@ -65,16 +63,11 @@ def run(row: Launch, splits: int, x: Tensor, matrix: Matrix, epilogue: Epilogue)
         matrix.in_features,
         x.stride(0) if num_rows > 1 else matrix.in_features,
         float(inner.alpha),
-        BITS=matrix.bits,
-        GROUP_SIZE=_group_size(matrix),
+        **row.constants(matrix.bits, _group_size(matrix)),
         ACTIVATION=inner.activation,
-        BLOCK_M=row.block_m,
-        BLOCK_N=row.block_n,
-        PLANE=launch.plane(matrix.bits, matrix.group_size),
         USE_ASM=_USE_ASM,
         num_warps=row.num_warps,
         num_stages=row.num_stages,
-        **options,
     )
     return out if whole else finish(out, epilogue, x.dtype)
 
@@ -84,7 +77,7 @@ def finish(parts: Tensor, epilogue: Epilogue, dtype: torch.dtype) -> Tensor:
     num_splits, num_rows, columns = parts.shape
     width = epilogue.out_features(columns)
     out = torch.empty(num_rows, width, dtype=dtype, device=parts.device)
-    finish_kernel[(num_rows, triton.cdiv(width, _FINISH_BLOCK))](
+    finish_kernel[(num_rows, triton.cdiv(width, launch.FINISH_BLOCK))](
         parts,
         epilogue.bias,
         epilogue.residual,
@@ -94,7 +87,7 @@ def finish(parts: Tensor, epilogue: Epilogue, dtype: torch.dtype) -> Tensor:
         num_splits,
         float(epilogue.alpha),
         ACTIVATION=epilogue.activation,
-        BLOCK_N=_FINISH_BLOCK,
+        BLOCK_N=launch.FINISH_BLOCK,
     )
     return out
 
@@ -128,8 +121,8 @@ def _weight_chunks(matrix: Matrix) -> Iterator[tuple[slice, Tensor]]:
 
 def dequantize(matrix: Matrix, rows: slice, out: Tensor) -> Tensor:
     """Write a run of rows as fp16 weights into ``out`` (rows, K), and return it."""
-    block_n = 32
-    dequantize_kernel[(matrix.in_features // RUN, triton.cdiv(out.shape[0], block_n))](
+    group_size = _group_size(matrix)
+    dequantize_kernel[(matrix.in_features // RUN, triton.cdiv(out.shape[0], launch.DEQUANTIZE_BLOCK))](
         matrix.qweight,
         matrix.scales,
         matrix.zero_points,
@@ -139,9 +132,9 @@ def dequantize(matrix: Matrix, rows: slice, out: Tensor) -> Tensor:
         matrix.out_features,
         matrix.in_features,
         BITS=matrix.bits,
-        GROUP_SIZE=_group_size(matrix),
-        BLOCK_N=block_n,
-        PLANE=launch.plane(matrix.bits, matrix.group_size),
+        GROUP_SIZE=group_size,
+        BLOCK_N=launch.DEQUANTIZE_BLOCK,
+        PLANE=launch.plane(matrix.bits, group_size),
         USE_ASM=_USE_ASM,
         num_warps=4,
     )

@@ -12,6 +12,10 @@ from dataclasses import dataclass
 _COMPILED = "compiled kernel's instructions, registers and shared memory, Triton 3.7.1; not timed on a GPU"
 _ESTIMATE = "estimate; not timed on a GPU"
 
+# Rows of a program that dequantizes, and columns of one that finishes a product; neither was timed.
+DEQUANTIZE_BLOCK = 32
+FINISH_BLOCK = 1024
+
 # Every split of K gets at least this many blocks of 128 weights.
 _MIN_BLOCKS = 4
 
@@ -36,6 +40,17 @@ class Launch:
     source: str = _COMPILED
     switch_source: str = _ESTIMATE
 
+    def constants(self, bits: int, group_size: int | None) -> dict[str, int | bool | None]:
+        """The kernel's compile-time arguments; ``group_size`` None: a whole row shares a scale."""
+        constants = {
+            "BITS": bits,
+            "GROUP_SIZE": group_size,
+            "BLOCK_M": self.block_m,
+            "BLOCK_N": self.block_n,
+            "PLANE": 32 if self.kernel == "gemv" else plane(bits, group_size),
+        }
+        return constants | ({"SCALE_AFTER": self.scale_after} if self.kernel == "dot" else {})
+
 
 # Triton >= 3.3 has no tensor-core product before sm_80.
 _TURING = (
@@ -58,11 +73,15 @@ TABLE: dict[tuple[int, int], tuple[Launch, ...]] = {
 }
 
 
+def launches(bits: int, architecture: int) -> tuple[Launch, ...]:
+    """The rows of the table for a GPU, by rising number of rows of x."""
+    known = [first for table_bits, first in TABLE if table_bits == bits and first <= architecture]
+    return TABLE[bits, max(known)] if known else ()
+
+
 def choose(bits: int, architecture: int, num_rows: int) -> Launch | None:
     """The launch for ``num_rows`` rows of x, or None: dequantize, then multiply."""
-    known = [first for table_bits, first in TABLE if table_bits == bits and first <= architecture]
-    rows = TABLE[bits, max(known)] if known else ()
-    return next((row for row in rows if num_rows <= row.max_rows), None)
+    return next((row for row in launches(bits, architecture) if num_rows <= row.max_rows), None)
 
 
 def num_splits(launch: Launch, in_features: int, out_features: int, num_multiprocessors: int) -> int:
@@ -75,6 +94,9 @@ def num_splits(launch: Launch, in_features: int, out_features: int, num_multipro
     return max(1, min(wanted, in_features // 128 // _MIN_BLOCKS))
 
 
-def plane(bits: int, group_size: int) -> int:
-    """Weights of a row that go into one product: never across a group, 32 where nibbles are planar."""
-    return 32 if bits == 4 or group_size < 64 else 64
+def plane(bits: int, group_size: int | None) -> int:
+    """Weights of a row that go into one product: never across a group, 32 where nibbles are planar.
+
+    The dot-free kernel always takes 32, since it spills registers with 64 and four rows of x (Triton 3.6, 3.9).
+    """
+    return 32 if bits == 4 or group_size == 32 else 64

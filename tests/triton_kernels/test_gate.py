@@ -1,0 +1,24 @@
+"""A sample of the kernels compiles for every architecture and keeps the rules; ``make gpu-gate`` compiles all."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import EXAMPLES
+
+GATE = EXAMPLES.parent / "benchmarks" / "kernel_gate.py"
+
+
+def test_kernels_compile_without_spills_and_with_tensor_cores():
+    pytest.importorskip("triton")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    result = subprocess.run(
+        [sys.executable, GATE, "--quick"],
+        env=environment | {"PYTHONPATH": str(EXAMPLES.parent)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "0 faults" in result.stdout
