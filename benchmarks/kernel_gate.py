@@ -49,6 +49,7 @@ class Case:
     qweight: str
     num_warps: int = 4
     num_stages: int = 3
+    max_registers: int | None = None
     out: str = "*fp16"
 
 
@@ -119,6 +120,7 @@ def product_cases(
                 qweight=qweight,
                 num_warps=row.num_warps,
                 num_stages=row.num_stages,
+                max_registers=row.max_registers,
                 out=out,
             )
 
@@ -148,7 +150,7 @@ def build(case: Case) -> Result:
     compiled = triton.compile(
         ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes),
         target=GPUTarget("cuda", case.architecture, 32),
-        options={"num_warps": case.num_warps, "num_stages": case.num_stages},
+        options={"num_warps": case.num_warps, "num_stages": case.num_stages, "maxnreg": case.max_registers},
     )
     usage, code = disassemble(compiled.asm["cubin"])
     instructions = None

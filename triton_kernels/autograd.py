@@ -45,12 +45,12 @@ def quantized_linear(
     learned = [t for t in (x, epilogue.bias, epilogue.residual) if t is not None and t.requires_grad]
     if torch.is_grad_enabled() and learned:
         product = _Product.apply(rows, matrix, multiply, multiply_transposed)
-        return finish(product.view(*x.shape[:-1], matrix.out_features), epilogue, x.dtype)
+        return finish(product.view(*x.shape[:-1], matrix.out_features), epilogue, epilogue.dtype or x.dtype)
     with torch.no_grad():
         width = epilogue.out_features(matrix.out_features)
         if epilogue.residual is not None:
             epilogue = replace(epilogue, residual=epilogue.residual.view(-1, width))
-        out = multiply(rows, matrix, epilogue) if rows.shape[0] else x.new_empty(0, width)
+        out = multiply(rows, matrix, epilogue) if rows.shape[0] else x.new_empty(0, width, dtype=epilogue.dtype)
     return out.view(*x.shape[:-1], width)
 
 

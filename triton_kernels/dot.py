@@ -45,15 +45,19 @@ def dot_kernel(
     PLANES: tl.constexpr = 128 // PLANE
     split = tl.program_id(2)
     num_splits = tl.num_programs(2)
+    # 64 bits for where a tile begins; inside a tile 32 suffice and take half the registers.
+    first_m = tl.program_id(0).to(tl.int64) * BLOCK_M
     first_n = tl.program_id(1).to(tl.int64) * BLOCK_N
-    offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_m = tl.arange(0, BLOCK_M)
     offs_n = tl.arange(0, BLOCK_N)
     offs_k = tl.arange(0, PLANE)
-    mask_m = offs_m < M
-    mask_n = first_n + offs_n < N
-    x_ptrs = x_ptr + offs_m[None, :].to(tl.int64) * stride_xm + offs_k[:, None]
+    mask_m = offs_m < M - first_m.to(tl.int32)
+    mask_n = offs_n < N - first_n.to(tl.int32)
     row_size = K // 4 if BITS == 4 else K
-    q_ptrs = qweight_ptr + first_n * row_size + offs_n[:, None] * row_size + offs_k[None, :]
+    offs_x = offs_m[None, :] * stride_xm + offs_k[:, None]
+    offs_q = offs_n[:, None] * row_size + offs_k[None, :]
+    x_ptr += first_m * stride_xm
+    qweight_ptr += first_n * row_size
     scales_ptr += first_n
     if zeros_ptr is not None:
         zeros_ptr += first_n
@@ -65,7 +69,7 @@ def dot_kernel(
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     for block in range(split * num_blocks // num_splits, (split + 1) * num_blocks // num_splits):
         if BITS == 4:
-            words = tl.load(q_ptrs + block * 32, mask=mask_n[:, None], other=0)
+            words = tl.load(qweight_ptr + block * 32 + offs_q, mask=mask_n[:, None], other=0)
             planes = split_words(words, USE_ASM)
         part = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
         for p in tl.static_range(PLANES):
@@ -74,7 +78,7 @@ def dot_kernel(
                 w = planes[p]
                 offset = 1024 if p % 2 == 0 else 64
             else:
-                w = widen_bytes(tl.load(q_ptrs + k, mask=mask_n[:, None], other=0), USE_ASM)
+                w = widen_bytes(tl.load(qweight_ptr + k + offs_q, mask=mask_n[:, None], other=0), USE_ASM)
                 offset = 1024
             if GROUP_SIZE is not None and (p == 0 or p * PLANE % GROUP_SIZE == 0):
                 group = k // GROUP_SIZE
@@ -82,7 +86,7 @@ def dot_kernel(
                 if zeros_ptr is not None:
                     zero = tl.load(zeros_ptr + group * N + offs_n, mask=mask_n, other=0).to(tl.float16)
             w -= (zero + offset)[:, None]
-            x = tl.load(x_ptrs + k, mask=mask_m[None, :], other=0)
+            x = tl.load(x_ptr + k + offs_x, mask=mask_m[None, :], other=0)
             if GROUP_SIZE is None:
                 acc = tl.dot(w, x, acc)
             elif SCALE_AFTER:
@@ -100,9 +104,10 @@ def dot_kernel(
     residual = None
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + first_n + offs_n, mask=mask_n, other=0).to(tl.float32)[:, None]
-    offsets = offs_m[None, :].to(tl.int64) * N + first_n + offs_n[:, None]
+    offsets = offs_m[None, :] * N + offs_n[:, None]
+    first = first_m * N + first_n
     if residual_ptr is not None:
-        residual = tl.load(residual_ptr + offsets, mask=mask, other=0).to(tl.float32)
+        residual = tl.load(residual_ptr + first + offsets, mask=mask, other=0).to(tl.float32)
     acc = apply_epilogue(acc, bias, residual, alpha, ACTIVATION)
-    out_ptr += split.to(tl.int64) * M * N
+    out_ptr += split.to(tl.int64) * M * N + first
     tl.store(out_ptr + offsets, acc.to(out_ptr.dtype.element_ty), mask=mask)

@@ -42,9 +42,10 @@ def gemv_kernel(
     first_n = tl.program_id(1).to(tl.int64) * BLOCK_N
     offs_n = tl.arange(0, BLOCK_N)
     offs_k = tl.arange(0, PLANE)
-    mask_n = first_n + offs_n < N
+    mask_n = offs_n < N - first_n.to(tl.int32)
     row_size = K // 4 if BITS == 4 else K
-    q_ptrs = qweight_ptr + first_n * row_size + offs_n[:, None] * row_size + offs_k[None, :]
+    offs_q = offs_n[:, None] * row_size + offs_k[None, :]
+    qweight_ptr += first_n * row_size
     scales_ptr += first_n
     if zeros_ptr is not None:
         zeros_ptr += first_n
@@ -57,7 +58,7 @@ def gemv_kernel(
     sums = zeros
     for block in range(split * num_blocks // num_splits, (split + 1) * num_blocks // num_splits):
         if BITS == 4:
-            words = tl.load(q_ptrs + block * 32, mask=mask_n[:, None], other=0)
+            words = tl.load(qweight_ptr + block * 32 + offs_q, mask=mask_n[:, None], other=0)
             planes = split_words(words, USE_ASM)
         parts = sums if GROUP_SIZE is None else zeros
         for p in tl.static_range(PLANES):
@@ -66,7 +67,7 @@ def gemv_kernel(
                 w = planes[p]
                 offset = 1024 if p % 2 == 0 else 64
             else:
-                w = widen_bytes(tl.load(q_ptrs + k, mask=mask_n[:, None], other=0), USE_ASM)
+                w = widen_bytes(tl.load(qweight_ptr + k + offs_q, mask=mask_n[:, None], other=0), USE_ASM)
                 offset = 1024
             if GROUP_SIZE is not None and (p == 0 or p * PLANE % GROUP_SIZE == 0):
                 group = k // GROUP_SIZE

@@ -20,6 +20,8 @@ from triton_kernels.packing import RUN
 
 # Memory for a dequantized piece of a matrix.
 SCRATCH_BYTES = 32 << 20
+# Between rows of x; offsets inside a tile have 32 bits.
+_MAX_STRIDE = 1 << 24
 # The interpreter runs no assembly.
 _USE_ASM = not triton.knobs.runtime.interpret
 
@@ -45,9 +47,12 @@ def multiply(x: Tensor, matrix: Matrix, epilogue: Epilogue) -> Tensor:
 def run(row: Launch, splits: int, x: Tensor, matrix: Matrix, epilogue: Epilogue) -> Tensor:
     """One launch of the table, and ``finish_kernel`` where the product is split or its columns meet."""
     num_rows, columns = x.shape[0], matrix.out_features
+    dtype = epilogue.dtype or x.dtype
+    if x.stride(0) >= _MAX_STRIDE:
+        x = x.contiguous()
     whole = splits == 1 and epilogue.activation != "swiglu"
     shape = (num_rows, columns) if whole else (splits, num_rows, columns)
-    out = torch.empty(shape, dtype=x.dtype if whole else torch.float32, device=x.device)
+    out = torch.empty(shape, dtype=dtype if whole else torch.float32, device=x.device)
     inner = epilogue if whole else Epilogue()
     kernel = dot_kernel if row.kernel == "dot" else gemv_kernel
     kernel[(triton.cdiv(num_rows, row.block_m), triton.cdiv(columns, row.block_n), splits)](
@@ -68,8 +73,9 @@ def run(row: Launch, splits: int, x: Tensor, matrix: Matrix, epilogue: Epilogue)
         USE_ASM=_USE_ASM,
         num_warps=row.num_warps,
         num_stages=row.num_stages,
+        maxnreg=row.max_registers,
     )
-    return out if whole else finish(out, epilogue, x.dtype)
+    return out if whole else finish(out, epilogue, dtype)
 
 
 def finish(parts: Tensor, epilogue: Epilogue, dtype: torch.dtype) -> Tensor:
@@ -97,7 +103,7 @@ def multiply_dequantized(x: Tensor, matrix: Matrix, epilogue: Epilogue) -> Tenso
     out = torch.empty(x.shape[0], matrix.out_features, dtype=x.dtype, device=x.device)
     for rows, weight in _weight_chunks(matrix):
         torch.mm(x, weight.T, out=out[:, rows])
-    return out if epilogue.empty else finish(out[None], epilogue, x.dtype)
+    return out if epilogue.empty else finish(out[None], epilogue, epilogue.dtype or x.dtype)
 
 
 def multiply_transposed(grad_out: Tensor, matrix: Matrix) -> Tensor:

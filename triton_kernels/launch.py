@@ -25,7 +25,8 @@ class Launch:
     """How to run one kernel.
 
     kernel: "dot" or "gemv". max_rows: of x. scale_after: multiply the product of a group by its scale
-    instead of the weights before it ("gemv" always does). programs_per_sm: how many splits of K make.
+    instead of the weights before it ("gemv" always does). max_registers: 255 keeps ptxas from spilling a few
+    registers to fit one more program on a multiprocessor. programs_per_sm: how many splits of K make.
     source: of the numbers; switch_source: of max_rows.
     """
 
@@ -36,6 +37,7 @@ class Launch:
     num_warps: int
     num_stages: int
     scale_after: bool = True
+    max_registers: int | None = 255
     programs_per_sm: int = 2
     source: str = _COMPILED
     switch_source: str = _ESTIMATE

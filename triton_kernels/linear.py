@@ -31,10 +31,13 @@ def int4_linear(
     activation: str | None = None,
     residual: Tensor | None = None,
     alpha: float = 1.0,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Return ``alpha * residual + activation(x @ dequantize(qweight).T + bias)``; see ``reference.int4_linear``."""
     matrix = Matrix(bits=4, qweight=qweight, scales=scales, zero_points=zero_points, group_size=group_size)
-    return _linear(x, matrix, Epilogue(bias=bias, activation=activation, residual=residual, alpha=alpha))
+    return _linear(
+        x, matrix, Epilogue(bias=bias, activation=activation, residual=residual, alpha=alpha, dtype=out_dtype)
+    )
 
 
 def int8_linear(
@@ -48,10 +51,13 @@ def int8_linear(
     activation: str | None = None,
     residual: Tensor | None = None,
     alpha: float = 1.0,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """As ``int4_linear``, with qweight (N, K) uint8; see ``reference.int8_linear``."""
     matrix = Matrix(bits=8, qweight=qweight, scales=scales, zero_points=zero_points, group_size=group_size)
-    return _linear(x, matrix, Epilogue(bias=bias, activation=activation, residual=residual, alpha=alpha))
+    return _linear(
+        x, matrix, Epilogue(bias=bias, activation=activation, residual=residual, alpha=alpha, dtype=out_dtype)
+    )
 
 
 def runs_kernels(device: torch.device) -> bool:

@@ -36,18 +36,20 @@ class Epilogue:
     """What follows a product: ``alpha * residual + activation(product + bias)``, in float32.
 
     bias: (N,) or None. activation: None, "gelu" (the tanh approximation) or "swiglu" (silu of the first
-    half of the columns times the second half). residual: shaped as the result, or None.
+    half of the columns times the second half). residual: shaped as the result, or None. dtype: of the
+    result; None is x's.
     """
 
     bias: Tensor | None = None
     activation: str | None = None
     residual: Tensor | None = None
     alpha: float = 1.0
+    dtype: torch.dtype | None = None
 
     @property
     def empty(self) -> bool:
         """Whether the product is the result."""
-        return self.bias is None and self.activation is None and self.residual is None
+        return self.bias is None and self.activation is None and self.residual is None and self.dtype is None
 
     def out_features(self, columns: int) -> int:
         """Columns of the result for a product of so many columns."""
@@ -78,6 +80,8 @@ def check_linear(x: Tensor, matrix: Matrix, epilogue: Epilogue) -> None:
         raise ValueError(f"activation must be one of {ACTIVATIONS}, got {epilogue.activation!r}")
     if epilogue.activation == "swiglu" and out_features % 2:
         raise ValueError(f"swiglu needs an even number of columns, got {out_features}")
+    if epilogue.dtype is not None and not epilogue.dtype.is_floating_point:
+        raise ValueError(f"out_dtype must be floating point or None, got {epilogue.dtype}")
     result = (*x.shape[:-1], epilogue.out_features(out_features))
     if residual is not None and (tuple(residual.shape) != result or not residual.is_floating_point()):
         raise ValueError(f"residual must be floating point {result}, got {_describe(residual)}")

@@ -27,6 +27,7 @@ def int4_linear(
     activation: str | None = None,
     residual: Tensor | None = None,
     alpha: float = 1.0,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Return ``alpha * residual + activation(x @ dequantize(qweight).T + bias)``, accumulated in float32.
 
@@ -42,13 +43,14 @@ def int4_linear(
         activation: None, "gelu" (the tanh approximation), or "swiglu" (silu of the first half of the
             columns times the second half).
         residual: shaped as the result, or None.
+        out_dtype: of the result; None is x's.
     Returns:
-        (..., N) of x's dtype; (..., N // 2) after "swiglu".
+        (..., N); (..., N // 2) after "swiglu".
     Raises:
         ValueError: shapes, dtypes, devices or strides do not agree.
     """
     matrix = Matrix(bits=4, qweight=qweight, scales=scales, zero_points=zero_points, group_size=group_size)
-    epilogue = Epilogue(bias=bias, activation=activation, residual=residual, alpha=alpha)
+    epilogue = Epilogue(bias=bias, activation=activation, residual=residual, alpha=alpha, dtype=out_dtype)
     return quantized_linear(x, matrix, epilogue, multiply, multiply_transposed)
 
 
@@ -63,10 +65,11 @@ def int8_linear(
     activation: str | None = None,
     residual: Tensor | None = None,
     alpha: float = 1.0,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """As ``int4_linear``, with qweight (N, K) uint8; without ``zero_points`` the zero is 128."""
     matrix = Matrix(bits=8, qweight=qweight, scales=scales, zero_points=zero_points, group_size=group_size)
-    epilogue = Epilogue(bias=bias, activation=activation, residual=residual, alpha=alpha)
+    epilogue = Epilogue(bias=bias, activation=activation, residual=residual, alpha=alpha, dtype=out_dtype)
     return quantized_linear(x, matrix, epilogue, multiply, multiply_transposed)
 
 
@@ -92,7 +95,7 @@ def multiply(x: Tensor, matrix: Matrix, epilogue: Epilogue) -> Tensor:
     out = torch.empty(x.shape[0], matrix.out_features, dtype=dtype, device=x.device)
     for rows, weight in _weight_chunks(matrix, dtype):
         torch.mm(x.to(dtype), weight.T, out=out[:, rows])
-    return finish(out, epilogue, x.dtype)
+    return finish(out, epilogue, epilogue.dtype or x.dtype)
 
 
 def multiply_transposed(grad_out: Tensor, matrix: Matrix) -> Tensor:

@@ -35,6 +35,7 @@ ARGUMENTS = {
         ({"zero_points": torch.zeros(8, 48)}, r"zero_points must be uint8 \(8, 48\), got torch.float32"),
         ({"bias": torch.zeros(47)}, r"bias must be floating point \(48,\)"),
         ({"activation": "relu"}, "activation must be one of .*, got 'relu'"),
+        ({"out_dtype": torch.int32}, "out_dtype must be floating point or None, got torch.int32"),
         ({"residual": torch.zeros(2, 24)}, r"residual must be floating point \(2, 48\)"),
         ({"residual": torch.zeros(2, 48), "activation": "swiglu"}, r"residual must be floating point \(2, 24\)"),
     ],
@@ -59,3 +60,10 @@ def test_no_rows_give_no_rows(shape):
     arguments |= {"qweight": packing.to_planar(torch.zeros(48, 128, dtype=torch.uint8))}
     out = int4_linear(**arguments | {"x": x.requires_grad_()})
     assert (out.shape, out.dtype) == ((*shape[:-1], 48), torch.float16)
+
+
+@pytest.mark.parametrize("num_rows", [0, 2])
+@pytest.mark.parametrize("learned", [False, True])
+def test_the_result_may_have_another_dtype(learned, num_rows):
+    x = torch.zeros(num_rows, 256, dtype=torch.float16, requires_grad=learned)
+    assert int8_linear(**ARGUMENTS | {"x": x}, out_dtype=torch.float32).dtype == torch.float32

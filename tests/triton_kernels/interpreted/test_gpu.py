@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from tests.tolerances import FLOAT16_RELATIVE_RMS, relative_rms
+from tests.tolerances import FLOAT16_RELATIVE_RMS, FLOAT32_RELATIVE_RMS, relative_rms
 from tests.triton_kernels.matrices import guarded, linear64, poison, quantized, weights64
 from triton_kernels import gpu, launch
 from triton_kernels.operands import Epilogue
@@ -83,6 +83,16 @@ def test_what_follows_a_dequantized_product_is_fused(kind):
     epilogue = epilogue_of(kind, 40, 176)
     out = gpu.multiply_dequantized(x, matrix, epilogue)
     assert relative_rms(out, linear64(x, matrix, epilogue)) < FLOAT16_RELATIVE_RMS
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+def test_a_float32_result_is_not_rounded_to_fp16(splits):
+    matrix, x = quantized(8, (72, 384), None, False), inputs(3, 384)
+    out = gpu.run(LAUNCHES[3], splits, x, matrix, Epilogue(dtype=torch.float32))
+    assert out.dtype == torch.float32
+    assert relative_rms(out, linear64(x, matrix)) < FLOAT32_RELATIVE_RMS
+    out = gpu.multiply_dequantized(x, matrix, Epilogue(dtype=torch.float32))
+    assert relative_rms(out, linear64(x, matrix)) < FLOAT16_RELATIVE_RMS
 
 
 def test_gelu_holds_at_both_ends():
