@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glm_int4.quantization.cpu import RowsMatrix
-from glm_int4.quantization.linear import ReferenceMatrix
+from glm_int4.quantization.gpu import ReferenceMatrix, TritonMatrix
 from glm_int4.quantization.scheme import QuantizedWeight
 
 
@@ -28,7 +28,11 @@ class QuantizedEmbedding(nn.Module):
 
     def __init__(self, weight: QuantizedWeight, backend: str, dtype: torch.dtype) -> None:
         super().__init__()
-        self.matrix = ReferenceMatrix(weight) if backend == "reference" else RowsMatrix(weight)
+        self.matrix: ReferenceMatrix | RowsMatrix
+        if backend == "triton":
+            self.matrix = TritonMatrix(weight, None)
+        else:
+            self.matrix = ReferenceMatrix(weight) if backend == "reference" else RowsMatrix(weight)
         self.scheme, self.dtype = weight.scheme, dtype
 
     def forward(self, token_ids: Tensor) -> Tensor:
@@ -37,4 +41,6 @@ class QuantizedEmbedding(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """``x @ weight.T`` accumulated and returned in float32: (..., V)."""
+        if isinstance(self.matrix, TritonMatrix):
+            return self.matrix(x, out_dtype=torch.float32)
         return self.matrix(x.float())
