@@ -105,11 +105,13 @@ def cases(quick: bool) -> Iterator[Case]:
 def product_cases(
     architecture: int, bits: int, group_size: int | None, qweight: str, common: dict[str, object], quick: bool
 ) -> Iterator[Case]:
-    """Every launch as one of several splits and, but for the quick run, with a fused epilogue and without assembly."""
+    """Every launch as one of several splits; with zero points also with a fused epilogue, once without assembly."""
     parts = {"ACTIVATION": None, "bias_ptr": None, "residual_ptr": None}
     variants = [(parts, "*fp32")]
-    if not quick:
-        variants += [({"ACTIVATION": "gelu"}, "*fp16"), (parts | {"USE_ASM": False}, "*fp32")]
+    if not quick and "zeros_ptr" not in common:
+        variants.append(({"ACTIVATION": "gelu"}, "*fp16"))
+        if group_size == 128:
+            variants.append((parts | {"USE_ASM": False}, "*fp32"))
     rows = launch.launches(bits, architecture)
     for row in (rows[0], rows[-1]) if quick else rows:
         for variant, out in variants:
@@ -218,6 +220,17 @@ def table(results: list[Result]) -> str:
     return "\n".join(lines)
 
 
+def write(path: Path, results: list[Result]) -> None:
+    """Add the results of this Triton to a file, a line for each kernel."""
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    known[triton.__version__] = [asdict(result) for result in results]
+    versions = []
+    for version in sorted(known):
+        lines = ",\n".join(json.dumps(result) for result in known[version])
+        versions.append(f"{json.dumps(version)}: [\n{lines}\n]")
+    path.write_text("{" + ",\n".join(versions) + "}\n")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
@@ -238,9 +251,7 @@ def main() -> int:
     print(table(results))
     print(f"Triton {triton.__version__}: {len(results)} kernels compiled, {faults} faults")
     if arguments.json:
-        known = json.loads(arguments.json.read_text()) if arguments.json.is_file() else {}
-        known[triton.__version__] = [asdict(result) for result in results]
-        arguments.json.write_text(json.dumps(known, indent=1) + "\n")
+        write(arguments.json, results)
     return int(faults > 0)
 
 

@@ -6,7 +6,7 @@ import triton.language as tl
 from triton_kernels.unpacking import split_words, widen_bytes
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_row", "num_rows"])
 def dequantize_kernel(
     qweight_ptr,
     scales_ptr,
