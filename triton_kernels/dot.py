@@ -95,7 +95,7 @@ def dot_kernel(
                     acc += part * scale.to(tl.float32)[:, None]
                     part = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
             else:
-                acc = tl.dot(w * scale[:, None], x, acc)
+                acc = tl.dot(w * scale.to(tl.float16)[:, None], x, acc)
     if GROUP_SIZE is None:
         acc *= tl.load(scales_ptr + offs_n, mask=mask_n, other=0).to(tl.float32)[:, None]
 

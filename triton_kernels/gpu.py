@@ -118,7 +118,7 @@ def multiply_transposed(grad_out: Tensor, matrix: Matrix) -> Tensor:
 def _weight_chunks(matrix: Matrix) -> Iterator[tuple[slice, Tensor]]:
     """Runs of rows and their fp16 weights, all in the same scratch."""
     columns, in_features = matrix.out_features, matrix.in_features
-    step = min(max(SCRATCH_BYTES // (2 * in_features), 1), columns)
+    step = max(min(SCRATCH_BYTES // (2 * in_features), columns), 1)
     scratch = torch.empty(step, in_features, dtype=torch.float16, device=matrix.qweight.device)
     for start in range(0, columns, step):
         rows = slice(start, min(start + step, columns))

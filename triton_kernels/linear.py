@@ -4,6 +4,9 @@ float16 on a CUDA GPU runs the Triton kernels of ``gpu.py``. Everything else run
 dtypes and devices, matrices whose shape the kernels do not take, and installations without Triton.
 """
 
+from importlib import import_module
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
@@ -11,10 +14,14 @@ from triton_kernels import reference
 from triton_kernels.autograd import quantized_linear
 from triton_kernels.operands import Epilogue, Matrix
 
-try:
-    from triton_kernels import gpu
-except ImportError:  # CPU builds of torch bring no Triton; there is none for macOS
-    gpu = None  # type: ignore[assignment]
+# A CPU build of torch needs no Triton, and importing it takes a while.
+gpu: ModuleType | None = None
+_triton_error: Exception | None = None
+if torch.version.cuda is not None:
+    try:
+        gpu = import_module("triton_kernels.gpu")
+    except Exception as error:  # a broken Triton raises anything
+        _triton_error = error
 
 # Triton compiles for no older one.
 _OLDEST_ARCHITECTURE = (7, 5)
@@ -60,14 +67,19 @@ def int8_linear(
     )
 
 
-def runs_kernels(device: torch.device) -> bool:
-    """Whether float16 on this device runs the Triton kernels."""
-    if gpu is None or device.type != "cuda" or torch.version.cuda is None:
-        return False
-    return torch.cuda.get_device_capability(device) >= _OLDEST_ARCHITECTURE
+def obstacle(device: torch.device) -> str | None:
+    """Why float16 on this device does not run the Triton kernels, or None if it does."""
+    if device.type != "cuda" or torch.version.cuda is None:
+        return f"{device} is no CUDA device"
+    if gpu is None:
+        return f"Triton cannot be imported: {_triton_error}"
+    if torch.cuda.get_device_capability(device) < _OLDEST_ARCHITECTURE:
+        return f"the kernels need compute capability 7.5, {device} has less"
+    return None
 
 
 def _linear(x: Tensor, matrix: Matrix, epilogue: Epilogue) -> Tensor:
-    fast = runs_kernels(x.device) and gpu.takes(x, matrix)
-    path = gpu if fast else reference
+    path: ModuleType = reference
+    if gpu is not None and gpu.takes(x, matrix) and obstacle(x.device) is None:
+        path = gpu
     return quantized_linear(x, matrix, epilogue, path.multiply, path.multiply_transposed)

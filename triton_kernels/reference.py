@@ -93,8 +93,9 @@ def multiply(x: Tensor, matrix: Matrix, epilogue: Epilogue) -> Tensor:
     """x (M, K) times the matrix, and what follows: (M, N), or (M, N // 2) after "swiglu"."""
     dtype = _compute_dtype(x)
     out = torch.empty(x.shape[0], matrix.out_features, dtype=dtype, device=x.device)
+    factor = x.to(dtype)
     for rows, weight in _weight_chunks(matrix, dtype):
-        torch.mm(x.to(dtype), weight.T, out=out[:, rows])
+        torch.mm(factor, weight.T, out=out[:, rows])
     return finish(out, epilogue, epilogue.dtype or x.dtype)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from glm_int4.quantization import kernels
-from glm_int4.quantization.kernels import packing, reference, runs_kernels
+from glm_int4.quantization.kernels import obstacle, packing, reference
 from glm_int4.quantization.scheme import QuantizationScheme, QuantizedWeight
 
 logger = logging.getLogger(__name__)
@@ -20,8 +20,9 @@ _kernels_failed = False
 @functools.cache
 def choose_gpu_backend(device: torch.device) -> str:
     """Probe a GPU once: "triton" where the kernels compile and run, otherwise "reference"."""
-    if not runs_kernels(device):
-        logger.warning("GPU backend: reference (dequantize + cuBLAS), because Triton or a GPU of sm_75 is missing")
+    cause = obstacle(device)
+    if cause is not None:
+        logger.warning("GPU backend: reference (dequantize + cuBLAS), because %s", cause)
         return "reference"
     for bits in (4, 8):
         scheme = QuantizationScheme(bits=bits, group_size=128, symmetric=False)
