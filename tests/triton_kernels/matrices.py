@@ -35,8 +35,9 @@ def weights64(matrix):
 
 
 def linear64(x, matrix, epilogue=Epilogue()):  # noqa: B008, immutable
-    """A quantized linear in float64."""
-    out = x.double() @ weights64(matrix).T
+    """A quantized linear in float64, in pieces that a small GPU holds."""
+    pieces = reference._weight_chunks(matrix, torch.float64)
+    out = torch.cat([x.double() @ weight.T for _, weight in pieces], dim=-1)
     if epilogue.bias is not None:
         out += epilogue.bias.double()
     if epilogue.activation == "gelu":
