@@ -1,4 +1,6 @@
 # make demo: quantize the mini model and talk to it.  make test: everything that CI runs.
+# make gpu-gate: compile all kernels for all GPUs, without one.  make gate TRITON=3.9.0: the same with another Triton.
+# make sanitize: run each kernel once under compute-sanitizer, on a GPU.
 # make fuzz: mutate checkpoint files for SECONDS=600 seconds; every one must be answered in one line.
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,8 +9,10 @@ BIN := $(VENV)/bin
 MINI := examples/mini-chatglm
 
 SECONDS ?= 600
+TRITON ?= 3.7.1
+GATE := benchmarks/kernel_gate.py --json benchmarks/results/kernel_gate.json
 
-.PHONY: demo test lint fuzz clean
+.PHONY: demo test lint fuzz gpu-gate gate sanitize clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/python tools/quantize.py --model $(MINI) --bits 8 --output $(DEMO)/mini-int8 --overwrite
@@ -26,6 +30,16 @@ lint: $(VENV)/.dev
 
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m tests.fuzz.fuzz_checkpoint --seconds $(SECONDS)
+
+gpu-gate: $(VENV)/.dev
+	PYTHONPATH=. $(BIN)/python $(GATE)
+
+gate: $(VENV)/.dev
+	$(BIN)/pip install --quiet --no-deps --upgrade --target build/triton-$(TRITON) triton==$(TRITON)
+	PYTHONPATH=build/triton-$(TRITON):. $(BIN)/python $(GATE)
+
+sanitize: $(VENV)/.dev
+	compute-sanitizer --error-exitcode 1 $(BIN)/python -m pytest -m gpu -k each_kernel_once tests/triton_kernels
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \

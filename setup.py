@@ -43,6 +43,7 @@ setup(
             "mypy",
             "compressed-tensors",
             *PTUNE,
+            "triton; sys_platform == 'linux'",  # CPU builds of torch bring none
         ],
     },
     entry_points={"console_scripts": ["glm-int4 = glm_int4.cli.main:main"]},

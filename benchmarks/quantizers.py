@@ -83,15 +83,23 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(), help="folder for what is written")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--write", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--gguf", nargs=2, help=argparse.SUPPRESS)  # the other quantizer in a process of its own
     arguments = parser.parse_args()
+    if arguments.write:
+        print(write_gguf(*map(Path, arguments.write)))
+        return
     if arguments.gguf:
         quantize_gguf(*arguments.gguf)
         return
     if not arguments.model:
         parser.error("--model is needed")
     source, target, ours = (arguments.work / f"quantizers.{end}" for end in ("f16.gguf", "q4_0.gguf", "int4"))
-    source_bytes = write_gguf(arguments.model, source)
+    # In a process of its own: a child's peak memory counts from its parent's.
+    written = subprocess.run(
+        [sys.executable, __file__, "--write", str(arguments.model), str(source)], check=True, stdout=subprocess.PIPE
+    )
+    source_bytes = int(written.stdout)
     runs: dict[str, list[dict[str, float]]] = {"glm-int4": [], "llama.cpp": []}
     command = [sys.executable, "-m", "glm_int4", "quantize", "--model", str(arguments.model), "--output", str(ours)]
     for _ in range(arguments.pairs):

@@ -1,9 +1,11 @@
 """How 4-bit integers lie in memory, in files and at run time.
 
 File layout: uint8 [N, K / 2], even k in the low nibble. Runtime layout: int16 [N, K / 4]; inside each
-run of ``plane_size`` weights, word j holds the weights j, j + P/4, j + 2P/4 and j + 3P/4 in its nibbles
-0 to 3, so that one nibble of neighbouring words is a contiguous stretch of K. Values are unsigned,
-0 to 15; what they stand for is the scale's and the zero point's business.
+run of P = 128 weights, word j holds the weights j, j + P/4, j + 2P/4 and j + 3P/4 in its nibbles 0 to 3,
+so that one nibble of neighbouring words is a contiguous stretch of K. The run does not depend on the
+group: 32 weights of a plane never cross a group of 32, 64 or 128, and a tensor core's product takes at
+least 16 of them. Values are unsigned, 0 to 15; what they stand for is the scale's and the zero point's
+business.
 """
 
 from math import gcd
@@ -11,7 +13,8 @@ from math import gcd
 import torch
 from torch import Tensor
 
-CHANNEL_PLANE_SIZE = 128
+RUN = 128
+_PIECE_WEIGHTS = 1 << 24
 
 
 def pack_int4(q: Tensor) -> Tensor:
@@ -37,57 +40,65 @@ def unpack_int4(packed: Tensor) -> Tensor:
     Raises:
         ValueError: not uint8.
     """
-    if packed.dtype != torch.uint8:
-        raise ValueError(f"packed must be uint8, got {packed.dtype}")
+    _check_packed(packed)
     return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)
 
 
-def plane_size(in_features: int, group_size: int) -> int:
-    """Length of the run inside which nibbles are planar: the group, or up to 128 per channel.
+def _check_packed(packed: Tensor) -> None:
+    if packed.dtype != torch.uint8:
+        raise ValueError(f"packed must be uint8, got {packed.dtype}")
+
+
+def run_size(in_features: int) -> int:
+    """Length of the run inside which nibbles are planar: 128, or what divides both 128 and K.
 
     Raises:
-        ValueError: ``group_size`` does not divide ``in_features``, or the run is no multiple of 4.
+        ValueError: the run is no multiple of 4.
     """
-    if group_size < 1 or in_features % group_size:
-        raise ValueError(f"group_size must divide {in_features}, got {group_size}")
-    size = gcd(in_features, CHANNEL_PLANE_SIZE) if group_size == in_features else group_size
+    size = gcd(in_features, RUN)
     if size % 4:
-        raise ValueError(f"planar packing needs runs of a multiple of 4 weights, got {size} of {in_features}")
+        raise ValueError(f"planar packing needs a multiple of 4 weights in a row, got {in_features}")
     return size
 
 
-def to_planar(packed: Tensor, group_size: int) -> Tensor:
+def to_planar(packed: Tensor) -> Tensor:
     """Repack the file layout (N, K // 2) uint8 as the runtime layout (N, K // 4) int16.
 
+    Works through pieces of rows, so that memory beside input and output stays bounded.
+
     Raises:
-        ValueError: dtype, or ``group_size`` does not divide K.
+        ValueError: dtype, or K is no multiple of 4.
     """
-    q = unpack_int4(packed)
-    size = plane_size(q.shape[1], group_size)
-    planes = q.unflatten(1, (-1, 4, size // 4)).to(torch.int32)
-    shifts = torch.arange(0, 16, 4, dtype=torch.int32, device=q.device)
-    words = (planes << shifts[:, None]).sum(dim=2, dtype=torch.int32)
-    return words.to(torch.int16).flatten(1)
+    _check_packed(packed)
+    num_rows, in_features = packed.shape[0], 2 * packed.shape[1]
+    size = run_size(in_features)
+    out = torch.empty(num_rows, in_features // 4, dtype=torch.int16, device=packed.device)
+    step = max(_PIECE_WEIGHTS // max(in_features, 1), 1)
+    for start in range(0, num_rows, step):
+        q = unpack_int4(packed[start : start + step]).to(torch.int16)
+        first, second, third, fourth = q.unflatten(1, (-1, 4, size // 4)).unbind(2)
+        words = first | (second << 4) | (third << 8) | (fourth << 12)
+        out[start : start + step] = words.flatten(1)
+    return out
 
 
-def from_planar(qweight: Tensor, group_size: int) -> Tensor:
+def from_planar(qweight: Tensor) -> Tensor:
     """Undo ``to_planar``: (N, K // 4) int16 to (N, K // 2) uint8.
 
     Raises:
-        ValueError: dtype, or ``group_size`` does not divide K.
+        ValueError: dtype.
     """
-    return pack_int4(unpack_planar(qweight, group_size))
+    return pack_int4(unpack_planar(qweight))
 
 
-def unpack_planar(qweight: Tensor, group_size: int) -> Tensor:
+def unpack_planar(qweight: Tensor) -> Tensor:
     """Unpack the runtime layout (N, K // 4) int16 to (N, K) uint8.
 
     Raises:
-        ValueError: dtype, or ``group_size`` does not divide K.
+        ValueError: dtype.
     """
     if qweight.dtype != torch.int16:
         raise ValueError(f"qweight must be int16, got {qweight.dtype}")
-    size = plane_size(4 * qweight.shape[1], group_size)
-    words = qweight.unflatten(1, (-1, 1, size // 4)).to(torch.int32)
-    shifts = torch.arange(0, 16, 4, dtype=torch.int32, device=qweight.device)
+    words = qweight.unflatten(1, (-1, 1, run_size(4 * qweight.shape[1]) // 4))
+    shifts = torch.arange(0, 16, 4, dtype=torch.int16, device=qweight.device)
     return ((words >> shifts[:, None]) & 15).to(torch.uint8).flatten(1)

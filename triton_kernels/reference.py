@@ -4,11 +4,13 @@ The definition that fast paths are tested against, and the path that runs where 
 Weights are dequantized in chunks of rows, so that memory stays bounded.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from triton_kernels.autograd import finish, quantized_linear
+from triton_kernels.operands import Epilogue, Matrix
 from triton_kernels.packing import unpack_planar
 
 _CHUNK_WEIGHTS = 1 << 24
@@ -22,23 +24,34 @@ def int4_linear(
     bias: Tensor | None = None,
     *,
     group_size: int,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    alpha: float = 1.0,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Return ``x @ dequantize(qweight).T + bias``, accumulated in float32.
+    """Return ``alpha * residual + activation(x @ dequantize(qweight).T + bias)``, accumulated in float32.
+
+    Differentiable with respect to x, bias and residual; the weights have no gradient.
 
     Args:
-        x: (..., K) floating point.
+        x: (..., K) floating point; last dim contiguous.
         qweight: (N, K // 4) int16, planar; see packing.py.
         scales: (K // group_size, N) floating point; per channel: one row, group_size = K.
         zero_points: same shape, uint8, or None for symmetric (8).
         bias: (N,) or None.
         group_size: weights per scale; divides K.
+        activation: None, "gelu" (the tanh approximation), or "swiglu" (silu of the first half of the
+            columns times the second half).
+        residual: shaped as the result, or None.
+        out_dtype: of the result; None is x's.
     Returns:
-        (..., N) of x's dtype.
+        (..., N); (..., N // 2) after "swiglu".
     Raises:
-        ValueError: shapes or dtypes do not agree.
+        ValueError: shapes, dtypes, devices or strides do not agree.
     """
-    check_linear(x, 4 * qweight.shape[1], qweight.shape[0], scales, zero_points, bias, group_size)
-    return _chunked_linear(x, qweight, scales, zero_points, bias, group_size, dequantize_int4)
+    matrix = Matrix(bits=4, qweight=qweight, scales=scales, zero_points=zero_points, group_size=group_size)
+    epilogue = Epilogue(bias=bias, activation=activation, residual=residual, alpha=alpha, dtype=out_dtype)
+    return quantized_linear(x, matrix, epilogue, multiply, multiply_transposed)
 
 
 def int8_linear(
@@ -49,18 +62,20 @@ def int8_linear(
     bias: Tensor | None = None,
     *,
     group_size: int,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    alpha: float = 1.0,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Return ``x @ dequantize(qweight).T + bias``; as ``int4_linear``, with qweight (N, K) uint8.
-
-    Without ``zero_points`` the zero is 128.
-    """
-    check_linear(x, qweight.shape[1], qweight.shape[0], scales, zero_points, bias, group_size)
-    return _chunked_linear(x, qweight, scales, zero_points, bias, group_size, dequantize_int8)
+    """As ``int4_linear``, with qweight (N, K) uint8; without ``zero_points`` the zero is 128."""
+    matrix = Matrix(bits=8, qweight=qweight, scales=scales, zero_points=zero_points, group_size=group_size)
+    epilogue = Epilogue(bias=bias, activation=activation, residual=residual, alpha=alpha, dtype=out_dtype)
+    return quantized_linear(x, matrix, epilogue, multiply, multiply_transposed)
 
 
 def dequantize_int4(qweight: Tensor, scales: Tensor, zero_points: Tensor | None, group_size: int) -> Tensor:
     """Return the weights (N, K) in float32: ``(q - zero_point) * scale``; arguments as ``int4_linear``."""
-    return _dequantize(unpack_planar(qweight, group_size), scales, zero_points, group_size, zero=8)
+    return _dequantize(unpack_planar(qweight), scales, zero_points, group_size, zero=8)
 
 
 def dequantize_int8(qweight: Tensor, scales: Tensor, zero_points: Tensor | None, group_size: int) -> Tensor:
@@ -74,49 +89,34 @@ def _dequantize(q: Tensor, scales: Tensor, zero_points: Tensor | None, group_siz
     return ((groups - zeros) * scales.T.float()[:, :, None]).flatten(1)
 
 
-def _chunked_linear(
-    x: Tensor,
-    qweight: Tensor,
-    scales: Tensor,
-    zero_points: Tensor | None,
-    bias: Tensor | None,
-    group_size: int,
-    dequantize: Callable[[Tensor, Tensor, Tensor | None, int], Tensor],
-) -> Tensor:
-    num_rows, in_features = qweight.shape[0], x.shape[-1]
-    step = max(_CHUNK_WEIGHTS // in_features, 1)
-    x32 = x.float()
-    parts = []
-    for start in range(0, num_rows, step):
+def multiply(x: Tensor, matrix: Matrix, epilogue: Epilogue) -> Tensor:
+    """x (M, K) times the matrix, and what follows: (M, N), or (M, N // 2) after "swiglu"."""
+    dtype = _compute_dtype(x)
+    out = torch.empty(x.shape[0], matrix.out_features, dtype=dtype, device=x.device)
+    factor = x.to(dtype)
+    for rows, weight in _weight_chunks(matrix, dtype):
+        torch.mm(factor, weight.T, out=out[:, rows])
+    return finish(out, epilogue, epilogue.dtype or x.dtype)
+
+
+def multiply_transposed(grad_out: Tensor, matrix: Matrix) -> Tensor:
+    """grad_out (M, N) times the weights (N, K), summed in float32 over chunks of N."""
+    dtype = _compute_dtype(grad_out)
+    grad_x = torch.zeros(grad_out.shape[0], matrix.in_features, device=grad_out.device)
+    for rows, weight in _weight_chunks(matrix, dtype):
+        grad_x += grad_out[:, rows].to(dtype) @ weight
+    return grad_x.to(grad_out.dtype)
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """float16 where a GPU multiplies it with float32 sums, otherwise float32."""
+    return torch.float16 if x.is_cuda and x.dtype == torch.float16 else torch.float32
+
+
+def _weight_chunks(matrix: Matrix, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    dequantize = dequantize_int4 if matrix.bits == 4 else dequantize_int8
+    step = max(_CHUNK_WEIGHTS // max(matrix.in_features, 1), 1)
+    for start in range(0, matrix.out_features, step):
         rows = slice(start, start + step)
-        zeros = None if zero_points is None else zero_points[:, rows]
-        weight = dequantize(qweight[rows], scales[:, rows], zeros, group_size)
-        parts.append(x32 @ weight.T)
-    out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-    return (out if bias is None else out + bias.float()).to(x.dtype)
-
-
-def check_linear(
-    x: Tensor,
-    in_features: int,
-    out_features: int,
-    scales: Tensor,
-    zero_points: Tensor | None,
-    bias: Tensor | None,
-    group_size: int,
-) -> None:
-    """Raise ValueError where the arguments of a quantized linear do not agree."""
-    if x.shape[-1] != in_features or not x.is_floating_point():
-        raise ValueError(f"x must be floating point (..., {in_features}), got {x.dtype} {tuple(x.shape)}")
-    if group_size < 1 or in_features % group_size:
-        raise ValueError(f"group_size must divide {in_features}, got {group_size}")
-    expected = (in_features // group_size, out_features)
-    if tuple(scales.shape) != expected:
-        raise ValueError(f"scales must be {expected} for group_size={group_size}, got {tuple(scales.shape)}")
-    if zero_points is not None and (tuple(zero_points.shape) != expected or zero_points.dtype != torch.uint8):
-        raise ValueError(f"zero_points must be uint8 {expected}, got {zero_points.dtype} {tuple(zero_points.shape)}")
-    if bias is not None and tuple(bias.shape) != (out_features,):
-        raise ValueError(f"bias must be ({out_features},), got {tuple(bias.shape)}")
-    for name, other in (("scales", scales), ("zero_points", zero_points), ("bias", bias)):
-        if other is not None and other.device != x.device:
-            raise ValueError(f"{name} must be on {x.device}, got {other.device}")
+        zeros = None if matrix.zero_points is None else matrix.zero_points[:, rows]
+        yield rows, dequantize(matrix.qweight[rows], matrix.scales[:, rows], zeros, matrix.group_size).to(dtype)

@@ -146,6 +146,6 @@ def resident_bytes(info: CheckpointInfo, plan: ComputePlan) -> int:
             num_groups = k // (scheme.group_size or next((size for size in (128, 64, 32) if k % size == 0), k))
             total += n * num_groups * 4  # bfloat16 scale and offset
         else:
-            total += n * num_groups * (2 if scheme.symmetric and plan.backend == "reference" else 3)
+            total += n * num_groups * (2 if scheme.symmetric and plan.backend in ("reference", "triton") else 3)
         total += n * k * scheme.bits // 8
     return total + sum(math.prod(shape) * plan.stream_dtype.itemsize for shape in layout.vectors(info.config).values())

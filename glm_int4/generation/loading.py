@@ -17,6 +17,7 @@ from glm_int4.files import shown
 from glm_int4.generation.engine import Engine
 from glm_int4.generations import UNDECIDED
 from glm_int4.quantization.cpu import choose_backend
+from glm_int4.quantization.gpu import choose_gpu_backend
 
 logger = logging.getLogger(__name__)
 
@@ -129,16 +130,16 @@ def make_plan(
             kv_dtype=dtype if kv_bits == 16 else kv_dtype,
             half_tables=dtype != torch.float32,
         )
+    quantized = any(info.schemes.values())
     if device.type == "cuda":
         return ComputePlan(
             device=device,
-            backend="reference",
+            backend=choose_gpu_backend(device) if quantized else "reference",
             dense_dtype=torch.float16,
             stream_dtype=torch.float16,
             kv_dtype=kv_dtype,
             half_tables=True,
         )
-    quantized = any(info.schemes.values())
     fits = 4 * layout.num_parameters(info.config) <= _FLOAT32_MEMORY_SHARE * _memory_bytes()
     return ComputePlan(
         device=device,

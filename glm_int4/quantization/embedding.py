@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glm_int4.quantization.cpu import RowsMatrix
+from glm_int4.quantization.gpu import ReferenceMatrix, TritonMatrix
 from glm_int4.quantization.gradient import multiply
-from glm_int4.quantization.linear import ReferenceMatrix
 from glm_int4.quantization.scheme import QuantizedWeight
 
 
@@ -29,7 +29,11 @@ class QuantizedEmbedding(nn.Module):
 
     def __init__(self, weight: QuantizedWeight, backend: str, dtype: torch.dtype) -> None:
         super().__init__()
-        self.matrix = ReferenceMatrix(weight) if backend == "reference" else RowsMatrix(weight)
+        self.matrix: ReferenceMatrix | RowsMatrix
+        if backend == "triton":
+            self.matrix = TritonMatrix(weight, None)
+        else:
+            self.matrix = ReferenceMatrix(weight) if backend == "reference" else RowsMatrix(weight)
         self.scheme, self.dtype = weight.scheme, dtype
 
     def forward(self, token_ids: Tensor) -> Tensor:
@@ -38,4 +42,6 @@ class QuantizedEmbedding(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """``x @ weight.T`` accumulated and returned in float32: (..., V)."""
-        return multiply(self.matrix, x.float())
+        if isinstance(self.matrix, TritonMatrix) and not x.requires_grad:
+            return self.matrix(x, out_dtype=torch.float32)
+        return multiply(self.matrix, x.float()).float()

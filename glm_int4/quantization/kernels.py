@@ -12,5 +12,6 @@ if getattr(triton_kernels, "PROJECT", None) != "glm-int4":
     )
 
 from triton_kernels import int4_linear, int8_linear, packing, reference
+from triton_kernels.linear import obstacle
 
-__all__ = ["int4_linear", "int8_linear", "packing", "reference"]
+__all__ = ["int4_linear", "int8_linear", "obstacle", "packing", "reference"]

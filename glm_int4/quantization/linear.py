@@ -1,25 +1,23 @@
 """Linear layers: unquantized ones, and quantized ones on the backend that suits them.
 
-Backends: "packed" and "rows" (``cpu.py``), and "reference" (plain torch on any device, exact in the
-input's dtype up to float32 accumulation).
+Backends: "packed" and "rows" (``cpu.py``), "triton" (``gpu.py``), and "reference" (plain torch on any
+device, exact in the input's dtype up to float32 accumulation).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glm_int4.quantization.cpu import PackedInt4Linear, PackedInt8Linear, RowsMatrix
+from glm_int4.quantization.gpu import ReferenceMatrix, TritonMatrix
 from glm_int4.quantization.gradient import multiply
-from glm_int4.quantization.kernels import int4_linear, int8_linear, packing, reference
 from glm_int4.quantization.scheme import QuantizedWeight
 
 # (name of the layer in the checkpoint, in_features, out_features, has_bias) -> the module
 LinearFactory = Callable[[str, int, int, bool], nn.Module]
 
-BACKENDS = ("packed", "rows", "reference")
-
-_PIECE_WEIGHTS = 1 << 22  # dequantized at a time for a gradient: 16 MiB in float32
+BACKENDS = ("packed", "rows", "triton", "reference")
 
 
 class DenseLinear(nn.Linear):
@@ -57,6 +55,9 @@ class QuantizedLinear(nn.Module):
             bias = None
         elif backend in ("packed", "rows"):
             self.matrix = RowsMatrix(weight)
+        elif backend == "triton":
+            self.matrix = TritonMatrix(weight, bias)
+            bias = None
         elif backend == "reference":
             self.matrix = ReferenceMatrix(weight)
         else:
@@ -67,38 +68,3 @@ class QuantizedLinear(nn.Module):
         """(..., K) to (..., N); the dtype is the backend's."""
         out = multiply(self.matrix, x)
         return out if self.bias is None else out + self.bias.to(out.dtype)
-
-
-class ReferenceMatrix(nn.Module):
-    """A quantized matrix in the kernels' runtime layout, multiplied by the plain-torch reference."""
-
-    qweight: Tensor
-    scales: Tensor
-    zero_points: Tensor | None
-
-    def __init__(self, weight: QuantizedWeight) -> None:
-        super().__init__()
-        self.in_features, self.out_features = weight.in_features, weight.out_features
-        self.bits, self.group_size = weight.scheme.bits, weight.group_size
-        qweight = packing.to_planar(weight.packed, self.group_size) if self.bits == 4 else weight.packed.clone()
-        zeros = weight.zero_points
-        self.register_buffer("qweight", qweight)
-        self.register_buffer("scales", weight.scales.T.contiguous())
-        self.register_buffer("zero_points", None if zeros is None else zeros.T.contiguous())
-
-    def forward(self, x: Tensor) -> Tensor:
-        linear = int4_linear if self.bits == 4 else int8_linear
-        return linear(x, self.qweight, self.scales, self.zero_points, group_size=self.group_size)
-
-    def dequantize(self, rows: slice | Tensor) -> Tensor:
-        """The chosen rows in float32."""
-        dequantize = reference.dequantize_int4 if self.bits == 4 else reference.dequantize_int8
-        zeros = None if self.zero_points is None else self.zero_points[:, rows]
-        return dequantize(self.qweight[rows], self.scales[:, rows], zeros, self.group_size)
-
-    def pieces(self) -> Iterator[tuple[slice, Tensor]]:
-        """Rows and their weights in float32, a piece at a time."""
-        step = max(_PIECE_WEIGHTS // self.in_features, 1)
-        for start in range(0, self.out_features, step):
-            rows = slice(start, start + step)
-            yield rows, self.dequantize(rows)

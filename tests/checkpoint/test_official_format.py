@@ -15,7 +15,7 @@ from glm_int4.checkpoint.opening import open_checkpoint, read_weight
 from glm_int4.errors import CheckpointError, ConfigError, InputError
 from glm_int4.generation.sampling import SamplingParams
 from glm_int4.quantization.cpu import PackedInt4Linear, PackedInt8Linear
-from glm_int4.quantization.linear import ReferenceMatrix
+from glm_int4.quantization.gpu import ReferenceMatrix
 from tests.conftest import FIXTURES
 from tests.tolerances import ORACLE_ABSOLUTE
 

@@ -1,0 +1,259 @@
+"""Compile every kernel of the launch table ahead of time and look at what comes out. Needs no GPU.
+
+python benchmarks/kernel_gate.py                  everything; exit code 1 where a kernel breaks a rule
+python benchmarks/kernel_gate.py --quick          the first and the last launch of INT4 in groups of 128, and of INT8
+python benchmarks/kernel_gate.py --json FILE      adds the results of this Triton to FILE
+
+Rules: no spills, shared memory within the GPU's limit, tensor-core instructions in every dot kernel, and
+dot kernels from sm_80 on alone. Instructions per weight are those of the loop over K, from its first to
+its last instruction in machine code: a measure of what a program issues, not of time.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from triton_kernels import launch
+from triton_kernels.dequantize import dequantize_kernel
+from triton_kernels.dot import dot_kernel
+from triton_kernels.epilogue import finish_kernel
+from triton_kernels.gemv import gemv_kernel
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+# Shared memory that a block may have, by architecture: CUDA C++ Programming Guide, table of technical specifications.
+SHARED_LIMITS = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}
+GROUP_SIZES = (32, 64, 128, None)
+KERNELS = {"dot": dot_kernel, "gemv": gemv_kernel, "dequantize": dequantize_kernel, "finish": finish_kernel}
+# Arguments that every matrix of the models gives as multiples of 16; pointers are aligned too.
+MULTIPLES_OF_16 = ("N", "K", "stride_xm")
+WEIGHTS_A_BLOCK = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A kernel as the package launches it on one architecture."""
+
+    kernel: str
+    architecture: int
+    constants: dict[str, object]
+    qweight: str
+    num_warps: int = 4
+    num_stages: int = 3
+    max_registers: int | None = None
+    out: str = "*fp16"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What the compiler made of a case; ``instructions`` per weight where there is a loop over K."""
+
+    kernel: str
+    architecture: int
+    constants: dict[str, object]
+    registers: int
+    stack_bytes: int
+    shared_bytes: int
+    tensor_cores: str | None
+    instructions: float | None
+
+    @property
+    def faults(self) -> list[str]:
+        """The rules that this kernel breaks."""
+        limit = SHARED_LIMITS[self.architecture]
+        rules = {
+            f"{self.stack_bytes} bytes of spills": self.stack_bytes > 0,
+            f"{self.shared_bytes} bytes of shared memory, of {limit}": self.shared_bytes > limit,
+            "no tensor-core instruction": self.kernel == "dot" and self.tensor_cores is None,
+            "a dot kernel before sm_80": self.kernel == "dot" and self.architecture < 80,
+        }
+        return [fault for fault, broken in rules.items() if broken]
+
+
+def cases(quick: bool) -> Iterator[Case]:
+    """What the package can launch: whole, or a sample that compiles in under a minute."""
+    for architecture in SHARED_LIMITS:
+        for bits in (4, 8):
+            qweight = "*i16" if bits == 4 else "*u8"
+            for group_size in [(128 if bits == 4 else None)] if quick else GROUP_SIZES:
+                for zeros in [bits == 4] if quick else (False, True):
+                    common = {"USE_ASM": True} | ({} if zeros else {"zeros_ptr": None})
+                    yield from product_cases(architecture, bits, group_size, qweight, common, quick)
+                    constants = {
+                        "BITS": bits,
+                        "GROUP_SIZE": group_size,
+                        "BLOCK_N": launch.DEQUANTIZE_BLOCK,
+                        "PLANE": launch.plane(bits, group_size),
+                    }
+                    yield Case(
+                        kernel="dequantize", architecture=architecture, constants=constants | common, qweight=qweight
+                    )
+        for activation in ["swiglu"] if quick else (None, "gelu", "swiglu"):
+            constants = {"ACTIVATION": activation, "BLOCK_N": launch.FINISH_BLOCK}
+            yield Case(kernel="finish", architecture=architecture, constants=constants, qweight="")
+
+
+def product_cases(
+    architecture: int, bits: int, group_size: int | None, qweight: str, common: dict[str, object], quick: bool
+) -> Iterator[Case]:
+    """Every launch as one of several splits; with zero points also with a fused epilogue, once without assembly."""
+    parts = {"ACTIVATION": None, "bias_ptr": None, "residual_ptr": None}
+    variants = [(parts, "*fp32")]
+    if not quick and "zeros_ptr" not in common:
+        variants.append(({"ACTIVATION": "gelu"}, "*fp16"))
+        if group_size == 128:
+            variants.append((parts | {"USE_ASM": False}, "*fp32"))
+    rows = launch.launches(bits, architecture)
+    for row in (rows[0], rows[-1]) if quick else rows:
+        for variant, out in variants:
+            yield Case(
+                kernel=row.kernel,
+                architecture=architecture,
+                constants=row.constants(bits, group_size) | common | variant,
+                qweight=qweight,
+                num_warps=row.num_warps,
+                num_stages=row.num_stages,
+                max_registers=row.max_registers,
+                out=out,
+            )
+
+
+def build(case: Case) -> Result:
+    """Compile a case to machine code and read it."""
+    kernel = KERNELS[case.kernel]
+    types = {
+        "qweight_ptr": case.qweight,
+        "scales_ptr": "*fp16",
+        "zeros_ptr": "*u8",
+        "bias_ptr": "*fp32",
+        "parts_ptr": "*fp32",
+        "out_ptr": case.out,
+        "x_ptr": "*fp16",
+        "residual_ptr": "*fp16",
+        "alpha": "fp32",
+    }
+    signature, constants, attributes = {}, {}, {}
+    for index, name in enumerate(kernel.arg_names):
+        if name in case.constants:
+            signature[name], constants[index,] = "constexpr", case.constants[name]
+            continue
+        signature[name] = types.get(name, "i32")
+        if name.endswith("_ptr") or name in MULTIPLES_OF_16:
+            attributes[index,] = [["tt.divisibility", 16]]
+    compiled = triton.compile(
+        ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes),
+        target=GPUTarget("cuda", case.architecture, 32),
+        options={"num_warps": case.num_warps, "num_stages": case.num_stages, "maxnreg": case.max_registers},
+    )
+    usage, code = disassemble(compiled.asm["cubin"])
+    instructions = None
+    if "BLOCK_M" in case.constants:
+        weights = case.constants["BLOCK_N"] * WEIGHTS_A_BLOCK
+        instructions = round(longest_loop(code) * case.num_warps * 32 / weights, 2)
+    ptx = compiled.asm["ptx"]
+    return Result(
+        kernel=case.kernel,
+        architecture=case.architecture,
+        constants=case.constants,
+        registers=usage["REG"],
+        stack_bytes=max(usage["STACK"], usage["LOCAL"]),
+        shared_bytes=compiled.metadata.shared,
+        tensor_cores=next((name for name in ("wgmma", "mma.sync") if name in ptx), None),
+        instructions=instructions,
+    )
+
+
+def disassemble(cubin: bytes) -> tuple[dict[str, int], str]:
+    """Resources and machine code of a compiled kernel."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+
+        def dump(option: str) -> str:
+            command = [TOOLS / "cuobjdump", option, file.name]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+        usage = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", dump("-res-usage"))}
+        return usage, dump("-sass")
+
+
+def longest_loop(code: str) -> int:
+    """Instructions of the longest stretch that a branch goes back over."""
+    addresses = []
+    longest = 0
+    for line in code.splitlines():
+        match = re.match(r"\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", line)
+        if not match:
+            continue
+        address, text = int(match[1], 16), match[2]
+        addresses.append(address)
+        target = re.search(r"\bBRA\b.*?(0x[0-9a-f]+)", text)
+        if target and int(target[1], 16) < address:
+            longest = max(longest, sum(a >= int(target[1], 16) for a in addresses))
+    return longest
+
+
+def table(results: list[Result]) -> str:
+    """The worst of every launch and architecture, in columns."""
+    lines = [f"{'kernel':22} {'sm':>3} {'bits':>4} {'instr/weight':>12} {'registers':>9} {'shared':>7}  tensor cores"]
+    worst: dict[tuple[object, ...], Result] = {}
+    for result in results:
+        constants = result.constants
+        if constants.get("USE_ASM", True) and result.instructions is not None:
+            key = (result.kernel, constants["BLOCK_M"], constants["BITS"], result.architecture)
+            worst[key] = max(worst.get(key, result), result, key=lambda r: r.instructions or 0)
+    for (kernel, block_m, bits, architecture), result in worst.items():
+        group = result.constants["GROUP_SIZE"] or "channel"
+        lines.append(
+            f"{kernel:4} M{block_m:<4} group {group!s:7} {architecture:>3} {bits!s:>4} {result.instructions:>12} "
+            f"{result.registers:>9} {result.shared_bytes:>7}  {result.tensor_cores}"
+        )
+    return "\n".join(lines)
+
+
+def write(path: Path, results: list[Result]) -> None:
+    """Add the results of this Triton to a file, a line for each kernel."""
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    known[triton.__version__] = [asdict(result) for result in results]
+    versions = []
+    for version in sorted(known):
+        lines = ",\n".join(json.dumps(result) for result in known[version])
+        versions.append(f"{json.dumps(version)}: [\n{lines}\n]")
+    path.write_text("{" + ",\n".join(versions) + "}\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    results, faults = [], 0
+    for case in cases(arguments.quick):
+        try:
+            result = build(case)
+        except Exception as error:  # whatever the compiler raises is the finding
+            print(f"sm_{case.architecture} {case.kernel} {case.constants}: does not compile: {error}")
+            faults += 1
+            continue
+        results.append(result)
+        for fault in result.faults:
+            print(f"sm_{result.architecture} {result.kernel} {result.constants}: {fault}")
+            faults += 1
+    print(table(results))
+    print(f"Triton {triton.__version__}: {len(results)} kernels compiled, {faults} faults")
+    if arguments.json:
+        write(arguments.json, results)
+    return int(faults > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

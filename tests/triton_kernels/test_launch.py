@@ -1,0 +1,55 @@
+"""The launch table: which kernel serves what."""
+
+import pytest
+
+from triton_kernels import launch
+
+ARCHITECTURES = (75, 80, 86, 89, 90, 120)
+# (K, N) of the linears of ChatGLM-6B, and of ChatGLM2-6B and ChatGLM3-6B.
+SHAPES = [
+    (4096, 12288),
+    (4096, 4096),
+    (4096, 16384),
+    (16384, 4096),
+    (4096, 130528),
+    (4096, 4608),
+    (4096, 27392),
+    (13696, 4096),
+    (4096, 65024),
+]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_tensor_cores_are_used_from_sm80_on_and_never_before(bits):
+    for architecture in ARCHITECTURES:
+        kernels = {row.kernel for m in range(1, 300) if (row := launch.choose(bits, architecture, m))}
+        assert kernels == ({"dot"} if architecture >= 80 else {"gemv"})
+
+
+def test_old_gpus_and_many_rows_dequantize():
+    assert launch.choose(4, 70, 1) is None
+    assert launch.choose(4, 75, 9) is None
+    assert launch.choose(8, 90, 257) is None
+
+
+def test_rows_of_the_table_ascend_and_say_where_they_come_from():
+    for rows in launch.TABLE.values():
+        assert [row.max_rows for row in rows] == sorted({row.max_rows for row in rows})
+        assert all(row.source and row.switch_source for row in rows)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("num_multiprocessors", [30, 132])
+def test_splits_get_whole_blocks_and_fill_the_gpu(shape, num_multiprocessors):
+    in_features, out_features = shape
+    for rows in launch.TABLE.values():
+        for row in rows:
+            splits = launch.num_splits(row, in_features, out_features, num_multiprocessors)
+            tiles = -(-out_features // row.block_n)
+            assert 1 <= splits <= in_features // 128 // 4
+            assert splits * tiles <= max(row.programs_per_sm * num_multiprocessors, tiles)
+
+
+@pytest.mark.parametrize(("bits", "group_size", "plane"), [(4, 32, 32), (4, None, 32), (8, 32, 32), (8, 128, 64)])
+def test_a_product_never_crosses_a_group(bits, group_size, plane):
+    assert launch.plane(bits, group_size) == plane

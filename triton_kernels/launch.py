@@ -1,0 +1,104 @@
+"""Which kernel serves how many rows of x on which GPU, and with which block sizes.
+
+A row of the table holds up to ``max_rows`` rows of x; beyond the last one, weights are dequantized in
+chunks for a cuBLAS product. Every row says where its numbers come from. None was timed on a GPU yet:
+they follow from instruction counts, registers and shared memory of the compiled kernels
+(``make gpu-gate``, benchmarks/results/kernel_gate.json), and the row counts where one kernel hands over
+to the next are estimates.
+"""
+
+from dataclasses import dataclass
+
+_COMPILED = "compiled kernel's instructions, registers and shared memory, Triton 3.7.1; not timed on a GPU"
+_ESTIMATE = "estimate; not timed on a GPU"
+
+# Rows of a program that dequantizes, and columns of one that finishes a product; neither was timed.
+DEQUANTIZE_BLOCK = 32
+FINISH_BLOCK = 1024
+
+# Every split of K gets at least this many blocks of 128 weights.
+_MIN_BLOCKS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """How to run one kernel.
+
+    kernel: "dot" or "gemv". max_rows: of x. scale_after: multiply the product of a group by its scale
+    instead of the weights before it ("gemv" always does). max_registers: 255 keeps ptxas from spilling a few
+    registers to fit one more program on a multiprocessor. programs_per_sm: how many splits of K make.
+    source: of the numbers; switch_source: of max_rows.
+    """
+
+    kernel: str
+    max_rows: int
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+    scale_after: bool = True
+    max_registers: int | None = 255
+    programs_per_sm: int = 2
+    source: str = _COMPILED
+    switch_source: str = _ESTIMATE
+
+    def constants(self, bits: int, group_size: int | None) -> dict[str, int | bool | None]:
+        """The kernel's compile-time arguments; ``group_size`` None: a whole row shares a scale."""
+        constants = {
+            "BITS": bits,
+            "GROUP_SIZE": group_size,
+            "BLOCK_M": self.block_m,
+            "BLOCK_N": self.block_n,
+            "PLANE": 32 if self.kernel == "gemv" else plane(bits, group_size),
+        }
+        return constants | ({"SCALE_AFTER": self.scale_after} if self.kernel == "dot" else {})
+
+
+# Triton >= 3.3 has no tensor-core product before sm_80.
+_TURING = (
+    Launch(kernel="gemv", max_rows=1, block_m=1, block_n=64, num_warps=2, num_stages=1, programs_per_sm=4),
+    Launch(kernel="gemv", max_rows=2, block_m=2, block_n=32, num_warps=2, num_stages=1, programs_per_sm=4),
+    Launch(kernel="gemv", max_rows=8, block_m=4, block_n=32, num_warps=2, num_stages=1, programs_per_sm=4),
+)
+_AMPERE = (
+    Launch(kernel="dot", max_rows=8, block_m=8, block_n=128, num_warps=4, num_stages=3),
+    Launch(kernel="dot", max_rows=16, block_m=16, block_n=128, num_warps=4, num_stages=3),
+    Launch(kernel="dot", max_rows=32, block_m=32, block_n=128, num_warps=4, num_stages=3),
+    Launch(kernel="dot", max_rows=256, block_m=64, block_n=128, num_warps=8, num_stages=3, scale_after=False),
+)
+# (bits, first architecture) -> rows; a newer architecture without rows of its own takes the newest below it.
+TABLE: dict[tuple[int, int], tuple[Launch, ...]] = {
+    (4, 75): _TURING,
+    (8, 75): _TURING,
+    (4, 80): _AMPERE,
+    (8, 80): _AMPERE,
+}
+
+
+def launches(bits: int, architecture: int) -> tuple[Launch, ...]:
+    """The rows of the table for a GPU, by rising number of rows of x."""
+    known = [first for table_bits, first in TABLE if table_bits == bits and first <= architecture]
+    return TABLE[bits, max(known)] if known else ()
+
+
+def choose(bits: int, architecture: int, num_rows: int) -> Launch | None:
+    """The launch for ``num_rows`` rows of x, or None: dequantize, then multiply."""
+    return next((row for row in launches(bits, architecture) if num_rows <= row.max_rows), None)
+
+
+def num_splits(launch: Launch, in_features: int, out_features: int, num_multiprocessors: int) -> int:
+    """Into how many parts K is split.
+
+    Does not depend on the rows of x, so that a row's result does not depend on its neighbours.
+    """
+    tiles = -(-out_features // launch.block_n)
+    wanted = launch.programs_per_sm * num_multiprocessors // tiles
+    return max(1, min(wanted, in_features // 128 // _MIN_BLOCKS))
+
+
+def plane(bits: int, group_size: int | None) -> int:
+    """Weights of a row that go into one product: never across a group, 32 where nibbles are planar.
+
+    The dot-free kernel always takes 32, since it spills registers with 64 and four rows of x (Triton 3.6, 3.9).
+    """
+    return 32 if bits == 4 or group_size == 32 else 64
