@@ -92,10 +92,10 @@ def quantizers() -> str:
         f"{figures['peak_rss_bytes'] / 1e9:.2f} GB)"
         for figures in medians.values()
     ]
-    ratio = result["speed_ratio"]
+    ratio, release = result["speed_ratio"], result["versions"]["llama-cpp-python"]
     return (
         f"Quantizing the same {size:.1f} GB of float16 to 4 bits, in turn, {len(result['runs']['glm-int4'])} times: "
-        f"ours {parts[0]}, with a search for every group's range; llama.cpp's Q4_0 ({result['versions']['llama-cpp-python']}) "
+        f"ours {parts[0]}, with a search for every group's range; llama.cpp's Q4_0 ({release}) "
         f"{parts[1]}, without one. Ours has {ratio['median']:.2f} times llama.cpp's speed "
         f"({ratio['least']:.2f} to {ratio['largest']:.2f})."
     )
