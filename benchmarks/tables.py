@@ -1,7 +1,7 @@
-"""Write the README's tables from the committed results.
+"""Write the tables of the READMEs from the committed results.
 
-python benchmarks/tables.py            rewrites README.md
-python benchmarks/tables.py --check    fails where README.md is not what the results say
+python benchmarks/tables.py            rewrites README.md and triton_kernels/README.md
+python benchmarks/tables.py --check    fails where they are not what the results say
 """
 
 import json
@@ -13,6 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENTS = (ROOT / "README.md", ROOT / "triton_kernels" / "README.md")
 
 
 def mini() -> str:
@@ -116,16 +117,52 @@ def ptuning() -> str:
     )
 
 
+def kernels() -> str:
+    """Instructions per weight of every launch, and what the gate saw of each Triton."""
+    versions = json.loads((RESULTS / "kernel_gate.json").read_text(encoding="utf-8"))
+    newest = max(versions)
+    cells: dict[tuple[str, int, int], dict[int, float]] = {}
+    for result in versions[newest]:
+        constants = result["constants"]
+        usual = constants.get("GROUP_SIZE") == (128 if constants.get("BITS") == 4 else None)
+        zeros = ("zeros_ptr" not in constants) == (constants.get("BITS") == 4)
+        if "BLOCK_M" in constants and usual and zeros and constants["USE_ASM"] and constants["ACTIVATION"] is None:
+            key = (result["kernel"], constants["BITS"], constants["BLOCK_M"])
+            cells.setdefault(key, {})[result["architecture"]] = result["instructions"]
+    architectures = sorted({architecture for row in cells.values() for architecture in row})
+    lines = [f"| kernel | rows of x in a tile | {' | '.join(f'sm_{a}' for a in architectures)} |"]
+    lines.append("|---" * (len(architectures) + 2) + "|")
+    for (kernel, bits, block_m), row in sorted(cells.items()):
+        values = [f"{row[a]:.2f}" if a in row else "" for a in architectures]
+        lines.append(f"| INT{bits} {kernel} | {block_m} | {' | '.join(values)} |")
+    lines += [
+        "",
+        "| Triton | kernels | bytes of spills | most registers | most shared memory |",
+        "|---|---|---|---|---|",
+    ]
+    for version, results in sorted(versions.items()):
+        spills, registers, shared = (
+            max(result[name] for result in results) for name in ("stack_bytes", "registers", "shared_bytes")
+        )
+        lines.append(f"| {version} | {len(results)} | {spills} | {registers} | {shared / 1024:.0f} KiB |")
+    lines.append("")
+    lines.append(
+        f"Triton {newest}; INT4 in groups of 128 with zero points, INT8 per channel, as one of several splits of K."
+    )
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "mini": mini,
     "full-size": full_size,
     "quantizers": quantizers,
     "ptuning": ptuning,
+    "kernels": kernels,
 }
 
 
 def render(readme: str) -> str:
-    """Return the README with every table replaced by what the results say."""
+    """Return a README with its tables replaced by what the results say."""
     for name, table in TABLES.items():
         pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
         readme = re.sub(pattern, lambda match, table=table: f"{match[1]}{table()}\n{match[2]}", readme, flags=re.S)
@@ -133,12 +170,14 @@ def render(readme: str) -> str:
 
 
 def main() -> int:
-    path = ROOT / "README.md"
-    readme = path.read_text(encoding="utf-8")
-    if "--check" in sys.argv[1:]:
-        return int(render(readme) != readme)
-    path.write_text(render(readme), encoding="utf-8")
-    return 0
+    stale = False
+    for path in DOCUMENTS:
+        readme = path.read_text(encoding="utf-8")
+        rendered = render(readme)
+        stale |= rendered != readme
+        if "--check" not in sys.argv[1:]:
+            path.write_text(rendered, encoding="utf-8")
+    return int(stale and "--check" in sys.argv[1:])
 
 
 if __name__ == "__main__":
