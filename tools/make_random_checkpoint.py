@@ -3,15 +3,19 @@
     python tools/make_random_checkpoint.py --model chatglm-6b --output chatglm-6b-random
 
 It answers nonsense, but sizes, times and memory are those of the real one: 7 or 8 ``.bin`` shards, about
-13 GB, in the official names, shapes and types. A shard is held in memory while it is written.
+13 GB, in the official names, shapes and types. The official tokenizers are not ours to ship: a small one lies
+beside the weights, and the special ids of ChatGLM-6B's config are its ids. A shard is held in memory while it
+is written.
 """
 
 import argparse
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import sentencepiece
 import torch
 from rich.progress import track
 from torch import Tensor
@@ -69,6 +73,7 @@ CONFIGS = {
     "chatglm2-6b": {"_name_or_path": "chatglm2-6b-random", "seq_length": 32768} | _V2,
     "chatglm3-6b": {"_name_or_path": "chatglm3-6b-random", "seq_length": 8192} | _V2,
 }
+MINI = Path(__file__).parent.parent / "examples" / "mini-chatglm"
 NUM_SHARDS = {"1": 8, "2": 7, "3": 7}
 
 Entry = tuple[str, tuple[int, ...], torch.dtype]
@@ -130,8 +135,9 @@ def main() -> None:
     raw = dict(CONFIGS[arguments.model])
     if arguments.layers:
         raw["num_layers"] = arguments.layers
-    config = parse_config(raw)
     arguments.output.mkdir(parents=True, exist_ok=True)
+    raw |= write_tokenizer(arguments.output, version_1=arguments.model == "chatglm-6b")
+    config = parse_config(raw)
     generator = torch.Generator().manual_seed(arguments.seed)
     shards = split(list(tensors(config)), NUM_SHARDS[config.version])
     weight_map, total_size = {}, 0
@@ -150,6 +156,26 @@ def main() -> None:
     index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
     (arguments.output / "pytorch_model.bin.index.json").write_text(json.dumps(index, indent=2) + "\n")
     (arguments.output / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
+
+
+def write_tokenizer(folder: Path, *, version_1: bool) -> dict[str, int]:
+    """Put a small tokenizer beside the weights; returns the special ids that config.json must have."""
+    if version_1:
+        shutil.copy(MINI / "ice_text.model", folder / "ice_text.model")
+        mini = json.loads((MINI / "config.json").read_text(encoding="utf-8"))
+        return {key: value for key, value in mini.items() if key.endswith("_token_id")}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter((MINI.parent / "heldout.txt").read_text(encoding="utf-8").splitlines()),
+        model_prefix=str(folder / "tokenizer"),
+        model_type="bpe",
+        vocab_size=800,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    (folder / "tokenizer.vocab").unlink()
+    return {}
 
 
 def split(entries: list[Entry], num_shards: int) -> dict[str, list[Entry]]:

@@ -9,6 +9,8 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
+from glm_int4.quantization.cpu_loops import _half
+
 _HALF_TO_FLOAT = np.float32(2.0**112)
 _LOWEST = np.float32(-3.0e38)  # fastmath knows no infinity
 
@@ -58,7 +60,7 @@ def one_token_attention(q, k, v, k_scales, v_scales, padding, prefix_length, sof
                 score += _to_float(key[d]) * query[d]
             score *= softmax_scale
             if scaled:
-                score *= _to_float(k_scales[row, group, column])
+                score *= _half(k_scales[row, group, column])
             weights[i] = score
             largest = max(largest, score)
         total = np.float32(0.0)
@@ -68,7 +70,7 @@ def one_token_attention(q, k, v, k_scales, v_scales, padding, prefix_length, sof
             weight = np.exp(weights[i] - largest)
             total += weight
             if scaled:
-                weight *= _to_float(v_scales[row, group, column])
+                weight *= _half(v_scales[row, group, column])
             value = values[column]
             for d in range(head_dim):
                 acc[d] += weight * _to_float(value[d])

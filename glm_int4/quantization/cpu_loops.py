@@ -10,13 +10,20 @@ slices: with any other start Numba allows for negative indices, and LLVM turns t
 import numba
 import numpy as np
 
-_HALF_TO_FLOAT = np.float32(2.0**112)
+_REBIAS = np.uint32((127 - 15) << 23)
+_SMALLEST = np.float32(2.0**-24)
 
 
 @numba.njit(inline="always")
 def _half(bits):
-    """Float32 of a positive, finite float16: shift the exponent field, then re-bias by scaling."""
-    return np.uint32(np.uint32(bits) << np.uint32(13)).view(np.float32) * _HALF_TO_FLOAT
+    """Float32 of a positive, finite float16.
+
+    The exponent is re-biased as an integer: a factor of 2**112 would be merged with what it multiplies
+    (fastmath), which then overflows from 65536 on.
+    """
+    if bits < np.uint16(0x400):
+        return np.float32(bits) * _SMALLEST
+    return np.uint32((np.uint32(bits) << np.uint32(13)) + _REBIAS).view(np.float32)
 
 
 @numba.njit(inline="always")

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from glm_int4.quantization import aten_layout, cpu, rounding
+from glm_int4.quantization.cpu import RowsMatrix
 from glm_int4.quantization.embedding import QuantizedEmbedding
 from glm_int4.quantization.linear import QuantizedLinear
-from glm_int4.quantization.scheme import QuantizationScheme
+from glm_int4.quantization.scheme import QuantizationScheme, QuantizedWeight
 from tests.tolerances import BFLOAT16_RELATIVE_RMS, FLOAT32_RELATIVE_RMS, relative_rms
 from triton_kernels import packing
 
@@ -130,3 +131,16 @@ def test_foreign_kernels_are_refused_with_their_path(tmp_path):
     )
     assert "virtual environment of its own" in result.stderr
     assert str(package) in result.stderr
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("scale", [2.0**-24, 2.0**-15, 0.001, 60.0])
+def test_large_sums_before_scaling_do_not_overflow(bits, scale):
+    scheme = QuantizationScheme(bits=bits, group_size=None, symmetric=True)
+    packed = torch.full((32, 256 * bits // 8), 255, dtype=torch.uint8)
+    scales = torch.full((32, 1), scale, dtype=torch.float16)
+    matrix = RowsMatrix(QuantizedWeight(scheme=scheme, packed=packed, scales=scales, zero_points=None))
+    x = torch.full((1, 256), 1000.0)
+    expected = 256 * 1000.0 * ((1 << bits) - 1 - scheme.zero) * scales[0, 0].float()
+    torch.testing.assert_close(matrix(x), expected.expand(1, 32), rtol=1e-5, atol=0)
+    torch.testing.assert_close(x @ matrix.dequantize(slice(None)).T, expected.expand(1, 32), rtol=1e-5, atol=0)
