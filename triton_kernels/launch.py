@@ -63,7 +63,7 @@ _TURING = (
 _AMPERE = (
     Launch(kernel="dot", max_rows=8, block_m=8, block_n=128, num_warps=4, num_stages=3),
     Launch(kernel="dot", max_rows=16, block_m=16, block_n=128, num_warps=4, num_stages=3),
-    Launch(kernel="dot", max_rows=32, block_m=32, block_n=128, num_warps=4, num_stages=3),
+    Launch(kernel="dot", max_rows=32, block_m=32, block_n=128, num_warps=4, num_stages=3, scale_after=False),
     Launch(kernel="dot", max_rows=256, block_m=64, block_n=128, num_warps=8, num_stages=3, scale_after=False),
 )
 # (bits, first architecture) -> rows; a newer architecture without rows of its own takes the newest below it.

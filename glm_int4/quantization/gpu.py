@@ -88,19 +88,18 @@ class TritonMatrix(ReferenceMatrix):
     def forward(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
         """(..., K) to (..., N) in float16, or in ``out_dtype``."""
         global _kernels_failed
-        if not _kernels_failed:
-            try:
-                return self._run(kernels, x, out_dtype)
-            except (ValueError, torch.OutOfMemoryError):
-                raise
-            except Exception as error:  # of Triton, its compiler or the driver: any type
-                _kernels_failed = True
-                cause = str(error).strip().partition("\n")[0]
-                name = type(error).__name__
-                logger.warning(
-                    "GPU backend: reference (dequantize + cuBLAS), because Triton failed: %s: %s", name, cause
-                )
-        return self._run(reference, x, out_dtype)
+        if _kernels_failed:
+            return self._run(reference, x, out_dtype)
+        try:
+            return self._run(kernels, x, out_dtype)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of Triton, its compiler or the driver: any type
+            out = self._run(reference, x, out_dtype)  # raises where the arguments are to blame
+            _kernels_failed = True
+            cause = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            logger.warning("GPU backend: reference (dequantize + cuBLAS), because Triton failed: %s", cause)
+            return out
 
     def _run(self, path: ModuleType, x: Tensor, out_dtype: torch.dtype | None) -> Tensor:
         linear = path.int4_linear if self.bits == 4 else path.int8_linear
