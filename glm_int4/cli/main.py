@@ -1,6 +1,7 @@
 """The command ``glm-int4``: its subcommands, and how errors become one line and an exit code."""
 
 import errno
+import itertools
 import logging
 import os
 import sys
@@ -20,6 +21,8 @@ _MEMORY_ADVICE = "close other programs, choose a smaller model or a smaller --ma
 
 # Recent releases of Typer carry their own copy of Click, older ones import it: find the class through Typer.
 _UsageFault: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+_COMPLETION, _SHELLS = ("--show-completion", "--install-completion"), ("bash", "zsh", "fish", "powershell", "pwsh")
 
 app = typer.Typer(
     name="glm-int4",
@@ -57,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         _use_utf8(stream, "backslashreplace")
     _use_utf8(sys.stdin, "surrogateescape")  # so that other bytes become a clear error, not a decoder's
+    if any(pair[0] in _COMPLETION and pair[1] in _SHELLS for pair in itertools.pairwise(words)):
+        os.environ["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"  # the shell is named: no need to guess it
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"] or ["--help"]
     logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(message)s")
