@@ -122,6 +122,9 @@ class Worker:
         with self._changed:
             self._stopping = True
             self._changed.notify()
+
+    def join(self) -> None:
+        """Wait until the thread has ended."""
         if self._thread.ident is not None:
             self._thread.join()
 
