@@ -114,3 +114,11 @@ class ErrorAnswer(BaseModel):
     """Every answer that is an error."""
 
     error: ErrorDetail
+
+
+# Of all requests: what the place of a fault is made of, beside the names that types have in it.
+FIELD_NAMES = frozenset(
+    name
+    for model in (ChatRequest, CompletionRequest, ChatMessage, TextPart, CalledTool, FunctionCall, StreamOptions)
+    for name in model.model_fields
+)

@@ -78,10 +78,8 @@ def serve(engine: Engine, num_slots: int, settings: Settings) -> None:
     port = listener.getsockname()[1]
     server = Server(engine, num_slots, settings)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    greeting = [
-        f"serving {settings.model_name} on http://{host}:{port} ({num_slots} answer{'' if num_slots == 1 else 's'} at a time, "
-        f"{engine.max_length} tokens each; Ctrl-C ends)"
-    ]
+    answers = f"{num_slots} answer{'' if num_slots == 1 else 's'} at a time, {engine.max_length} tokens each"
+    greeting = [f"serving {settings.model_name} on http://{host}:{port} ({answers}; Ctrl-C ends)"]
     if settings.host not in LOOPBACK and settings.api_key is None:
         greeting.append("warning: whoever reaches this machine can use the model; --api-key asks for a key")
     started = time.monotonic()

@@ -12,11 +12,6 @@ import httpx
 import pytest
 
 import glm_int4
-
-pytest.importorskip("fastapi")
-pytest.importorskip("prometheus_client")
-pytest.importorskip("uvicorn")
-
 from glm_int4.server.app import Server
 from glm_int4.server.serving import Service, bind
 from glm_int4.server.settings import LOOPBACK, Settings

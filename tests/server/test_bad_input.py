@@ -1,12 +1,15 @@
 """Requests that are wrong, too large, too many or abandoned: an error in OpenAI's form, and the server lives on."""
 
+import contextlib
 import json
 import socket
 import threading
 import time
 
+import httpx
 import pytest
 
+from glm_int4.server import streaming
 from tests.server.conftest import run_server
 from tests.server.test_openai_clients import TOOL
 
@@ -49,7 +52,7 @@ def test_malformed_json_is_named(mini_server, body):
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user"}]}, None),
         ({"messages": [{"role": "robot", "content": "hi"}]}, "messages.0.role"),
-        ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content.str"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, None),
         ({"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}, None),
         ({"messages": [{"role": "user", "content": " \n"}]}, None),
@@ -118,12 +121,9 @@ def test_a_body_of_10_megabytes_is_too_large(mini_server):
     body = b'{"messages": [{"role": "user", "content": "' + b"a" * 10_000_000 + b'"}]}'
     check_error(mini_server.post(content=body, headers={"Content-Type": "application/json"}), 413)
     pieces = (body[i : i + 100_000] for i in range(0, len(body), 100_000))  # sent without its length
-    try:
-        response = mini_server.post(content=pieces, headers={"Content-Type": "application/json"})
-    except Exception as error:  # the answer can come, and the connection end, while pieces are still on their way
-        assert "Write" in type(error).__name__ or "Protocol" in type(error).__name__, error
-    else:
-        check_error(response, 413)
+    # The answer can come, and the connection end, while pieces are still on their way.
+    with contextlib.suppress(httpx.WriteError, httpx.ReadError, httpx.RemoteProtocolError):
+        check_error(mini_server.post(content=pieces, headers={"Content-Type": "application/json"}), 413)
 
 
 def test_10_000_messages_and_long_prompts_are_refused(mini_server):
@@ -154,7 +154,10 @@ def test_other_paths_methods_types_and_hosts_are_refused(mini_server):
 def raw_request(running, body, read=b""):
     """Send a chat request over a bare socket; returns it once ``read`` has come back."""
     content = json.dumps(body).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(content)}\r\n\r\n"
+    )
     connection = socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2])))
     connection.sendall(head.encode() + content)
     seen = b""
@@ -202,8 +205,6 @@ def test_a_body_that_stops_in_the_middle_is_let_go(mini_engine):
 
 
 def test_a_slow_reader_holds_up_nobody_and_is_left_in_the_end(v2_engine, monkeypatch):
-    from glm_int4.server import streaming
-
     monkeypatch.setattr(streaming, "event", lambda value, make=streaming.event: make(value) + b":" + b" " * 500_000)
     monkeypatch.setattr("glm_int4.server.requests.event", streaming.event)
     with run_server(v2_engine, num_slots=2, send_seconds=1.0) as running:

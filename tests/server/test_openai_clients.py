@@ -3,13 +3,13 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 
+import openai
 import pytest
+from langchain_openai import ChatOpenAI
 
 import glm_int4
 from glm_int4.generation.sampling import SamplingParams
 from tests.server.conftest import run_server
-
-openai = pytest.importorskip("openai")
 
 QUESTIONS = ["3加5等于几?", "What is 12 plus 30?", "我叫小明。"]
 TOOL = {
@@ -196,9 +196,8 @@ def test_text_around_a_call_is_streamed_and_the_call_is_not(v3_server, says):
 
 
 def test_langchain_chats_streams_and_calls_tools(mini_server, v3_server, mini_engine, says):
-    langchain = pytest.importorskip("langchain_openai")
     options = {"api_key": "none", "max_retries": 0, "timeout": 60}
-    model = langchain.ChatOpenAI(base_url=f"{mini_server.url}/v1", model="mini", temperature=0, **options)
+    model = ChatOpenAI(base_url=f"{mini_server.url}/v1", model="mini", temperature=0, **options)
     expected = mini_engine.chat(user("3加5等于几?"), sampling=SamplingParams(temperature=0))
     answer = model.invoke("3加5等于几?")
     assert answer.content == expected
@@ -206,7 +205,7 @@ def test_langchain_chats_streams_and_calls_tools(mini_server, v3_server, mini_en
     assert "".join(piece.content for piece in model.stream("3加5等于几?")) == expected
     assert [reply.content for reply in model.batch(["3加5等于几?"] * 3)] == [expected] * 3
     says(v3_server, "track\n ```python\ntool_call(symbol='10111')\n```")
-    model = langchain.ChatOpenAI(base_url=f"{v3_server.url}/v1", model="small-v3", **options).bind_tools([TOOL])
+    model = ChatOpenAI(base_url=f"{v3_server.url}/v1", model="small-v3", **options).bind_tools([TOOL])
     (call,) = model.invoke("price 10111").tool_calls
     assert (call["name"], call["args"]) == ("track", {"symbol": "10111"})
 

@@ -3,13 +3,11 @@
 import os
 
 import pytest
-
-from tests.server.conftest import run_server
-
-pytest.importorskip("schemathesis")
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.checks import not_a_server_error
+
+from tests.server.conftest import run_server
 
 EXAMPLES = int(os.environ.get("GLM_INT4_SCHEMATHESIS_EXAMPLES", "40"))
 
