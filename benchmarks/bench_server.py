@@ -24,10 +24,11 @@ import torch
 from cpu_switch import commit, cpu_name
 
 import glm_int4
+from glm_int4.text.chat import chat_format
 
 MINI = Path(__file__).parent.parent / "examples" / "mini-chatglm"
-# Hot enough that the mini model, whose answers are short, goes on for a while; the seed makes it repeatable.
-SAMPLING = {"temperature": 2.0, "top_p": 1.0, "top_k": 0}
+# Sampled, so that a mix-up of two answers would show; the seed makes it repeatable.
+SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
 
 
 @dataclass
@@ -39,10 +40,10 @@ class Answer:
     first_token_s: float
 
 
-def make_requests(count: int, longest: int) -> list[dict[str, object]]:
-    """Chats with prompts of one to four rounds, and answers of 4 tokens to ``longest``."""
+def make_requests(engine: glm_int4.Engine, count: int, longest: int) -> list[dict]:
+    """Ids of chats of one to four rounds, and answers of 4 to ``longest`` tokens, which go on to that length."""
     chance = random.Random(0)
-    requests = []
+    requests: list[dict] = []
     for seed in range(count):
         messages: list[dict[str, str]] = []
         for _ in range(chance.randrange(4)):
@@ -52,20 +53,24 @@ def make_requests(count: int, longest: int) -> list[dict[str, object]]:
                 {"role": "assistant", "content": f"{a + b}"},
             ]
         messages.append({"role": "user", "content": chance.choice(["你好", "我叫小明。", "What is 3 plus 5?"])})
-        requests.append({"messages": messages, "max_tokens": chance.randint(4, longest), "seed": seed, **SAMPLING})
+        prompt = chat_format(engine.config.version).encode(engine.tokenizer, messages)
+        length = {"max_tokens": chance.randint(4, longest), "ignore_eos": True}
+        requests.append({"prompt": prompt, "seed": seed, **length, **SAMPLING})
     return requests
 
 
 def answer_alone(engine: glm_int4.Engine, request: dict) -> str:
     """What the engine says to a request when nothing else runs."""
     sampling = glm_int4.SamplingParams(seed=request["seed"], **SAMPLING)
-    return engine.chat(request["messages"], request["max_tokens"], sampling)
+    ids = engine.generate(request["prompt"], request["max_tokens"], sampling, stop_ids=[])
+    return engine.tokenizer.decode(ids)
 
 
 async def send(port: int, request: dict) -> Answer:
     """One request over a connection of its own; a plain socket, so that the client costs little."""
     body = json.dumps(request | {"stream": True, "stream_options": {"include_usage": True}}).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     started, first = time.perf_counter(), None
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(head.encode() + body)
@@ -75,7 +80,7 @@ async def send(port: int, request: dict) -> Answer:
             event = json.loads(line[6:])
             if event.get("usage"):
                 tokens = event["usage"]["completion_tokens"]
-            elif piece := event["choices"][0]["delta"].get("content"):
+            elif piece := event["choices"][0]["text"]:
                 first = first or time.perf_counter()
                 text += piece
     writer.close()
@@ -121,21 +126,22 @@ def main() -> None:
     parser.add_argument("--parallel", type=int, default=8, help="answers at a time")
     parser.add_argument("--max-tokens", type=int, default=64, help="of the longest answer")
     parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--threads", type=int, default=1, help="of the engine; event loop and clients need some too")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         model = arguments.model or Path(work) / "mini-int4"
         if arguments.model is None:
             glm_int4.quantize_checkpoint(MINI, model, bits=4)
-        requests = make_requests(arguments.requests, arguments.max_tokens)
-        engine = glm_int4.load(model, device="cpu", max_length=arguments.max_length)
+        engine = glm_int4.load(model, device="cpu", max_length=arguments.max_length, threads=arguments.threads)
+        requests = make_requests(engine, arguments.requests, arguments.max_tokens)
         alone = [answer_alone(engine, request) for request in requests]
         del engine
         server = subprocess.Popen(
             [
                 *(sys.executable, "-m", "glm_int4", "serve", str(model), "--port", "0", "--device", "cpu"),
                 *("--parallel", str(arguments.parallel), "--queue", str(arguments.clients)),
-                *("--max-length", str(arguments.max_length)),
+                *("--max-length", str(arguments.max_length), "--threads", str(arguments.threads)),
             ],
             stderr=subprocess.PIPE,
             text=True,
@@ -163,7 +169,7 @@ def main() -> None:
         "one_by_one": one,
         "together": many,
         "throughput_ratio": many["tokens_per_s"] / one["tokens_per_s"],
-        "threads": torch.get_num_threads(),
+        "threads": arguments.threads,
         "cpu": cpu_name(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,

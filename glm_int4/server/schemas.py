@@ -67,6 +67,7 @@ class _Sampled(_Strict):
     max_tokens: Annotated[int, _TOKENS] | None = None
     stop: StopText | Annotated[list[StopText], Field(max_length=16)] | None = None
     seed: Annotated[int, _INT64] | None = None
+    ignore_eos: bool | None = None  # go on to max_tokens whatever the model says; for measuring
     n: Literal[1] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
