@@ -43,13 +43,14 @@ def quantize_rtn(weight: Tensor, scheme: QuantizationScheme) -> tuple[QuantizedW
     group_size = scheme.row_group_size(in_features)
     if in_features % group_size or in_features % 2:
         raise ValueError(f"in_features must be even and a multiple of {group_size}, got {in_features}")
-    weight = weight.float().contiguous()
     if weight.device.type == "cpu":
         from glm_int4.quantization import rounding_loops
 
         search = rounding_loops.search
+        weight = (weight if weight.dtype == torch.float16 else weight.float()).contiguous()
     else:
         search = search_reference
+        weight = weight.float()
     packed, scales, zeros, error, norm = search(weight, scheme, group_size, clip_shares(scheme))
     zero_points = None if scheme.symmetric else zeros
     return QuantizedWeight(scheme=scheme, packed=packed, scales=scales, zero_points=zero_points), error, norm
