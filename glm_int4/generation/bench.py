@@ -28,6 +28,7 @@ from glm_int4.generation.decoding import Decoder
 from glm_int4.generation.engine import Engine
 from glm_int4.generation.loading import check_threads, choose_device, load, make_plan
 from glm_int4.generation.sampling import Sampler, SamplingParams
+from glm_int4.models.config import ChatGLMConfig
 from glm_int4.models.kv_cache import kv_bytes_per_token
 from glm_int4.models.presets import CONFIGS
 
@@ -39,6 +40,8 @@ _RUNS = 3
 # Decoding steps: those that warm up, and most of those that are timed.
 _WARM_UP, _STEPS = {"cpu": 1, "cuda": 4}, {"cpu": 16, "cuda": 32}
 _MEMORY_SHARE = 0.9
+# Calls of CUDA that start work on a GPU, as the profiler names them.
+_LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch", "cuGraphLaunch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,10 +161,11 @@ def random_row(engine: Engine, length: int, seed: int) -> list[int]:
     """Random ids; in version 1 they end as a prompt does."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(engine.config.vocab_size // 2, (length,), generator=generator).tolist()
-    if engine.config.version == "1":
-        special = {engine.config.gmask_token_id, engine.config.mask_token_id, engine.config.bos_token_id}
+    config = engine.config
+    if isinstance(config, ChatGLMConfig):
+        special = {config.gmask_token_id, config.mask_token_id, config.bos_token_id}
         ids = [0 if token in special else token for token in ids]
-        ids[-2:] = [engine.config.gmask_token_id, engine.config.bos_token_id][-length:]
+        ids[-2:] = [config.gmask_token_id, config.bos_token_id][-length:]
     return ids
 
 
@@ -266,9 +270,7 @@ def _count_launches(tokens: Iterator[object]) -> dict[str, int]:
         next(tokens, None)
         torch.cuda.synchronize()
     events = profile.events() or []
-    launches = sum(
-        event.name.startswith(("cudaLaunch", "cuLaunch", "cudaGraphLaunch", "cuGraphLaunch")) for event in events
-    )
+    launches = sum(event.name.startswith(_LAUNCHES) for event in events)
     on_gpu = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
     kernels = sum(not event.name.startswith(("Memcpy", "Memset")) for event in on_gpu)
     return {"launches_per_token": launches, "kernels_per_token": kernels}
