@@ -18,5 +18,10 @@ def numba_threads() -> Iterator[None]:
     import numba
 
     with _LOCK:
-        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-        yield
+        threads = torch.get_num_threads()
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            if torch.get_num_threads() != threads:  # starting Numba's threads sets OpenMP's number, which is torch's
+                torch.set_num_threads(threads)
