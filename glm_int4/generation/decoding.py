@@ -22,7 +22,7 @@ from glm_int4.models.prefix_encoder import Prefix
 PREFILL_ROWS = 512
 
 # After a prompt of so many tokens the activations that it left on the heap go back to the system.
-_TRIM_TOKENS = 128
+TRIM_TOKENS = 128
 
 
 @dataclass(slots=True)
@@ -83,7 +83,7 @@ class Decoder:
             part = slice(first, first + rows)
             x = self._model.transformer(batch.token_ids[:, part], batch.positions[:, :, part], mask, cache)
             sequence.ids += batch.rows[0][part]
-        if self._plan.device.type == "cpu" and batch.num_tokens - start >= _TRIM_TOKENS:
+        if self._plan.device.type == "cpu" and batch.num_tokens - start >= TRIM_TOKENS:
             trim_heap()
         return self._model.lm_head(x[:, -1:])
 

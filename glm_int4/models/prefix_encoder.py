@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from glm_int4.models.config import ChatGLM2Config, Config
 from glm_int4.models.kv_cache import KVCache
+from glm_int4.models.slots import RunningRows
 
 if TYPE_CHECKING:
     from glm_int4.models.attention import AttentionMask
@@ -49,8 +50,8 @@ class Prefix:
         return Prefix(k=k, v=v, recompute=self.recompute)
 
 
-# What a layer finds before the tokens that it is given: nothing, a prefix alone, or a cache.
-Past = KVCache | Prefix | None
+# What a layer finds before the tokens that it is given: nothing, a prefix alone, a cache, or slots of one.
+Past = KVCache | RunningRows | Prefix | None
 
 
 class PrefixEncoder(nn.Module):
