@@ -137,9 +137,7 @@ def _one_token_attention(
     places = (slots.numpy(), ends.numpy(), padding.numpy(), mask.prefix_length)
     softmax_scale = np.float32(1 / math.sqrt(q.shape[-1]))
     with numba_threads():
-        attention_loops.one_token_attention(
-            q.numpy(), k, v, k_scales, v_scales, *places, softmax_scale, out.numpy()
-        )
+        attention_loops.one_token_attention(q.numpy(), k, v, k_scales, v_scales, *places, softmax_scale, out.numpy())
     return out.flatten(1)
 
 
