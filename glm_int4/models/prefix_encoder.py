@@ -5,7 +5,7 @@ Prefix keys are not rotated, and the positions of real tokens start at 0 as with
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -49,8 +49,14 @@ class Prefix:
         return Prefix(k=k, v=v, recompute=self.recompute)
 
 
-# What a layer finds before the tokens that it is given: nothing, a prefix alone, or a cache.
-Past = KVCache | Prefix | None
+class Joining(Protocol):
+    """Whatever holds earlier keys and values and puts them in front of new ones, as ``Prefix.join`` does."""
+
+    def join(self, layer_id: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+# What a layer finds before the tokens that it is given: nothing, a prefix alone, or a cache, ours or another's.
+Past = KVCache | Prefix | Joining | None
 
 
 class PrefixEncoder(nn.Module):
