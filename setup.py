@@ -27,6 +27,7 @@ setup(
         "safetensors",
         "sentencepiece",
         "huggingface_hub",
+        "transformers>=5",  # for glm_int4.hf alone
         "typer",
         "rich",
         "prompt_toolkit",
