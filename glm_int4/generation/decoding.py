@@ -101,19 +101,23 @@ class Decoder:
         if batch_size == 1 and self._kept is not None:
             sequence, self._kept = self._kept, None
             return sequence
+        return _Sequence(self.new_cache(batch_size, self._max_length if batch_size == 1 else length))
+
+    def new_cache(self, batch_size: int, length: int) -> KVCache:
+        """A cache for ``length`` tokens a row behind the prefix, which it holds already."""
         config = self._model.config
         cache = KVCache(
             config.num_layers,
             batch_size,
             config.num_kv_heads,
             config.head_dim,
-            (self._max_length if batch_size == 1 else length) + (self._prefix.length if self._prefix else 0),
+            length + (self._prefix.length if self._prefix else 0),
             dtype=self._plan.kv_dtype,
             device=self._plan.device,
         )
         if self._prefix:
             cache.write_prefix(self._prefix.k, self._prefix.v)
-        return _Sequence(cache)
+        return cache
 
 
 def _common_length(a: Sequence[int], b: Sequence[int]) -> int:

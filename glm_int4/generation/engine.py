@@ -19,7 +19,7 @@ from glm_int4.generation.sampling import Sampler, SamplingParams
 from glm_int4.generation.stopping import until_stop
 from glm_int4.models import Model
 from glm_int4.models.config import ChatGLMConfig
-from glm_int4.models.prefix_encoder import Prefix
+from glm_int4.models.prefix_encoder import Past, Prefix
 from glm_int4.text import StreamDecoder, Tokenizer
 from glm_int4.text.chat import chat_format
 from glm_int4.text.messages import Message
@@ -118,10 +118,16 @@ class Engine:
 
     @torch.inference_mode()
     def hidden_states(self, token_ids: TokenIds) -> Tensor:
-        """Final hidden states (T, hidden_size) of one sequence; ``model.lm_head`` makes logits of them."""
+        """Final hidden states (T, hidden_size) of one sequence; ``model.lm_head`` makes logits of them.
+
+        With an INT8 cache, all attention reads keys and values as that cache keeps them.
+        """
         batch = self._batch(token_ids)
         mask = batch.prefill_mask(self.plan.stream_dtype)
-        return self.model.transformer(batch.token_ids, batch.positions, mask, self.prefix)[0]
+        past: Past = self.prefix
+        if self.plan.kv_dtype == torch.int8:
+            past = self._decoder.new_cache(1, batch.num_tokens)
+        return self.model.transformer(batch.token_ids, batch.positions, mask, past)[0]
 
     def generate(
         self,
