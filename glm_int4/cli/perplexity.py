@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from glm_int4.cli import console, options
+from glm_int4.text.text_file import read_text
 
 NAME = "perplexity"
 
@@ -28,7 +29,7 @@ def run(
     as_json: options.Json = False,
 ) -> None:
     """Measure perplexity over a sliding window, with its standard error."""
-    content = options.read_text(text)
+    content = read_text(text)
     glm = options.load_engine(
         model, device=device, threads=threads, model_version=model_version, prefix=prefix, kv_bits=kv_bits
     )

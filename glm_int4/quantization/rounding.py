@@ -28,6 +28,23 @@ def clip_shares(scheme: QuantizationScheme) -> tuple[float, ...]:
     return CLIP_SHARES_CHANNEL if scheme.group_size is None else CLIP_SHARES_GROUP
 
 
+def check_shape(weight: Tensor, scheme: QuantizationScheme) -> None:
+    """Raise ValueError for a matrix whose rows do not divide into whole groups and bytes."""
+    in_features = weight.shape[1]
+    group_size = scheme.row_group_size(in_features)
+    if in_features % group_size or in_features % 2:
+        raise ValueError(f"in_features must be even and a multiple of {group_size}, got {in_features}")
+
+
+def dequantize(weight: QuantizedWeight, rows: slice = slice(None)) -> Tensor:
+    """The chosen rows in float32, in plain torch: what a quantized matrix means."""
+    packed = weight.packed[rows]
+    q = packing.unpack_int4(packed) if weight.scheme.bits == 4 else packed
+    zeros = weight.scheme.zero if weight.zero_points is None else weight.zero_points[rows, :, None].float()
+    groups = q.unflatten(1, (-1, weight.group_size)).float()
+    return groups.sub_(zeros).mul_(weight.scales[rows, :, None].float()).flatten(1)
+
+
 def quantize_rtn(weight: Tensor, scheme: QuantizationScheme) -> tuple[QuantizedWeight, float, float]:
     """Round to nearest in the range with the least squared error.
 
@@ -39,10 +56,8 @@ def quantize_rtn(weight: Tensor, scheme: QuantizationScheme) -> tuple[QuantizedW
     Raises:
         ValueError: the shape does not fit the scheme.
     """
-    in_features = weight.shape[1]
-    group_size = scheme.row_group_size(in_features)
-    if in_features % group_size or in_features % 2:
-        raise ValueError(f"in_features must be even and a multiple of {group_size}, got {in_features}")
+    check_shape(weight, scheme)
+    group_size = scheme.row_group_size(weight.shape[1])
     if weight.device.type == "cpu":
         from glm_int4.quantization import rounding_loops
 
