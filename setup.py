@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "glm_int4" / "version.py").read_text(encoding="utf-8"))[1]
 
+SERVE = ["fastapi", "uvicorn", "prometheus-client"]
 # What evaluating and plotting a P-Tuning run need.
 PTUNE = ["jieba", "rouge-chinese", "nltk", "matplotlib"]
 
@@ -19,6 +20,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
+    package_data={"glm_int4.server.page": ["*.html", "*.js", "*.css", "*.svg"]},
     packages=find_packages(include=["glm_int4", "glm_int4.*", "triton_kernels", "triton_kernels.*"]),
     install_requires=[
         "torch>=2.11",
@@ -34,6 +36,7 @@ setup(
         "markdown-it-py",
     ],
     extras_require={
+        "serve": SERVE,
         "ptune": PTUNE,
         "peers": ["llama-cpp-python", "gguf"],
         "dev": [
@@ -43,6 +46,12 @@ setup(
             "ruff",
             "mypy",
             "compressed-tensors",
+            *SERVE,
+            "httpx",
+            "openai",
+            "langchain-openai",
+            "schemathesis",
+            "selenium",
             *PTUNE,
             "triton; sys_platform == 'linux'",  # CPU builds of torch bring none
         ],

@@ -8,6 +8,7 @@ from typing import Any
 from prometheus_client import Counter
 
 from glm_int4.server.faults import ApiError
+from glm_int4.server.page import PAGE_PATHS
 from glm_int4.server.settings import Settings
 
 Scope = MutableMapping[str, Any]
@@ -15,7 +16,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-_WITHOUT_KEY = ("/", "/health", "/app.js", "/texts.js", "/style.css", "/icon.svg", "/openapi.json")
+_WITHOUT_KEY = (*PAGE_PATHS, "/health", "/openapi.json")
 
 
 class Gate:

@@ -78,6 +78,12 @@ def mini_engine(mini_int4):
 
 
 @pytest.fixture(scope="session")
+def v2_engine(small_checkpoints):
+    """A small random ChatGLM2, whose answers go on until a limit."""
+    return glm_int4.load(small_checkpoints["2"], device="cpu")
+
+
+@pytest.fixture(scope="session")
 def v3_engine(small_checkpoints):
     """A small random ChatGLM3."""
     return glm_int4.load(small_checkpoints["3"], device="cpu")
