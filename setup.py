@@ -19,6 +19,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
+    package_data={"": ["py.typed", "*.html", "*.css", "*.js", "*.svg"]},
     packages=find_packages(include=["glm_int4", "glm_int4.*", "triton_kernels", "triton_kernels.*"]),
     install_requires=[
         "torch>=2.11",
@@ -43,6 +44,7 @@ setup(
             "ruff",
             "mypy",
             "compressed-tensors",
+            "setuptools>=77",
             *PTUNE,
             "triton; sys_platform == 'linux'",  # CPU builds of torch bring none
         ],
