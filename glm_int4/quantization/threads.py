@@ -1,5 +1,6 @@
 """One thread count for torch and Numba, and one Numba loop at a time."""
 
+import functools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,16 @@ from contextlib import contextmanager
 import torch
 
 _LOCK = threading.Lock()
+
+
+@functools.cache
+def has_numba() -> bool:
+    """Whether Numba can be imported."""
+    try:
+        import numba  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 @contextmanager
