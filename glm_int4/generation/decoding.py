@@ -6,6 +6,7 @@ last one is read, in chunks. Version 1's context sees all of itself, so it is re
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from glm_int4.checkpoint.loading import ComputePlan
 from glm_int4.checkpoint.memory import trim_heap
 from glm_int4.generation.batch import Batch
+from glm_int4.generation.cuda_graphs import make_stepper
 from glm_int4.generation.sampling import Sampler
 from glm_int4.models import Model
 from glm_int4.models.kv_cache import KVCache
@@ -39,6 +41,7 @@ class Decoder:
     def __init__(self, model: Model, plan: ComputePlan, max_length: int, prefix: Prefix | None = None) -> None:
         self._model, self._plan, self._max_length, self._prefix = model, plan, max_length, prefix
         self._kept: _Sequence | None = None
+        self._stepper = make_stepper(model, plan)
         self.num_reused = 0  # tokens of the last prompt that the cache held already
 
     def steps(self, batch: Batch, limit: int, sampler: Sampler, stops: frozenset[int]) -> Iterator[list[int | None]]:
@@ -92,7 +95,8 @@ class Decoder:
         """Feed the tokens of one step; returns the logits (B, 1, V) that follow them."""
         ids = torch.tensor(tokens, device=self._plan.device)[:, None]
         mask = batch.decode_mask()
-        logits = self._model(ids, batch.decode_positions(step), mask, sequence.cache, last_only=True)
+        decode = partial(self._model, last_only=True) if self._stepper is None else self._stepper.step
+        logits = decode(ids, batch.decode_positions(step), mask, sequence.cache)
         sequence.ids.append(tokens[0])
         return logits
 

@@ -12,6 +12,8 @@ from glm_int4.errors import GLMError, InputError
 # temperature, top_p and top_k of the official chat(); top_k is the implicit default beneath it.
 OFFICIAL_DEFAULTS = {"1": (0.95, 0.7, 50), "2": (0.8, 0.8, 50), "3": (0.8, 0.8, 50)}
 
+_NOT_FINITE = "expected finite logits, got nan or inf; the weights are damaged or overflow this dtype"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
@@ -96,8 +98,10 @@ class Sampler:
         Raises:
             GLMError: the model computed nan or inf.
         """
+        if logits.is_cuda:
+            return self._pick_on_device(self._penalize(logits, seen) if self._penalty != 1.0 else logits)
         if not bool(torch.isfinite(logits).all()):
-            raise GLMError("expected finite logits, got nan or inf; the weights are damaged or overflow this dtype")
+            raise GLMError(_NOT_FINITE)
         if self._penalty != 1.0:
             logits = self._penalize(logits, seen)
         if not (self._presence or self._frequency):
@@ -113,6 +117,22 @@ class Sampler:
             return logits.argmax(-1).tolist()
         probabilities = self.probabilities(logits).cpu()
         return torch.multinomial(probabilities, 1, generator=self._generator).flatten().tolist()
+
+    def _pick_on_device(self, logits: Tensor) -> list[int]:
+        """As ``pick``, waiting for the device once: where the tokens are read."""
+        if self._temperature == 0:
+            tokens = logits.argmax(-1)
+        else:
+            probabilities = self.probabilities(logits)
+            if self._generator.device != logits.device:
+                self._generator = torch.Generator(logits.device).manual_seed(self._generator.initial_seed())
+            # The first of exponential clocks with these rates: torch.multinomial would wait to check its input.
+            clocks = torch.empty_like(probabilities).exponential_(generator=self._generator)
+            tokens = (probabilities / clocks).argmax(-1)
+        picked: list[int] = torch.where(torch.isfinite(logits).all(-1), tokens, -1).tolist()
+        if min(picked) < 0:
+            raise GLMError(_NOT_FINITE)
+        return picked
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Temperature, then top-k, top-p and min-p: (B, V) to probabilities (B, V)."""
