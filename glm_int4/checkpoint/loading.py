@@ -142,7 +142,9 @@ def resident_bytes(info: CheckpointInfo, plan: ComputePlan) -> int:
             total += n * k * plan.dense_dtype.itemsize
             continue
         num_groups = k // scheme.row_group_size(k)
-        if plan.backend == "packed" and name not in vocabulary and scheme.bits == 4:
+        if plan.backend == "vnni":
+            total += n * (3 * num_groups + 4)  # float16 scale and a zero point; a float32 bias, there or not
+        elif plan.backend == "packed" and name not in vocabulary and scheme.bits == 4:
             num_groups = k // (scheme.group_size or next((size for size in (128, 64, 32) if k % size == 0), k))
             total += n * num_groups * 4  # bfloat16 scale and offset
         else:

@@ -24,7 +24,8 @@ def has_numba() -> bool:
 def numba_threads() -> Iterator[None]:
     """Run a parallel Numba loop with as many threads as torch uses.
 
-    Numba's default threading layer must not be entered from two threads at once.
+    Numba's default threading layer must not be entered from two threads at once. The first loop starts it,
+    which sets OpenMP's thread count, and with it torch's, to the number of processors: that is taken back.
     """
     import numba
 
