@@ -122,7 +122,7 @@ def _hull(costs: Sequence[float], sizes: Sequence[int]) -> list[int]:
     for i in sorted(range(len(sizes)), key=lambda i: (sizes[i], costs[i])):
         if hull and costs[i] >= costs[hull[-1]]:
             continue
-        while len(hull) > 1 and (costs[hull[-1]] - costs[hull[-2]]) * (sizes[i] - sizes[hull[-2]]) >= (
+        while len(hull) > 1 and (costs[hull[-1]] - costs[hull[-2]]) * (sizes[i] - sizes[hull[-2]]) > (
             costs[i] - costs[hull[-2]]
         ) * (sizes[hull[-1]] - sizes[hull[-2]]):
             hull.pop()

@@ -134,12 +134,12 @@ def make_plan(
     schemes: Schemes = {
         name: info.schemes.get(name) or (head_scheme if name in vocabulary else options.scheme) for name in matrices
     }
-    _check_group_sizes(matrices.values(), schemes)
     costs: dict[str, float] = {}
     if options.mixed:
         draw = functools.partial(sample_sequences, calibration, tokenizer, info.config)
         mix = choose_mix(reader, info, options, draw, scratch, progress)
         schemes, costs = {**schemes, **mix.schemes}, mix.costs
+    _check_group_sizes(matrices.values(), schemes)
     shards = plan_shards(_units(reader, info, matrices, schemes, options), options.shard_bytes)
     names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     if tokenizer_config is not None:
