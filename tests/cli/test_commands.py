@@ -289,7 +289,7 @@ def test_debug_shows_the_traceback():
 
 def test_a_mixed_checkpoint_says_what_was_chosen_and_info_shows_it(tmp_path):
     run = glm("quantize", "--model", TINY, "--target-bits", "7.5", "--output", tmp_path / "out")
-    assert "of 9 matrices" in run.stderr
+    assert "of 9 matrices" in run.stderr.decode()
     assert text(run).count("query_key_value") >= 1
     info = json.loads(text(glm("info", tmp_path / "out", "--json")))
     assert info["bits"] == info["group_size"] == "mixed"
