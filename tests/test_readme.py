@@ -10,10 +10,10 @@ import pytest
 
 import glm_int4
 from tests.conftest import EXAMPLES, MINI
-from tests.markdown_text import code, commands
+from tests.markdown_text import code, commands, headings, links, tables
 
 ROOT = EXAMPLES.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh.md"))
 
 # Commands that are not run here: they download, install, wait for a user or serve until they are stopped.
 ELSEWHERE = (
@@ -33,6 +33,22 @@ STEPS = ("--max-steps", "2")  # instead of the hundreds that learn something
 def test_the_tables_are_generated_from_the_committed_results():
     result = subprocess.run([sys.executable, ROOT / "benchmarks" / "tables.py", "--check"])
     assert result.returncode == 0, "run python benchmarks/tables.py"
+
+
+def test_both_readmes_have_the_same_sections_commands_code_tables_and_links():
+    assert [level for level, _ in headings(CHINESE)] == [level for level, _ in headings(README)]
+    assert commands(CHINESE) == commands(README)
+    assert code(CHINESE, "python") == code(README, "python")
+    assert tables(CHINESE) == tables(README)
+    assert sorted({*links(CHINESE)} - {"README.md"}) == sorted({*links(README)} - {"README.zh.md"})
+    rows, chinese_rows = (re.findall(r"^\| `(glm-int4 [^`]+)`", text, re.MULTILINE) for text in (README, CHINESE))
+    assert chinese_rows == rows
+
+
+def test_the_chinese_readme_is_in_chinese():
+    text = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", "", CHINESE, flags=re.DOTALL)
+    sentences = re.findall(r"[a-z]{2,} [a-z]{2,} [a-z]{2,}", text)
+    assert not sentences, "translate these: text by hand, tables in benchmarks/chinese.py"
 
 
 def is_elsewhere(words):
@@ -66,8 +82,8 @@ def test_the_commands_run_in_the_order_in_which_they_stand(place):
     for words in shown:
         result = run(words, place)
         assert result.returncode == 0, f"{words}: {result.stderr}"
-        for file in place.glob("data/*.jsonl"):  # a few are enough
-            file.write_text("\n".join(file.read_text(encoding="utf-8").splitlines()[:40]), encoding="utf-8")
+        for file in place.glob("data/*.jsonl"):  # a few questions are enough
+            file.write_text("\n".join(file.read_text(encoding="utf-8").splitlines()[:16]), encoding="utf-8")
     assert result.stdout.strip()
 
 
