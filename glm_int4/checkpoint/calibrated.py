@@ -13,6 +13,7 @@ from torch import Tensor
 
 from glm_int4.checkpoint import layout
 from glm_int4.checkpoint.calibration import Calibration
+from glm_int4.checkpoint.folding import Folding
 from glm_int4.checkpoint.opening import CheckpointInfo
 from glm_int4.checkpoint.reader import CheckpointReader
 from glm_int4.checkpoint.streamed_model import Activations, StreamedLinear, StreamedModel
@@ -43,10 +44,11 @@ class CalibratedQuantizer:
         reader: CheckpointReader,
         info: CheckpointInfo,
         calibration: Calibration,
+        folding: Folding,
         folder: Path,
         device: torch.device | str = "cpu",
     ) -> None:
-        self._network = StreamedModel(reader, info, device)
+        self._network = StreamedModel(reader, info, folding, device)
         self._sequences = calibration.sequences
         num_tokens = sum(map(len, self._sequences))
         self._activations = Activations(folder, 4 * num_tokens * info.config.hidden_size)

@@ -183,7 +183,7 @@ def _calibrated(
         f"GPTQ on {len(plan.calibration.sequences)} sequences ({plan.calibration.num_tokens} tokens) will take "
         + (f"about {seconds / 60:.0f} minutes" if seconds > 90 else f"about {math.ceil(seconds)} seconds")
     )
-    return CalibratedQuantizer(plan.reader, plan.info, plan.calibration, target.partial, device)
+    return CalibratedQuantizer(plan.reader, plan.info, plan.calibration, plan.folding, target.partial, device)
 
 
 def _write_shards(
@@ -239,7 +239,7 @@ def _write_unit(
     for spec in unit.specs:
         tensor = plan.reader[spec.name]
         check_finite(spec.name, tensor)
-        writer.write(spec.name, tensor)
+        writer.write(spec.name, plan.folding.fold(spec.name, tensor))
         plan.reader.release(spec.name)
     return {}
 
