@@ -2,6 +2,7 @@
 # make gpu-gate: compile all kernels for all GPUs, without one.  make gate TRITON=3.9.0: the same with another Triton.
 # make sanitize: run each kernel once under compute-sanitizer, on a GPU.
 # make fuzz: mutate checkpoint files for SECONDS=600 seconds; every one must be answered in one line.
+# make report: rewrite the tables and plots of the documents from the committed results; make bench: measure on this CPU.
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= demo
@@ -12,7 +13,7 @@ SECONDS ?= 600
 TRITON ?= 3.7.1
 GATE := benchmarks/kernel_gate.py --json benchmarks/results/kernel_gate.json
 
-.PHONY: demo test lint fuzz gpu-gate gate sanitize clean
+.PHONY: demo test lint fuzz report bench gpu-gate gate sanitize clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/python tools/quantize.py --model $(MINI) --bits 8 --output $(DEMO)/mini-int8 --overwrite
@@ -30,6 +31,14 @@ lint: $(VENV)/.dev
 
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m tests.fuzz.fuzz_checkpoint --seconds $(SECONDS)
+
+report: $(VENV)/.dev
+	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python benchmarks/plots.py
+
+bench: $(VENV)/.dev
+	PYTHONPATH=. $(BIN)/python -m pytest benchmarks/bench_generate.py --benchmark-json=build/generate.json
+	$(BIN)/python benchmarks/generate_report.py build/generate.json --json benchmarks/results/generate_cpu.json
 
 gpu-gate: $(VENV)/.dev
 	PYTHONPATH=. $(BIN)/python $(GATE)

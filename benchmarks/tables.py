@@ -1,6 +1,6 @@
 """Write the tables of the READMEs from the committed results.
 
-python benchmarks/tables.py            rewrites README.md and triton_kernels/README.md
+python benchmarks/tables.py            rewrites README.md, triton_kernels/README.md and docs/performance.md
 python benchmarks/tables.py --check    fails where they are not what the results say
 """
 
@@ -11,9 +11,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import generate_tables
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = (ROOT / "README.md", ROOT / "triton_kernels" / "README.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "triton_kernels" / "README.md", ROOT / "docs" / "performance.md")
 
 
 def mini() -> str:
@@ -158,6 +160,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "quantizers": quantizers,
     "ptuning": ptuning,
     "kernels": kernels,
+    "speed": generate_tables.speed,
 }
 
 

@@ -9,6 +9,7 @@ import typer
 
 from glm_int4.cli import options
 from glm_int4.errors import InputError
+from glm_int4.text.text_file import read_text
 
 NAME = "generate"
 
@@ -36,7 +37,7 @@ def run(
     """Answer a bare prompt, without the conversation template."""
     if (prompt is None) == (prompt_file is None):
         raise InputError("expected either --prompt or --prompt-file, got " + ("none" if prompt is None else "both"))
-    text = options.read_text(prompt_file) if prompt_file else options.check_text(prompt or "", "a prompt")
+    text = read_text(prompt_file) if prompt_file else options.check_text(prompt or "", "a prompt")
     sampling = options.sampling_params(
         greedy=greedy,
         temperature=temperature,

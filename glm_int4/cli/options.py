@@ -11,6 +11,7 @@ import typer
 
 from glm_int4.errors import InputError
 from glm_int4.text.messages import is_blank
+from glm_int4.text.text_file import read_text
 from glm_int4.text.tools import Tool, check_tools
 
 if TYPE_CHECKING:
@@ -130,21 +131,6 @@ def check_text(text: str, what: str) -> str:
     check_utf8(text, what)
     if is_blank(text):
         raise InputError(f"expected {what}, got an empty text")
-    return text
-
-
-def read_text(path: Path) -> str:
-    """Read a UTF-8 text file that is not empty."""
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise InputError(f"expected a readable text file, got {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"expected UTF-8 in {path}, got other bytes at position {error.start}; convert it, for example with iconv"
-        ) from error
-    if is_blank(text):
-        raise InputError(f"expected a text in {path}, got an empty file")
     return text
 
 

@@ -6,6 +6,7 @@ last one is read, in chunks. Version 1's context sees all of itself, so it is re
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from glm_int4.checkpoint.loading import ComputePlan
 from glm_int4.checkpoint.memory import trim_heap
 from glm_int4.generation.batch import Batch
+from glm_int4.generation.cuda_graphs import make_stepper
 from glm_int4.generation.sampling import Sampler
 from glm_int4.models import Model
 from glm_int4.models.kv_cache import KVCache
@@ -22,7 +24,7 @@ from glm_int4.models.prefix_encoder import Prefix
 PREFILL_ROWS = 512
 
 # After a prompt of so many tokens the activations that it left on the heap go back to the system.
-_TRIM_TOKENS = 128
+TRIM_TOKENS = 128
 
 
 @dataclass(slots=True)
@@ -39,6 +41,7 @@ class Decoder:
     def __init__(self, model: Model, plan: ComputePlan, max_length: int, prefix: Prefix | None = None) -> None:
         self._model, self._plan, self._max_length, self._prefix = model, plan, max_length, prefix
         self._kept: _Sequence | None = None
+        self._stepper = make_stepper(model, plan)
         self.num_reused = 0  # tokens of the last prompt that the cache held already
 
     def steps(self, batch: Batch, limit: int, sampler: Sampler, stops: frozenset[int]) -> Iterator[list[int | None]]:
@@ -83,7 +86,7 @@ class Decoder:
             part = slice(first, first + rows)
             x = self._model.transformer(batch.token_ids[:, part], batch.positions[:, :, part], mask, cache)
             sequence.ids += batch.rows[0][part]
-        if self._plan.device.type == "cpu" and batch.num_tokens - start >= _TRIM_TOKENS:
+        if self._plan.device.type == "cpu" and batch.num_tokens - start >= TRIM_TOKENS:
             trim_heap()
         return self._model.lm_head(x[:, -1:])
 
@@ -92,7 +95,8 @@ class Decoder:
         """Feed the tokens of one step; returns the logits (B, 1, V) that follow them."""
         ids = torch.tensor(tokens, device=self._plan.device)[:, None]
         mask = batch.decode_mask()
-        logits = self._model(ids, batch.decode_positions(step), mask, sequence.cache, last_only=True)
+        decode = partial(self._model, last_only=True) if self._stepper is None else self._stepper.step
+        logits = decode(ids, batch.decode_positions(step), mask, sequence.cache)
         sequence.ids.append(tokens[0])
         return logits
 
@@ -101,19 +105,23 @@ class Decoder:
         if batch_size == 1 and self._kept is not None:
             sequence, self._kept = self._kept, None
             return sequence
+        return _Sequence(self.new_cache(batch_size, self._max_length if batch_size == 1 else length))
+
+    def new_cache(self, batch_size: int, length: int) -> KVCache:
+        """A cache for ``length`` tokens a row behind the prefix, which it holds already."""
         config = self._model.config
         cache = KVCache(
             config.num_layers,
             batch_size,
             config.num_kv_heads,
             config.head_dim,
-            (self._max_length if batch_size == 1 else length) + (self._prefix.length if self._prefix else 0),
+            length + (self._prefix.length if self._prefix else 0),
             dtype=self._plan.kv_dtype,
             device=self._plan.device,
         )
         if self._prefix:
             cache.write_prefix(self._prefix.k, self._prefix.v)
-        return _Sequence(cache)
+        return cache
 
 
 def _common_length(a: Sequence[int], b: Sequence[int]) -> int:

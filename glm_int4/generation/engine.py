@@ -16,9 +16,10 @@ from glm_int4.errors import InputError, TokenizerError
 from glm_int4.generation.batch import Batch
 from glm_int4.generation.decoding import Decoder
 from glm_int4.generation.sampling import Sampler, SamplingParams
+from glm_int4.generation.stopping import until_stop
 from glm_int4.models import Model
 from glm_int4.models.config import ChatGLMConfig
-from glm_int4.models.prefix_encoder import Prefix
+from glm_int4.models.prefix_encoder import Past, Prefix
 from glm_int4.text import StreamDecoder, Tokenizer
 from glm_int4.text.chat import chat_format
 from glm_int4.text.messages import Message
@@ -117,10 +118,16 @@ class Engine:
 
     @torch.inference_mode()
     def hidden_states(self, token_ids: TokenIds) -> Tensor:
-        """Final hidden states (T, hidden_size) of one sequence; ``model.lm_head`` makes logits of them."""
+        """Final hidden states (T, hidden_size) of one sequence; ``model.lm_head`` makes logits of them.
+
+        With an INT8 cache, all attention reads keys and values as that cache keeps them.
+        """
         batch = self._batch(token_ids)
         mask = batch.prefill_mask(self.plan.stream_dtype)
-        return self.model.transformer(batch.token_ids, batch.positions, mask, self.prefix)[0]
+        past: Past = self.prefix
+        if self.plan.kv_dtype == torch.int8:
+            past = self._decoder.new_cache(1, batch.num_tokens)
+        return self.model.transformer(batch.token_ids, batch.positions, mask, past)[0]
 
     def generate(
         self,
@@ -213,7 +220,7 @@ class Engine:
                 yield cleaned.push(piece)
             yield cleaned.finish()
 
-        return _until_stop(pieces(), sampling.stop)  # once more, for texts that the cleaning has made
+        return until_stop(pieces(), sampling.stop)  # once more, for texts that the cleaning has made
 
     def chat(
         self,
@@ -274,7 +281,7 @@ class Engine:
             yield decoder.finish()
             record.cut = len(record.ids) >= self._limit(len(token_ids), max_new_tokens)  # no stop text came first
 
-        for piece in _until_stop(pieces(), sampling.stop):
+        for piece in until_stop(pieces(), sampling.stop):
             record.text += piece
             yield piece
 
@@ -331,35 +338,3 @@ def _as_rows(token_ids: TokenIds | Sequence[TokenIds]) -> Sequence[TokenIds]:
 def _as_lists(token_ids: TokenIds | Sequence[TokenIds]) -> TokenIds | Sequence[TokenIds]:
     """Arrays and tensors as lists; lists as they are."""
     return token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
-
-
-def _until_stop(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
-    """Pass on a stream of text up to the first stop text, in pieces that are not empty."""
-    text, sent = "", 0
-    for piece in pieces:
-        text += piece
-        end, stopped = _stable_end(text, stops)
-        if end > sent:
-            yield text[sent:end]
-            sent = end
-        if stopped:
-            return
-    if text[sent:]:
-        yield text[sent:]
-
-
-def _stable_end(text: str, stops: Sequence[str]) -> tuple[int, bool]:
-    """Where the text that may be shown ends, and whether a stop text was found there.
-
-    An end of the text that a stop text could begin with is held back.
-    """
-    found = [position for stop in stops if (position := text.find(stop)) >= 0]
-    if found:
-        return min(found), True
-    held = 0
-    for stop in stops:
-        for length in range(min(len(stop) - 1, len(text)), held, -1):
-            if text.endswith(stop[:length]):
-                held = length
-                break
-    return len(text) - held, False

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from glm_int4.quantization.aten_layout import learn_tile_layout, pack_aten, repack_aten, tile_width
 from glm_int4.quantization.scheme import QuantizedWeight
-from glm_int4.quantization.threads import numba_threads
+from glm_int4.quantization.threads import has_numba, numba_threads
 from glm_int4.quantization.vnni import is_supported
 
 logger = logging.getLogger(__name__)
@@ -44,9 +44,7 @@ _PACKED_MIN_SPEEDUP = 3.0
 @functools.cache
 def choose_backend() -> str:
     """Probe this machine once: "vnni", "packed", "rows" or "reference"."""
-    try:
-        import numba  # noqa: F401
-    except ImportError:
+    if not has_numba():
         logger.warning("CPU backend: reference (plain torch, slow), because numba is not installed")
         return "reference"
     if is_supported():

@@ -1,5 +1,6 @@
 """One thread count for torch and Numba, and one Numba loop at a time."""
 
+import functools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,16 @@ from contextlib import contextmanager
 import torch
 
 _LOCK = threading.Lock()
+
+
+@functools.cache
+def has_numba() -> bool:
+    """Whether Numba can be imported."""
+    try:
+        import numba  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 @contextmanager
@@ -19,10 +30,10 @@ def numba_threads() -> Iterator[None]:
     import numba
 
     with _LOCK:
-        num_threads = torch.get_num_threads()
-        numba.set_num_threads(min(num_threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+        threads = torch.get_num_threads()
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
         try:
             yield
         finally:
-            if torch.get_num_threads() != num_threads:
-                torch.set_num_threads(num_threads)
+            if torch.get_num_threads() != threads:  # starting Numba's threads sets OpenMP's number, which is torch's
+                torch.set_num_threads(threads)

@@ -1,0 +1,24 @@
+"""ChatGLM in programs that speak transformers: importing this registers configuration, model and tokenizer.
+
+    import glm_int4.hf
+    from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+    model = AutoModelForCausalLM.from_pretrained("chatglm-6b-int4")
+    tokenizer = AutoTokenizer.from_pretrained("chatglm-6b-int4")
+
+Official checkpoints and ours, all versions, without remote code. The weights are read by the engine's loader
+and stay packed; transformers does the generating. Nothing else in the package imports transformers.
+"""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+from glm_int4.hf.config import ChatGLMConfig
+from glm_int4.hf.model import ChatGLMForCausalLM
+from glm_int4.hf.tokenizer import ChatGLMTokenizer
+
+__all__ = ["ChatGLMConfig", "ChatGLMForCausalLM", "ChatGLMTokenizer"]
+
+AutoConfig.register(ChatGLMConfig.model_type, ChatGLMConfig, exist_ok=True)
+for _auto_class in (AutoModelForCausalLM, AutoModel):
+    _auto_class.register(ChatGLMConfig, ChatGLMForCausalLM, exist_ok=True)
+AutoTokenizer.register(ChatGLMConfig, tokenizer_class=ChatGLMTokenizer, exist_ok=True)
