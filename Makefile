@@ -1,6 +1,7 @@
 # make demo: quantize the mini model and talk to it.  make test: everything that CI runs.
 # make gpu-gate: compile all kernels for all GPUs, without one.  make gate TRITON=3.9.0: the same with another Triton.
 # make sanitize: run each kernel once under compute-sanitizer, on a GPU.
+# make report: write the tables of the READMEs and the plot of quality from benchmarks/results.
 # make fuzz: mutate checkpoint files for SECONDS=600 seconds; every one must be answered in one line.
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +13,7 @@ SECONDS ?= 600
 TRITON ?= 3.7.1
 GATE := benchmarks/kernel_gate.py --json benchmarks/results/kernel_gate.json
 
-.PHONY: demo test lint fuzz gpu-gate gate sanitize clean
+.PHONY: demo test lint report fuzz gpu-gate gate sanitize clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/python tools/quantize.py --model $(MINI) --bits 8 --output $(DEMO)/mini-int8 --overwrite
@@ -27,6 +28,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+report: $(VENV)/.dev
+	$(BIN)/python benchmarks/quality_report.py
+	$(BIN)/python benchmarks/tables.py
 
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m tests.fuzz.fuzz_checkpoint --seconds $(SECONDS)

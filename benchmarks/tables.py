@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import quality_report
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = (ROOT / "README.md", ROOT / "triton_kernels" / "README.md")
@@ -158,6 +160,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "quantizers": quantizers,
     "ptuning": ptuning,
     "kernels": kernels,
+    "quality": quality_report.methods,
+    "outliers": quality_report.outliers,
+    "gptq": quality_report.full_size,
 }
 
 
