@@ -106,7 +106,7 @@ def full_size() -> str:
     return (
         f"At the size of ChatGLM-6B, GPTQ on 32 x 512 tokens took {layer['cpu_seconds'] / 60:.0f} minutes of processor "
         f"time and {layer['seconds'] / 60:.0f} minutes on the clock for one layer, and "
-        f"{layer['peak_rss_bytes'] / 1e9:.2f} GB of memory at most; {result['layers']} layers, one after the other, come to "
+        f"{layer['peak_rss_bytes'] / 1e9:.2f} GB of memory at most; {result['layers']} layers come to "
         f"{result['all_layers_cpu_hours']:.1f} hours of processor time (extrapolated). {result['threads']} threads of "
         f"{result['cpu']}, a machine shared with other work, {result['date']}, commit {result['commit']}."
     )
