@@ -1,8 +1,9 @@
 # make demo: quantize the mini model and talk to it.  make test: everything that CI runs.
 # make gpu-gate: compile all kernels for all GPUs, without one.  make gate TRITON=3.9.0: the same with another Triton.
 # make sanitize: run each kernel once under compute-sanitizer, on a GPU.
-# make report: write the tables of the READMEs and the plot of quality from benchmarks/results.
 # make fuzz: mutate checkpoint files for SECONDS=600 seconds; every one must be answered in one line.
+# make report: rewrite the tables and plots of the documents from the committed results; make bench: measure on this CPU,
+# make gpu-bench: on a GPU.
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= demo
@@ -13,7 +14,7 @@ SECONDS ?= 600
 TRITON ?= 3.7.1
 GATE := benchmarks/kernel_gate.py --json benchmarks/results/kernel_gate.json
 
-.PHONY: demo test lint report fuzz gpu-gate gate sanitize clean
+.PHONY: demo test lint fuzz report bench gpu-bench gpu-gate gate sanitize clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/python tools/quantize.py --model $(MINI) --bits 8 --output $(DEMO)/mini-int8 --overwrite
@@ -29,12 +30,19 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-report: $(VENV)/.dev
-	$(BIN)/python benchmarks/quality_report.py
-	$(BIN)/python benchmarks/tables.py
-
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m tests.fuzz.fuzz_checkpoint --seconds $(SECONDS)
+
+report: $(VENV)/.dev
+	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python benchmarks/plots.py
+	$(BIN)/python benchmarks/quality_report.py
+
+bench: PLACE := cpu
+gpu-bench: PLACE := gpu
+bench gpu-bench: $(VENV)/.dev
+	PYTHONPATH=. $(BIN)/python -m pytest benchmarks/bench_generate.py --benchmark-json=build/generate.json
+	$(BIN)/python benchmarks/generate_report.py build/generate.json --json benchmarks/results/generate_$(PLACE).json
 
 gpu-gate: $(VENV)/.dev
 	PYTHONPATH=. $(BIN)/python $(GATE)

@@ -16,6 +16,9 @@ _ESTIMATE = "estimate; not timed on a GPU"
 DEQUANTIZE_BLOCK = 32
 FINISH_BLOCK = 1024
 
+# Splits that are merged at a time by the second pass of attention; not timed.
+MERGE_BLOCK = 16
+
 # Every split of K gets at least this many blocks of 128 weights.
 _MIN_BLOCKS = 4
 
@@ -94,6 +97,29 @@ def num_splits(launch: Launch, in_features: int, out_features: int, num_multipro
     tiles = -(-out_features // launch.block_n)
     wanted = launch.programs_per_sm * num_multiprocessors // tiles
     return max(1, min(wanted, in_features // 128 // _MIN_BLOCKS))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionLaunch:
+    """How to run one-token attention: query heads in a product (1: none, without tensor cores), columns of a split."""
+
+    block_h: int
+    block_s: int
+    num_warps: int
+    source: str = _COMPILED
+
+
+def attention(heads_per_group: int, *, tensor_cores: bool) -> AttentionLaunch:
+    """The launch for so many query heads that share a key head. A product has 16 rows at least."""
+    if heads_per_group == 1 or not tensor_cores:
+        return AttentionLaunch(block_h=1, block_s=64, num_warps=4)
+    block_h = max(16, 1 << (heads_per_group - 1).bit_length())
+    return AttentionLaunch(block_h=block_h, block_s=64, num_warps=4)
+
+
+def norm_warps(columns: int) -> int:
+    """Warps of a program that normalizes a row: 16 elements a thread."""
+    return min(max(columns // 512, 1), 16)
 
 
 def plane(bits: int, group_size: int | None) -> int:

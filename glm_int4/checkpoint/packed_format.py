@@ -51,7 +51,7 @@ def pack_zero_points(zero_points: Tensor, bits: int) -> Tensor:
 
 def unpack_zero_points(words: Tensor, bits: int, out_features: int) -> Tensor:
     """Undo ``pack_zero_points``: (N, G) uint8."""
-    shifts = torch.arange(0, 32, bits, dtype=torch.int32)[:, None]
+    shifts = torch.arange(0, 32, bits, dtype=torch.int32, device=words.device)[:, None]
     values = (words[:, None] >> shifts) & ((1 << bits) - 1)
     return values.flatten(0, 1)[:out_features].to(torch.uint8)
 

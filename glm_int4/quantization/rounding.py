@@ -1,7 +1,7 @@
 """Rounding weights to integers: per group, with the range chosen by a clip search.
 
 ``quantize_rtn`` is the one entry. On the CPU its loops run in Numba (``rounding_loops.py``); on other
-devices, and as the definition of the same thing, in plain torch.
+devices, without Numba, and as the definition of the same thing, in plain torch.
 """
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from glm_int4.quantization.kernels import packing
 from glm_int4.quantization.scheme import QuantizationScheme, QuantizedWeight
+from glm_int4.quantization.threads import has_numba
 
 # Shares of a group's full range that the search tries. Against 91 shares from 1 to 0.1, the relative RMS
 # error is 0.2 to 0.7 % larger (of itself) on Gaussian and t(5) weights in groups of 32, 128 and per channel;
@@ -58,13 +59,14 @@ def quantize_rtn(weight: Tensor, scheme: QuantizationScheme) -> tuple[QuantizedW
     """
     check_shape(weight, scheme)
     group_size = scheme.row_group_size(weight.shape[1])
-    weight = weight.float().contiguous()
-    if weight.device.type == "cpu":
+    if weight.device.type == "cpu" and has_numba():
         from glm_int4.quantization import rounding_loops
 
         search = rounding_loops.search
+        weight = (weight if weight.dtype == torch.float16 else weight.float()).contiguous()
     else:
         search = search_reference
+        weight = weight.float()
     packed, scales, zeros, error, norm = search(weight, scheme, group_size, clip_shares(scheme))
     zero_points = None if scheme.symmetric else zeros
     return QuantizedWeight(scheme=scheme, packed=packed, scales=scales, zero_points=zero_points), error, norm
