@@ -98,7 +98,9 @@ class MLP(nn.Module):
         self.dense_4h_to_h = make_linear(f"{prefix}.dense_4h_to_h", config.ffn_size, config.hidden_size, False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return run_in_chunks(x, lambda part: activate_and_multiply("swiglu", self.dense_h_to_4h(part), self.dense_4h_to_h))
+        return run_in_chunks(
+            x, lambda part: activate_and_multiply("swiglu", self.dense_h_to_4h(part), self.dense_4h_to_h)
+        )
 
 
 class GLMBlock(nn.Module):
@@ -164,7 +166,7 @@ class ChatGLMModel(nn.Module):
     @functools.cached_property
     def _fused_layers(self) -> FusedLayers | None:
         """All layers as one function for single new tokens, where the backend has it."""
-        parts = [layer.parts for layer in self.encoder.layers]
+        parts = [layer.parts for layer in self.encoder.layers if isinstance(layer, GLMBlock)]
         return FusedLayers(parts, self._config, 0.0) if FusedLayers.fit(parts) else None
 
     def forward(

@@ -32,15 +32,15 @@ class FusedLayers:
         alpha: of version 1's residual; 0 for the other versions.
     """
 
+    @torch.no_grad()
     def __init__(self, layers: list[LayerParts], config: Config, alpha: float) -> None:
         matrices = [[_matrix(linear) for linear in layer.linears] for layer in layers]
         self._kept = matrices  # the table below holds addresses alone
         self._table = np.array([[_row(m) for m in row if m is not None] for row in matrices], dtype=np.int64)
-        norms = [[norm for norm in layer.norms] for layer in layers]
-        self._norm_weights = _stack([[norm.weight for norm in pair] for pair in norms])
+        self._norm_weights = _stack(layers, "weight")
         self._norm_biases = self._norm_weights
         if alpha:
-            self._norm_biases = _stack([[norm.bias for norm in pair] for pair in norms])
+            self._norm_biases = _stack(layers, "bias")
         self._epsilon, self._alpha = np.float32(config.layernorm_epsilon), np.float32(alpha)
         self._heads = (config.num_heads, config.num_kv_heads)
         first = matrices[0]
@@ -107,5 +107,6 @@ def _row(matrix: VnniMatrix) -> list[int]:
     return [*matrix.addresses, matrix.bits, num_groups, matrix.run, matrix.in_features]
 
 
-def _stack(rows: list[list[Tensor]]) -> np.ndarray:
-    return torch.stack([torch.stack(row) for row in rows]).detach().contiguous().numpy()
+def _stack(layers: list[LayerParts], name: str) -> np.ndarray:
+    """One parameter of all norms: (L, 2, hidden)."""
+    return torch.stack([torch.stack([getattr(norm, name) for norm in layer.norms]) for layer in layers]).numpy()

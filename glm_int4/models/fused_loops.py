@@ -193,7 +193,7 @@ def decode_layers(
     of query and of key/value heads. k, v, k_scales, v_scales: the cache of all layers. column: where the new
     token's keys go. widths: outputs of qkv and of the feed-forward part's first matrix.
     """
-    batch_size, hidden = x.shape
+    batch_size = x.shape[0]
     num_heads, num_kv_heads = heads
     head_dim = k.shape[4]
     rms = alpha == 0

@@ -1,7 +1,7 @@
 """Linear layers: unquantized ones, and quantized ones on the backend that suits them.
 
-Backends: "vnni" (``vnni.py``), "packed" and "rows" (``cpu.py``), "triton" (``gpu.py``), and "reference" (plain torch on any
-device, exact in the input's dtype up to float32 accumulation).
+Backends: "vnni" (``vnni.py``), "packed" and "rows" (``cpu.py``), "triton" (``gpu.py``), and "reference" (plain
+torch on any device, exact in the input's dtype up to float32 accumulation).
 """
 
 from collections.abc import Callable

@@ -15,6 +15,11 @@ TILE_ROWS = 32  # output features that one call computes: two vectors of 16 lane
 _LANES = 16
 _TILES = TILE_ROWS // _LANES
 
+# So few rows take less time than their weights take from memory, and the processor looks too few cache lines
+# ahead by itself: asking for them 8 KiB early made one row 17 to 20 % faster on one thread of an AMD EPYC
+# (INT4, 27392 x 4096; 4 KiB 13 %, 2 KiB 4 %), 16 % on two.
+_FEW_ROWS, _AHEAD_BYTES = 4, 8192
+
 _I8, _I32, _I64, _FLOAT, _HALF = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.HalfType()
 _INTS, _FLOATS = ir.VectorType(_I32, _LANES), ir.VectorType(_FLOAT, _LANES)
 
@@ -42,13 +47,16 @@ class _TileProduct:
         self.shift = bits
         self.mask = 0x000F000F if bits == 4 else 0x00FF00FF
         # Sums that depend on each other take 4 cycles each: few rows need more chains to keep the unit busy.
-        self.chains = 2 if rows <= 4 else 1
+        self.chains = 2 if rows <= _FEW_ROWS else 1
         (self.packed, self.scales, self.zeros, self.bias, self.x, self.x_scales, self.x_sums,
          self.num_runs, self.run_blocks, self.group_step, self.out, self.out_stride) = arguments  # fmt: skip
         cells = [(m, t) for m in range(rows) for t in range(_TILES)]
         self.acc = {cell: [cgutils.alloca_once(builder, _INTS) for _ in range(self.chains)] for cell in cells}
         self.total = {cell: cgutils.alloca_once(builder, _FLOATS) for cell in cells}
         module = builder.module
+        self.prefetch = cgutils.get_or_insert_function(
+            module, ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32]), "llvm.prefetch.p0"
+        )
         self.dot = cgutils.get_or_insert_function(
             module, ir.FunctionType(_INTS, [_INTS] * 3), "llvm.x86.avx512.vpdpwssd.512"
         )
@@ -75,6 +83,10 @@ class _TileProduct:
         b = self.b
         weights = b.add(self.packed, b.mul(block, _int(4 * TILE_ROWS)))
         x = b.add(self.x, b.mul(block, _int(self.planes * self.rows * 4)))
+        if self.rows <= _FEW_ROWS:
+            for t in range(_TILES):
+                line = b.inttoptr(b.add(weights, _int(_AHEAD_BYTES + 64 * t)), _I8.as_pointer())
+                b.call(self.prefetch, [line, *(ir.Constant(_I32, flag) for flag in (0, 3, 1))])
         words = [_load(b, b.add(weights, _int(64 * t)), _INTS, 64) for t in range(_TILES)]
         for plane in range(self.planes):
             shift = ir.Constant(_INTS, [self.shift * plane] * _LANES)

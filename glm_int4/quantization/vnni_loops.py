@@ -3,6 +3,8 @@
 Layouts are in ``vnni.py``. Nothing here assumes finite numbers: a nan or inf in x comes out as nan.
 """
 
+from typing import Any
+
 import numba
 import numpy as np
 
@@ -10,7 +12,7 @@ from glm_int4.quantization.vnni_intrinsics import TILE_ROWS, tile_product
 
 # Sums may be reordered and multiplications fused, but nan and inf stay what they are.
 SAFE = {"reassoc", "contract", "nsz", "arcp"}
-LOOP = {"cache": True, "fastmath": SAFE, "error_model": "numpy"}
+LOOP: Any = {"cache": True, "fastmath": SAFE, "error_model": "numpy"}
 
 PLAIN, GELU, SWIGLU = 0, 1, 2
 
@@ -215,7 +217,11 @@ def _sort_word(word, bits):
     """Weights 0, 2, 4, 6 of a word into its lower half and 1, 3, 5, 7 into the upper; of four bytes 0 and 1
     into the even bytes, 2 and 3 into the odd ones. Shifted and masked, neighbours then lie side by side."""
     if bits == 8:
-        return (word & np.uint32(0xFF0000FF)) | (word >> np.uint32(8) & np.uint32(0xFF00)) | (word & np.uint32(0xFF00)) << np.uint32(8)
+        return (
+            (word & np.uint32(0xFF0000FF))
+            | (word >> np.uint32(8) & np.uint32(0xFF00))
+            | (word & np.uint32(0xFF00)) << np.uint32(8)
+        )
     even, odd = word & np.uint32(0x0F0F0F0F), word >> np.uint32(4) & np.uint32(0x0F0F0F0F)
     even = (even | even >> np.uint32(4)) & np.uint32(0x00FF00FF)
     odd = (odd | odd >> np.uint32(4)) & np.uint32(0x00FF00FF)
@@ -231,7 +237,10 @@ def _unsort_word(word, bits):
     even, odd = word & np.uint32(0xFFFF), word >> np.uint32(16)
     even = (even | even << np.uint32(8)) & np.uint32(0x00FF00FF)
     odd = (odd | odd << np.uint32(8)) & np.uint32(0x00FF00FF)
-    even, odd = (even | even << np.uint32(4)) & np.uint32(0x0F0F0F0F), (odd | odd << np.uint32(4)) & np.uint32(0x0F0F0F0F)
+    even, odd = (
+        (even | even << np.uint32(4)) & np.uint32(0x0F0F0F0F),
+        (odd | odd << np.uint32(4)) & np.uint32(0x0F0F0F0F),
+    )
     return even | odd << np.uint32(4)
 
 
