@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "glm_int4" / "version.py").read_text(encoding="utf-8"))[1]
 
+SERVE = ["fastapi", "uvicorn", "prometheus-client"]
 # What evaluating and plotting a P-Tuning run need.
 PTUNE = ["jieba", "rouge-chinese", "nltk", "matplotlib"]
 
@@ -19,6 +20,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
+    package_data={"": ["py.typed", "*.html", "*.css", "*.js", "*.svg"]},
     packages=find_packages(include=["glm_int4", "glm_int4.*", "triton_kernels", "triton_kernels.*"]),
     install_requires=[
         "torch>=2.11",
@@ -27,12 +29,14 @@ setup(
         "safetensors",
         "sentencepiece",
         "huggingface_hub",
+        "transformers>=5",  # for glm_int4.hf alone
         "typer",
         "rich",
         "prompt_toolkit",
         "markdown-it-py",
     ],
     extras_require={
+        "serve": SERVE,
         "ptune": PTUNE,
         "peers": ["llama-cpp-python", "gguf"],
         "dev": [
@@ -42,6 +46,13 @@ setup(
             "ruff",
             "mypy",
             "compressed-tensors",
+            *SERVE,
+            "httpx",
+            "openai",
+            "langchain-openai",
+            "schemathesis",
+            "selenium",
+            "setuptools>=77",
             *PTUNE,
             "triton; sys_platform == 'linux'",  # CPU builds of torch bring none
         ],

@@ -16,6 +16,7 @@ TEXT = {*FILES, "glm_int4.text"}
 CHECKPOINT = {*MODELS, *TEXT, "glm_int4.checkpoint"}
 GENERATION = {*CHECKPOINT, "glm_int4.generation"}
 TUNING = {*GENERATION, "glm_int4.tuning"}
+SERVER = {*GENERATION, "glm_int4.version", "glm_int4.server"}
 ALLOWED = {
     "triton_kernels": LOW,
     "glm_int4/errors.py": set(),
@@ -27,9 +28,11 @@ ALLOWED = {
     "glm_int4/checkpoint": CHECKPOINT,
     "glm_int4/generation": GENERATION,
     "glm_int4/tuning": TUNING,
-    "glm_int4/cli": {*TUNING, "glm_int4.cli"},
+    "glm_int4/server": SERVER,
+    "glm_int4/hf": {*GENERATION, "glm_int4.hf"},
+    "glm_int4/cli": {*TUNING, *SERVER, "glm_int4.cli"},
 }
-PRINTING_ROOMS = ("glm_int4/cli",)
+PRINTING_ROOMS = ("glm_int4/cli", "glm_int4/server")
 
 
 def modules(room):
@@ -81,9 +84,15 @@ def test_one_place_imports_the_kernels():
     assert users == {ROOT / "glm_int4/quantization/kernels.py"}
 
 
-def test_only_the_command_line_prints_or_exits():
+def test_one_room_imports_transformers():
     for path in modules("glm_int4") + modules("triton_kernels"):
-        if path.is_relative_to(ROOT / PRINTING_ROOMS[0]):
+        if not path.is_relative_to(ROOT / "glm_int4" / "hf"):
+            assert "transformers" not in {name.split(".")[0] for name in imports(path)}, path
+
+
+def test_only_the_command_line_and_the_server_print_or_exit():
+    for path in modules("glm_int4") + modules("triton_kernels"):
+        if any(path.is_relative_to(ROOT / room) for room in PRINTING_ROOMS):
             continue
         calls = {
             node.func.id if isinstance(node.func, ast.Name) else node.func.attr

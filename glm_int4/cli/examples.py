@@ -18,6 +18,10 @@ _EXAMPLES = {
         "glm-int4 generate chatglm-6b-int4 --prompt 你好 --max-new-tokens 32",
         "glm-int4 generate chatglm-6b-int4 --prompt-file prompt.txt --json",
     ),
+    "serve": (
+        "glm-int4 serve chatglm-6b-int4",
+        "glm-int4 serve chatglm3-6b-int4 --host 0.0.0.0 --api-key KEY --parallel 4",
+    ),
     "perplexity": ("glm-int4 perplexity chatglm-6b-int4 --text examples/heldout.txt --window 1024",),
     "ptune": (
         "glm-int4 ptune --model chatglm-6b-int4 --train-file train.json --output ptuned",

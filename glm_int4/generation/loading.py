@@ -2,7 +2,6 @@
 
 import logging
 import os
-from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from glm_int4.checkpoint.prefix_file import load_prefix
 from glm_int4.errors import InputError
 from glm_int4.files import shown
 from glm_int4.generation.engine import Engine
+from glm_int4.generation.rows import check_whole_number
 from glm_int4.generations import UNDECIDED
 from glm_int4.quantization.cpu import choose_backend
 from glm_int4.quantization.gpu import choose_gpu_backend
@@ -76,12 +76,6 @@ def load(
     network = build_model(reader, info, plan)
     logger.info("loaded %s on %s: %s linears, %s stream", folder, place, plan.backend, plan.stream_dtype)
     return Engine(network, info, plan, tokenizer, max_length or limit, found)
-
-
-def check_whole_number(name: str, value: object) -> None:
-    """Raise InputError unless an argument is an integer."""
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise InputError(f"expected {name} to be a whole number, got {value!r}")
 
 
 def check_threads(threads: int) -> int:

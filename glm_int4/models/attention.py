@@ -14,6 +14,7 @@ from torch import Tensor
 
 from glm_int4.models.kv_cache import KVCache
 from glm_int4.models.prefix_encoder import Past
+from glm_int4.models.slots import RunningRows
 from glm_int4.quantization.threads import numba_threads
 
 # The official value for scores of invisible columns; finite, so that a fully masked row stays a number.
@@ -72,10 +73,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, past: Past, lay
 
     Args:
         q: (B, T, H, D). k, v: (B, T, Hkv, D), after the rotary embedding.
-        past: a cache, which is extended; or a prefix alone, whose keys stay unrotated.
+        past: a cache, or slots of one, which are extended; or a prefix alone, whose keys stay unrotated.
     Returns:
         (B, T, H * D) of q's dtype.
     """
+    if isinstance(past, RunningRows):
+        return running_attention(q, k, v, past, layer_id)
     if isinstance(past, KVCache):
         return cached_attention(q, k, v, mask, past, layer_id)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
@@ -93,31 +96,55 @@ def cached_attention(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, cache
         (B, T, H * D) of q's dtype.
     """
     end = cache.append(layer_id, k, v)
-    small = cache.dtype in (torch.float16, torch.int8) and q.device.type == "cpu"
-    if q.shape[1] == 1 and small and q.dtype == torch.float32 and _has_numba():
-        return _one_token_attention(q[:, 0], cache, layer_id, end, mask)[:, None]
+    if _has_loop(q, cache):
+        slots = torch.arange(q.shape[0])
+        return _one_token_attention(q[:, 0], cache, layer_id, slots, torch.full_like(slots, end), mask)[:, None]
     keys, values = cache.read(layer_id, end, q.dtype)
     return attention_fn(q.transpose(1, 2), keys, values, mask)
 
 
-def _one_token_attention(q: Tensor, cache: KVCache, layer_id: int, end: int, mask: AttentionMask) -> Tensor:
-    """Attention (B, H, D) to (B, H * D) in a Numba loop that reads the cache as it is stored."""
+def running_attention(q: Tensor, k: Tensor, v: Tensor, rows: RunningRows, layer_id: int) -> Tensor:
+    """Attention of one new token a row, each row to its own slot; arguments as of ``cached_attention``."""
+    rows.append(layer_id, k, v)
+    mask = AttentionMask()
+    if _has_loop(q, rows.cache):
+        return _one_token_attention(q[:, 0], rows.cache, layer_id, rows.slots, rows.ends, mask)[:, None]
+    parts = []
+    for query, slot, end in zip(q.transpose(1, 2), rows.slots.tolist(), rows.ends.tolist(), strict=True):
+        keys, values = rows.cache.slot(slot).read(layer_id, end, q.dtype)
+        parts.append(attention_fn(query[None], keys, values, mask))
+    return torch.cat(parts)
+
+
+def _one_token_attention(
+    q: Tensor, cache: KVCache, layer_id: int, slots: Tensor, ends: Tensor, mask: AttentionMask
+) -> Tensor:
+    """Attention (B, H, D) to (B, H * D) in a Numba loop that reads the cache as it is stored.
+
+    Args:
+        slots: (B,) int64, each row's place in the cache's batch. ends: (B,) int64, columns written there.
+    """
     from glm_int4.models import attention_loops
 
     def stored(x: Tensor) -> np.ndarray:
-        part = x[layer_id, :, :, :end]
+        part = x[layer_id]
         return (part.view(torch.uint16) if part.dtype == torch.float16 else part).numpy()
 
     q = q.contiguous()
     out = torch.empty_like(q)
     padding = torch.zeros(q.shape[0], dtype=torch.int64) if mask.padding is None else mask.padding
     k, v, k_scales, v_scales = (stored(x) for x in (cache.k, cache.v, cache.k_scales, cache.v_scales))
+    places = (slots.numpy(), ends.numpy(), padding.numpy(), mask.prefix_length)
     softmax_scale = np.float32(1 / math.sqrt(q.shape[-1]))
     with numba_threads():
-        attention_loops.one_token_attention(
-            q.numpy(), k, v, k_scales, v_scales, padding.numpy(), mask.prefix_length, softmax_scale, out.numpy()
-        )
+        attention_loops.one_token_attention(q.numpy(), k, v, k_scales, v_scales, *places, softmax_scale, out.numpy())
     return out.flatten(1)
+
+
+def _has_loop(q: Tensor, cache: KVCache) -> bool:
+    """Whether the Numba loop of one-token attention takes this."""
+    small = cache.dtype in (torch.float16, torch.int8) and q.device.type == "cpu"
+    return q.shape[1] == 1 and small and q.dtype == torch.float32 and _has_numba()
 
 
 @functools.cache

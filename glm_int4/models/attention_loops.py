@@ -35,21 +35,22 @@ def _overload_to_float(value):
 
 
 @numba.njit(parallel=True, cache=True, fastmath=True)
-def one_token_attention(q, k, v, k_scales, v_scales, padding, prefix_length, softmax_scale, out):
-    """out[b, h] = softmax(q[b, h] . k[b, g] * softmax_scale) @ v[b, g], with g the head's key/value head.
+def one_token_attention(q, k, v, k_scales, v_scales, slots, ends, padding, prefix_length, softmax_scale, out):
+    """out[b, h] = softmax(q[b, h] . k[s, g] * softmax_scale) @ v[s, g], with g the head's key/value head.
 
-    q, out: (B, H, D) float32. k, v: (B, Hkv, S, D) float16 bits or int8. k_scales, v_scales: (B, Hkv, S)
-    float16 bits, or (B, Hkv, 0) where k and v need none. padding: (B,) columns that are hidden, the leading
-    ones behind the first ``prefix_length``.
+    q, out: (B, H, D) float32. k, v: (slots, Hkv, S, D) float16 bits or int8. k_scales, v_scales: (slots, Hkv,
+    S) float16 bits, or (slots, Hkv, 0) where k and v need none. slots: (B,) the slot s of each row. ends: (B,)
+    columns that are written. padding: (B,) columns that are hidden, the leading ones behind the first
+    ``prefix_length``.
     """
     batch_size, num_heads, head_dim = q.shape
-    num_columns, heads_per_group = k.shape[2], num_heads // k.shape[1]
+    heads_per_group = num_heads // k.shape[1]
     scaled = k_scales.shape[2] > 0
     for task in numba.prange(batch_size * num_heads):
         row, head = task // num_heads, task % num_heads
-        group, hidden = head // heads_per_group, padding[row]
-        query, count = q[row, head], num_columns - hidden
-        keys, values = k[row, group], v[row, group]
+        slot, group, hidden = slots[row], head // heads_per_group, padding[row]
+        query, count = q[row, head], ends[row] - hidden
+        keys, values = k[slot, group], v[slot, group]
         weights = np.empty(count, dtype=np.float32)
         largest = _LOWEST
         for i in range(count):
@@ -60,7 +61,7 @@ def one_token_attention(q, k, v, k_scales, v_scales, padding, prefix_length, sof
                 score += _to_float(key[d]) * query[d]
             score *= softmax_scale
             if scaled:
-                score *= _half(k_scales[row, group, column])
+                score *= _half(k_scales[slot, group, column])
             weights[i] = score
             largest = max(largest, score)
         total = np.float32(0.0)
@@ -70,7 +71,7 @@ def one_token_attention(q, k, v, k_scales, v_scales, padding, prefix_length, sof
             weight = np.exp(weights[i] - largest)
             total += weight
             if scaled:
-                weight *= _half(v_scales[row, group, column])
+                weight *= _half(v_scales[slot, group, column])
             value = values[column]
             for d in range(head_dim):
                 acc[d] += weight * _to_float(value[d])

@@ -3,6 +3,7 @@
 Not here: which rows may look at which columns (``attention.py``), and when to start over (the engine).
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,6 +12,12 @@ def kv_bytes_per_token(num_layers: int, num_kv_heads: int, head_dim: int, dtype:
     """Bytes that a token takes in a cache of ``dtype``; int8 has a float16 scale for every head."""
     scale_bytes = torch.float16.itemsize if dtype == torch.int8 else 0
     return 2 * num_layers * num_kv_heads * (head_dim * dtype.itemsize + scale_bytes)
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Whole numbers from -127 to 127, of x's shape (..., D) and dtype, and their float16 scales (...)."""
+    scale = (x.abs().amax(-1).float() / 127).clamp(min=2.0**-24).half()
+    return (x / scale[..., None].float()).round_().clamp_(-127, 127), scale
 
 
 class KVCache:
@@ -57,18 +64,29 @@ class KVCache:
         Raises:
             ValueError: the cache is full.
         """
-        end = self.length + k.shape[1]
-        if end > self.max_length:
-            raise ValueError(f"the cache holds {self.max_length} tokens, {end} were asked for")
+        end = self.check_room(k.shape[1])
         new = slice(self.length, end)
         for x, values, scales in ((k, self.k, self.k_scales), (v, self.v, self.v_scales)):
             x = x.transpose(1, 2)
             if self.dtype == torch.int8:
-                scale = (x.abs().amax(-1).float() / 127).clamp(min=2.0**-24).half()
-                scales[layer_id, :, :, new] = scale
-                x = (x / scale[..., None].float()).round_().clamp_(-127, 127)
+                x, scales[layer_id, :, :, new] = quantize_rows(x)
             values[layer_id, :, :, new] = x
         return end
+
+    def check_room(self, num_tokens: int) -> int:
+        """The length with so many tokens more; raises ValueError where they do not fit."""
+        end = self.length + num_tokens
+        if end > self.max_length:
+            raise ValueError(f"the cache holds {self.max_length} tokens, {end} were asked for")
+        return end
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Keys, values and their scales as the memory of a CPU holds them; float16 as its bits."""
+        k, v, k_scales, v_scales = (
+            (x.view(torch.uint16) if x.dtype == torch.float16 else x).numpy()
+            for x in (self.k, self.v, self.k_scales, self.v_scales)
+        )
+        return k, v, k_scales, v_scales
 
     def write_prefix(self, k: Tensor, v: Tensor) -> None:
         """Begin every sequence of an empty cache with a prefix (num_layers, Hkv, P, D)."""

@@ -155,3 +155,16 @@ class ResponseStream(CleaningStream):
 
     def __init__(self) -> None:
         super().__init__(process_response, marks=(TRAINING_TIME, ASSISTANT))
+
+
+class ContentStream(CleaningStream):
+    """The contents of an answer's messages over pieces, without the calls of tools (``names``) and code."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        def contents(text: str, complete: bool) -> str:
+            parts = split_reply(text, names)
+            if not complete and _is_open(text.rpartition(ASSISTANT)[2]):
+                parts.pop()
+            return "\n".join(filter(None, (fill_template(content) for name, content in parts if not name.strip())))
+
+        super().__init__(contents, marks=(TRAINING_TIME, ASSISTANT))

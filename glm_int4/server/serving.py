@@ -1,0 +1,109 @@
+"""Running a server: from an engine to a socket, and an end in order."""
+
+import logging
+import os
+import socket
+import sys
+import time
+from types import FrameType
+
+import uvicorn
+
+from glm_int4.errors import InputError
+from glm_int4.generation.engine import Engine
+from glm_int4.server.app import Server
+from glm_int4.server.settings import LOOPBACK, Settings
+
+logger = logging.getLogger(__name__)
+
+_MAX_CONNECTIONS = 1024
+# The engine's thread and the event loop take turns; with Python's 5 ms a token would wait for the other's turn.
+_SWITCH_SECONDS = 0.0005
+
+
+class Service(uvicorn.Server):
+    """Runs a server with its engine; what runs is answered before it ends, unless a second signal comes.
+
+    Args:
+        greeting: lines for stderr, once connections are accepted.
+    """
+
+    def __init__(self, server: Server, greeting: tuple[str, ...] = ()) -> None:
+        super().__init__(
+            uvicorn.Config(
+                server.app,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                limit_concurrency=_MAX_CONNECTIONS,
+                h11_max_incomplete_event_size=64 << 10,
+                http="h11",
+                ws="none",
+                lifespan="off",
+            )
+        )
+        self._server, self._greeting = server, greeting
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._server.worker.start()
+        await super().startup(sockets)
+        for line in self._greeting:
+            _say(line)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._server.worker.drain()
+        await super().shutdown(sockets)
+        self._server.worker.stop()
+        self._server.worker.join()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            self.force_exit = not self._server.worker.alive  # a third signal waits for no client any more
+            self._server.worker.stop()
+            _say("ending at once")
+            return
+        self.should_exit = True
+        running = self._server.worker.batcher.num_running
+        _say(f"finishing {running} answer{'' if running == 1 else 's'}; once more to end at once")
+
+
+def serve(engine: Engine, num_slots: int, settings: Settings) -> None:
+    """Serve until a signal comes.
+
+    Raises:
+        InputError: the address cannot be bound.
+    """
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    listener = bind(settings)
+    port = listener.getsockname()[1]
+    server = Server(engine, num_slots, settings)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    answers = f"{num_slots} answer{'' if num_slots == 1 else 's'} at a time, {engine.max_length} tokens each"
+    greeting = [f"serving {settings.model_name} on http://{host}:{port} ({answers}; Ctrl-C ends)"]
+    if settings.host not in LOOPBACK and settings.api_key is None:
+        greeting.append("warning: whoever reaches this machine can use the model; --api-key asks for a key")
+    started = time.monotonic()
+    Service(server, tuple(greeting)).run(sockets=[listener])
+    _say(f"ended after {time.monotonic() - started:.0f} s")
+
+
+def bind(settings: Settings) -> socket.socket:
+    """A listening socket of the settings' address; port 0 is any free one."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        if os.name == "posix":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise InputError(
+            f"expected a free address, got {settings.host}:{settings.port}: {error.strerror or error}; "
+            "choose another --host or --port"
+        ) from error
+    return listener
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
