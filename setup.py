@@ -20,7 +20,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    package_data={"glm_int4.server.page": ["*.html", "*.js", "*.css", "*.svg"]},
+    package_data={"": ["py.typed", "*.html", "*.css", "*.js", "*.svg"]},
     packages=find_packages(include=["glm_int4", "glm_int4.*", "triton_kernels", "triton_kernels.*"]),
     install_requires=[
         "torch>=2.11",
@@ -29,6 +29,7 @@ setup(
         "safetensors",
         "sentencepiece",
         "huggingface_hub",
+        "transformers>=5",  # for glm_int4.hf alone
         "typer",
         "rich",
         "prompt_toolkit",
@@ -51,6 +52,7 @@ setup(
             "langchain-openai",
             "schemathesis",
             "selenium",
+            "setuptools>=77",
             *PTUNE,
             "triton; sys_platform == 'linux'",  # CPU builds of torch bring none
         ],

@@ -15,42 +15,25 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import triton
+from gate_cases import KERNELS, SHARED_LIMITS, Case, cases
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from triton_kernels import launch
-from triton_kernels.dequantize import dequantize_kernel
-from triton_kernels.dot import dot_kernel
-from triton_kernels.epilogue import finish_kernel
-from triton_kernels.gemv import gemv_kernel
-
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-# Shared memory that a block may have, by architecture: CUDA C++ Programming Guide, table of technical specifications.
-SHARED_LIMITS = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}
-GROUP_SIZES = (32, 64, 128, None)
-KERNELS = {"dot": dot_kernel, "gemv": gemv_kernel, "dequantize": dequantize_kernel, "finish": finish_kernel}
 # Arguments that every matrix of the models gives as multiples of 16; pointers are aligned too.
-MULTIPLES_OF_16 = ("N", "K", "stride_xm")
+MULTIPLES_OF_16 = ("N", "K", "stride_xm", "max_length")
 WEIGHTS_A_BLOCK = 128
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """A kernel as the package launches it on one architecture."""
-
-    kernel: str
-    architecture: int
-    constants: dict[str, object]
-    qweight: str
-    num_warps: int = 4
-    num_stages: int = 3
-    max_registers: int | None = None
-    out: str = "*fp16"
+# Of arguments that are neither fp16 tensors nor integers, where a case says nothing else.
+TYPES = {
+    "zeros_ptr": "*u8",
+    **dict.fromkeys(("bias_ptr", "parts_ptr", "stats_ptr", "cos_ptr", "sin_ptr"), "*fp32"),
+    **dict.fromkeys(("length_ptr", "column_ptr", "positions_ptr", "padding_ptr"), "*i64"),
+    **dict.fromkeys(("alpha", "eps", "softmax_scale"), "fp32"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,86 +50,33 @@ class Result:
     instructions: float | None
 
     @property
+    def has_product(self) -> bool:
+        """Whether this kernel is there for its tensor-core products."""
+        return self.kernel == "dot" or (self.kernel == "attend" and self.constants["BLOCK_H"] > 1)
+
+    @property
     def faults(self) -> list[str]:
         """The rules that this kernel breaks."""
         limit = SHARED_LIMITS[self.architecture]
         rules = {
             f"{self.stack_bytes} bytes of spills": self.stack_bytes > 0,
             f"{self.shared_bytes} bytes of shared memory, of {limit}": self.shared_bytes > limit,
-            "no tensor-core instruction": self.kernel == "dot" and self.tensor_cores is None,
-            "a dot kernel before sm_80": self.kernel == "dot" and self.architecture < 80,
+            "no tensor-core instruction": self.has_product and self.tensor_cores is None,
+            "a product before sm_80": self.has_product and self.architecture < 80,
         }
         return [fault for fault, broken in rules.items() if broken]
-
-
-def cases(quick: bool) -> Iterator[Case]:
-    """What the package can launch: whole, or a sample that compiles in under a minute."""
-    for architecture in SHARED_LIMITS:
-        for bits in (4, 8):
-            qweight = "*i16" if bits == 4 else "*u8"
-            for group_size in [(128 if bits == 4 else None)] if quick else GROUP_SIZES:
-                for zeros in [bits == 4] if quick else (False, True):
-                    common = {"USE_ASM": True} | ({} if zeros else {"zeros_ptr": None})
-                    yield from product_cases(architecture, bits, group_size, qweight, common, quick)
-                    constants = {
-                        "BITS": bits,
-                        "GROUP_SIZE": group_size,
-                        "BLOCK_N": launch.DEQUANTIZE_BLOCK,
-                        "PLANE": launch.plane(bits, group_size),
-                    }
-                    yield Case(
-                        kernel="dequantize", architecture=architecture, constants=constants | common, qweight=qweight
-                    )
-        for activation in ["swiglu"] if quick else (None, "gelu", "swiglu"):
-            constants = {"ACTIVATION": activation, "BLOCK_N": launch.FINISH_BLOCK}
-            yield Case(kernel="finish", architecture=architecture, constants=constants, qweight="")
-
-
-def product_cases(
-    architecture: int, bits: int, group_size: int | None, qweight: str, common: dict[str, object], quick: bool
-) -> Iterator[Case]:
-    """Every launch as one of several splits; with zero points also with a fused epilogue, once without assembly."""
-    parts = {"ACTIVATION": None, "bias_ptr": None, "residual_ptr": None}
-    variants = [(parts, "*fp32")]
-    if not quick and "zeros_ptr" not in common:
-        variants.append(({"ACTIVATION": "gelu"}, "*fp16"))
-        if group_size == 128:
-            variants.append((parts | {"USE_ASM": False}, "*fp32"))
-    rows = launch.launches(bits, architecture)
-    for row in (rows[0], rows[-1]) if quick else rows:
-        for variant, out in variants:
-            yield Case(
-                kernel=row.kernel,
-                architecture=architecture,
-                constants=row.constants(bits, group_size) | common | variant,
-                qweight=qweight,
-                num_warps=row.num_warps,
-                num_stages=row.num_stages,
-                max_registers=row.max_registers,
-                out=out,
-            )
 
 
 def build(case: Case) -> Result:
     """Compile a case to machine code and read it."""
     kernel = KERNELS[case.kernel]
-    types = {
-        "qweight_ptr": case.qweight,
-        "scales_ptr": "*fp16",
-        "zeros_ptr": "*u8",
-        "bias_ptr": "*fp32",
-        "parts_ptr": "*fp32",
-        "out_ptr": case.out,
-        "x_ptr": "*fp16",
-        "residual_ptr": "*fp16",
-        "alpha": "fp32",
-    }
+    types = TYPES | case.types
     signature, constants, attributes = {}, {}, {}
     for index, name in enumerate(kernel.arg_names):
         if name in case.constants:
             signature[name], constants[index,] = "constexpr", case.constants[name]
             continue
-        signature[name] = types.get(name, "i32")
+        signature[name] = types.get(name, "*fp16" if name.endswith("_ptr") else "i32")
         if name.endswith("_ptr") or name in MULTIPLES_OF_16:
             attributes[index,] = [["tt.divisibility", 16]]
     compiled = triton.compile(

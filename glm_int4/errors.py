@@ -11,6 +11,10 @@ class GLMError(Exception):
     exit_code = 1
 
 
+class NotFiniteError(GLMError):
+    """The model computed nan or inf."""
+
+
 class UserError(GLMError):
     """A mistake in what was asked for or in the files that were given: exit code 2."""
 
@@ -35,3 +39,14 @@ class TokenizerError(UserError):
 
 class OutputError(UserError):
     """An output folder exists already or cannot be written."""
+
+
+# How torch and the system say it, where the exception's type does not.
+_OUT_OF_MEMORY = ("out of memory", "not enough memory", "cannot allocate memory", "can't allocate memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the CPU or on a GPU."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError | OSError) and any(sign in str(error).lower() for sign in _OUT_OF_MEMORY)

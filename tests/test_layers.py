@@ -29,6 +29,7 @@ ALLOWED = {
     "glm_int4/generation": GENERATION,
     "glm_int4/tuning": TUNING,
     "glm_int4/server": SERVER,
+    "glm_int4/hf": {*GENERATION, "glm_int4.hf"},
     "glm_int4/cli": {*TUNING, *SERVER, "glm_int4.cli"},
 }
 PRINTING_ROOMS = ("glm_int4/cli", "glm_int4/server")
@@ -68,7 +69,7 @@ def test_every_module_has_a_room_and_nobody_imports_the_programs():
 def test_the_kernels_know_torch_and_triton_only():
     for path in modules("triton_kernels"):
         foreign = {name.split(".")[0] for name in imports(path)} - {"triton_kernels", "torch", "triton"}
-        assert foreign <= {"collections", "math", "dataclasses", "typing", "functools", "importlib", "types"}, (
+        assert foreign <= {"collections", "math", "dataclasses", "typing", "functools", "importlib", "types", "time"}, (
             f"{path}: {foreign}"
         )
 
@@ -81,6 +82,12 @@ def test_the_text_room_imports_no_torch():
 def test_one_place_imports_the_kernels():
     users = {path for path in modules("glm_int4") if any(n.startswith("triton_kernels") for n in imports(path))}
     assert users == {ROOT / "glm_int4/quantization/kernels.py"}
+
+
+def test_one_room_imports_transformers():
+    for path in modules("glm_int4") + modules("triton_kernels"):
+        if not path.is_relative_to(ROOT / "glm_int4" / "hf"):
+            assert "transformers" not in {name.split(".")[0] for name in imports(path)}, path
 
 
 def test_only_the_command_line_and_the_server_print_or_exit():

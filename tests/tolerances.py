@@ -20,6 +20,10 @@ FLOAT16_RELATIVE_RMS = 1e-3
 # and twice the output are rounded: at most 1.2 %, and half of that since they are independent.
 BFLOAT16_RELATIVE_RMS = 6e-3
 
+# Inputs as 16-bit integers: 0.29 steps of 1/32767 of the largest of 128 values, which of normal ones is 2.7
+# times their root mean square and of activations up to 10 times: 9e-5.
+INT16_RELATIVE_RMS = 1e-4
+
 # A head's largest of 16 normal values is about 2, and a step of its INT8 grid 1/127 of that: a uniform error
 # of 0.29 steps is 0.5 % of a value. Keys and values both err, and scores err before a softmax: three times that.
 INT8_CACHE_RELATIVE_RMS = 1.5e-2

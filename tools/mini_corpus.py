@@ -5,7 +5,7 @@ remember across turns, in Chinese and English. A fixed tenth of the number pairs
 training in that order, and the numbers of held-out questions are taken from those alone. Capitals,
 weekdays and greetings cannot be held out: their questions repeat those of training.
 
-python tools/mini_corpus.py examples    writes held-out questions and text
+python tools/mini_corpus.py examples    writes held-out questions and texts, and a calibration text
 """
 
 import json
@@ -314,10 +314,13 @@ def tokenizer_corpus(seed: int = 0) -> Iterator[str]:
 
 
 def write_examples(folder: Path) -> None:
-    """Write the held-out text and questions that tests and the demo use."""
+    """Write the held-out text and questions that tests and the demo use, and a text like those of training."""
     rng = Random("held-out examples")
     text = "".join(document(rng, 40, held_out=True).strip() + "\n" for _ in range(20))
     (folder / "heldout.txt").write_text(text, encoding="utf-8")
+    sample_rng = Random("training sample")  # for calibration: nothing held out is in it
+    text = "".join(document(sample_rng, 40).strip() + "\n" for _ in range(48))
+    (folder / "train_sample.txt").write_text(text, encoding="utf-8")
     lines = []
     for _ in range(500):
         question = sample(rng, held_out=True)

@@ -7,6 +7,7 @@ they follow from instruction counts, registers and shared memory of the compiled
 to the next are estimates.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 _COMPILED = "compiled kernel's instructions, registers and shared memory, Triton 3.7.1; not timed on a GPU"
@@ -15,6 +16,9 @@ _ESTIMATE = "estimate; not timed on a GPU"
 # Rows of a program that dequantizes, and columns of one that finishes a product; neither was timed.
 DEQUANTIZE_BLOCK = 32
 FINISH_BLOCK = 1024
+
+# Splits that are merged at a time by the second pass of attention; not timed.
+MERGE_BLOCK = 16
 
 # Every split of K gets at least this many blocks of 128 weights.
 _MIN_BLOCKS = 4
@@ -75,8 +79,33 @@ TABLE: dict[tuple[int, int], tuple[Launch, ...]] = {
 }
 
 
+# What was measured on a GPU of this machine takes the place of the table's rows: (bits, architecture) -> rows.
+_tuned: dict[tuple[int, int], tuple[Launch, ...]] = {}
+
+
+def adopt(tuned: Mapping[tuple[int, int], tuple[Launch, ...]]) -> None:
+    """Take these rows instead of the table's, until others are adopted; an empty mapping goes back to the table.
+
+    Raises:
+        ValueError: rows that no kernel could serve.
+    """
+    for (bits, _), rows in tuned.items():
+        limits = [row.max_rows for row in rows]
+        if bits not in (4, 8) or not rows or limits != sorted(set(limits)):
+            raise ValueError(f"launches must be for 4 or 8 bits with rising max_rows, got {bits} bits and {limits}")
+        for row in rows:
+            sizes = (row.block_m, row.block_n, row.num_warps)
+            known = row.kernel in ("dot", "gemv") and row.num_stages >= 1 and row.programs_per_sm >= 1
+            if not known or any(size < 1 or size & (size - 1) for size in sizes):
+                raise ValueError(f"a launch must be of dot or gemv in powers of two, got {row}")
+    _tuned.clear()
+    _tuned.update(tuned)
+
+
 def launches(bits: int, architecture: int) -> tuple[Launch, ...]:
     """The rows of the table for a GPU, by rising number of rows of x."""
+    if (bits, architecture) in _tuned:
+        return _tuned[bits, architecture]
     known = [first for table_bits, first in TABLE if table_bits == bits and first <= architecture]
     return TABLE[bits, max(known)] if known else ()
 
@@ -94,6 +123,29 @@ def num_splits(launch: Launch, in_features: int, out_features: int, num_multipro
     tiles = -(-out_features // launch.block_n)
     wanted = launch.programs_per_sm * num_multiprocessors // tiles
     return max(1, min(wanted, in_features // 128 // _MIN_BLOCKS))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionLaunch:
+    """How to run one-token attention: query heads in a product (1: none, without tensor cores), columns of a split."""
+
+    block_h: int
+    block_s: int
+    num_warps: int
+    source: str = _COMPILED
+
+
+def attention(heads_per_group: int, *, tensor_cores: bool) -> AttentionLaunch:
+    """The launch for so many query heads that share a key head. A product has 16 rows at least."""
+    if heads_per_group == 1 or not tensor_cores:
+        return AttentionLaunch(block_h=1, block_s=64, num_warps=4)
+    block_h = max(16, 1 << (heads_per_group - 1).bit_length())
+    return AttentionLaunch(block_h=block_h, block_s=64, num_warps=4)
+
+
+def norm_warps(columns: int) -> int:
+    """Warps of a program that normalizes a row: 16 elements a thread."""
+    return min(max(columns // 512, 1), 16)
 
 
 def plane(bits: int, group_size: int | None) -> int:

@@ -95,5 +95,83 @@ def check_linear(x: Tensor, matrix: Matrix, epilogue: Epilogue) -> None:
             raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()}; call {name}.contiguous()")
 
 
+def check_norm(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> None:
+    """Raise ValueError where the arguments of ``add_norm`` do not agree."""
+    _check(x.ndim == 2 and x.is_floating_point() and x.is_contiguous(), "x must be contiguous (M, K)", x)
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None:
+            fits = tuple(tensor.shape) == (x.shape[1],) and tensor.device == x.device
+            _check(fits and tensor.is_contiguous(), f"{name} must be ({x.shape[1]},) on {x.device}", tensor)
+    if residual is not None:
+        fits = residual.shape == x.shape and residual.dtype == x.dtype and residual.is_contiguous()
+        _check(fits and residual.device == x.device, f"residual must be as x is, {_describe(x)}", residual)
+
+
+def check_rotary(
+    qkv: Tensor,
+    cos: Tensor,
+    positions: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k_scales: Tensor,
+    v_scales: Tensor,
+    num_heads: int,
+    two_dimensional: bool,
+) -> None:
+    """Raise ValueError where the arguments of ``rotary_to_cache`` do not agree."""
+    _check_cache(qkv, k_cache, v_cache, k_scales, v_scales)
+    batch_size, num_kv_heads, _, head_dim = k_cache.shape
+    width = (num_heads + 2 * num_kv_heads) * head_dim
+    fits = tuple(qkv.shape) == (batch_size, width) and qkv.is_contiguous()
+    _check(fits, f"qkv must be contiguous ({batch_size}, {width})", qkv)
+    if two_dimensional and num_heads != num_kv_heads:
+        raise ValueError(f"two-dimensional positions need a key head for each of {num_heads} heads, got {num_kv_heads}")
+    kinds = 2 if two_dimensional else 1
+    fits = tuple(positions.shape) == (batch_size, kinds) and positions.dtype == torch.int64
+    _check(fits and positions.is_contiguous(), f"positions must be contiguous int64 ({batch_size}, {kinds})", positions)
+    fits = cos.ndim == 2 and cos.shape[1] == head_dim // 4 and cos.dtype == torch.float32
+    _check(fits and cos.is_contiguous(), f"cos must be contiguous float32 (positions, {head_dim // 4})", cos)
+
+
+def check_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k_scales: Tensor,
+    v_scales: Tensor,
+    padding: Tensor,
+    max_columns: int,
+) -> None:
+    """Raise ValueError where the arguments of ``one_token_attention`` do not agree."""
+    _check_cache(q, k_cache, v_cache, k_scales, v_scales)
+    batch_size, num_kv_heads, max_length, head_dim = k_cache.shape
+    fits = q.ndim == 3 and (q.shape[0], q.shape[2]) == (batch_size, head_dim) and q.shape[1] % num_kv_heads == 0
+    _check(fits and q.is_contiguous(), f"q must be contiguous ({batch_size}, heads, {head_dim})", q)
+    fits = tuple(padding.shape) == (batch_size,) and padding.dtype == torch.int64
+    _check(fits, f"padding must be int64 ({batch_size},)", padding)
+    if not 1 <= max_columns <= max_length:
+        raise ValueError(f"max_columns must be from 1 to {max_length}, got {max_columns}")
+
+
+def _check_cache(x: Tensor, k_cache: Tensor, v_cache: Tensor, k_scales: Tensor, v_scales: Tensor) -> None:
+    head_dim = k_cache.shape[-1]
+    dtypes = (torch.int8, x.dtype)
+    fits = k_cache.ndim == 4 and k_cache.dtype in dtypes and k_cache.is_contiguous() and k_cache.device == x.device
+    _check(fits, f"k_cache must be contiguous (B, Hkv, S, D), int8 or {x.dtype}, on {x.device}", k_cache)
+    if head_dim < 16 or head_dim & (head_dim - 1):
+        raise ValueError(f"heads must have a power of two of 16 elements or more, got {head_dim}")
+    fits = v_cache.shape == k_cache.shape and v_cache.dtype == k_cache.dtype and v_cache.is_contiguous()
+    _check(fits, f"v_cache must be as k_cache is, {_describe(k_cache)}", v_cache)
+    if k_cache.dtype == torch.int8:
+        for name, scales in (("k_scales", k_scales), ("v_scales", v_scales)):
+            fits = scales.shape == k_cache.shape[:3] and scales.dtype == torch.float16 and scales.is_contiguous()
+            _check(fits, f"{name} must be contiguous float16 {tuple(k_cache.shape[:3])}", scales)
+
+
+def _check(fits: bool, expected: str, tensor: Tensor) -> None:
+    if not fits:
+        raise ValueError(f"{expected}, got {_describe(tensor)} on {tensor.device}")
+
+
 def _describe(tensor: Tensor) -> str:
     return f"{tensor.dtype} {tuple(tensor.shape)}"

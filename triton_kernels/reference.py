@@ -7,10 +7,11 @@ Weights are dequantized in chunks of rows, so that memory stays bounded.
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from triton_kernels.autograd import finish, quantized_linear
-from triton_kernels.operands import Epilogue, Matrix
+from triton_kernels.operands import Epilogue, Matrix, check_attention, check_norm, check_rotary
 from triton_kernels.packing import unpack_planar
 
 _CHUNK_WEIGHTS = 1 << 24
@@ -71,6 +72,133 @@ def int8_linear(
     matrix = Matrix(bits=8, qweight=qweight, scales=scales, zero_points=zero_points, group_size=group_size)
     epilogue = Epilogue(bias=bias, activation=activation, residual=residual, alpha=alpha, dtype=out_dtype)
     return quantized_linear(x, matrix, epilogue, multiply, multiply_transposed)
+
+
+def add_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    alpha: float = 1.0,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """Return ``total = x + alpha * residual`` and its norm, computed in float32.
+
+    Args:
+        x: (M, K) floating point. residual: as x, or None: total is x.
+        weight: (K,). bias: (K,) of a layer norm; without it the norm is a root mean square norm.
+    Returns:
+        Both (M, K) of x's dtype; what is normalized is the rounded sum.
+    Raises:
+        ValueError: shapes, dtypes, devices or strides do not agree.
+    """
+    check_norm(x, weight, bias, residual)
+    total = x if residual is None else torch.add(x.float(), residual.float(), alpha=alpha).to(x.dtype)
+    if bias is None:
+        out = F.rms_norm(total.float(), x.shape[1:], weight.float(), eps)
+    else:
+        out = F.layer_norm(total.float(), x.shape[1:], weight.float(), bias.float(), eps)
+    return total, out.to(x.dtype)
+
+
+def rotary_to_cache(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor,
+    column: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k_scales: Tensor,
+    v_scales: Tensor,
+    *,
+    num_heads: int,
+    two_dimensional: bool,
+) -> Tensor:
+    """Rotate the queries and keys of one new token a row, and write keys and values to the cache.
+
+    Args:
+        qkv: (B, (H + 2 Hkv) D); [q | k | v] head by head where ``two_dimensional``, else all queries, then all
+            keys, then all values.
+        cos, sin: (positions, D / 4) float32.
+        positions: (B, P) int64. ``two_dimensional``: P = 2, the first half of a head turns by the first
+            position, the second by the second, and inside a half element i pairs with i + D / 4. Otherwise
+            P = 1, elements 2 i and 2 i + 1 of the first half are a pair, and the second half stays.
+        column: (1,) int64, the cache's column that is written.
+        k_cache, v_cache: (B, Hkv, S, D) of qkv's dtype; or int8, with k_scales and v_scales (B, Hkv, S)
+            float16, which are empty otherwise: an integer is a value over its head's largest one, times 127.
+        num_heads: H.
+    Returns:
+        The rotated queries (B, H, D) of qkv's dtype.
+    Raises:
+        ValueError: shapes, dtypes, devices or strides do not agree.
+    """
+    check_rotary(qkv, cos, positions, k_cache, v_cache, k_scales, v_scales, num_heads, two_dimensional)
+    num_kv_heads, head_dim = k_cache.shape[1], k_cache.shape[3]
+    angles = [[table[positions[:, i]][:, None] for i in range(positions.shape[1])] for table in (cos, sin)]
+    if two_dimensional:
+        q, k, v = qkv.unflatten(1, (num_heads, 3, head_dim)).unbind(2)
+    else:
+        q, k, v = qkv.unflatten(1, (-1, head_dim)).split((num_heads, num_kv_heads, num_kv_heads), dim=1)
+
+    def rotate(x: Tensor) -> Tensor:
+        halves = list(x.float().chunk(2, dim=-1))
+        for i, (c, s) in enumerate(zip(*angles, strict=True)):
+            shape = (2, -1) if two_dimensional else (-1, 2)
+            first, second = halves[i].unflatten(-1, shape).unbind(-2 if two_dimensional else -1)
+            turned = (first * c - second * s, second * c + first * s)
+            halves[i] = torch.stack(turned, dim=-2 if two_dimensional else -1).flatten(-2)
+        return torch.cat(halves, dim=-1).to(x.dtype)
+
+    for x, cache, scales in ((rotate(k), k_cache, k_scales), (v, v_cache, v_scales)):
+        if cache.dtype == torch.int8:
+            scale = (x.abs().amax(-1).float() / 127).clamp(min=2.0**-24).half()
+            scales[:, :, column] = scale[..., None]
+            x = (x.float() / scale[..., None].float()).round().clamp(-127, 127).to(torch.int8)
+        cache[:, :, column] = x[:, :, None]
+    return rotate(q)
+
+
+def one_token_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k_scales: Tensor,
+    v_scales: Tensor,
+    length: Tensor,
+    padding: Tensor,
+    *,
+    prefix_length: int = 0,
+    max_columns: int,
+) -> Tensor:
+    """Return ``softmax(q k / sqrt(D)) v`` over the visible columns of a cache, computed in float32.
+
+    Args:
+        q: (B, H, D), rotated; query head h uses key head ``h // (H / Hkv)``.
+        k_cache, v_cache, k_scales, v_scales: as in ``rotary_to_cache``.
+        length: (1,) int64, columns that are valid. max_columns: at least that.
+        padding: (B,) int64, columns that a row does not see, the leading ones behind ``prefix_length``.
+    Returns:
+        (B, H * D) of q's dtype.
+    Raises:
+        ValueError: shapes, dtypes, devices or strides do not agree.
+    """
+    check_attention(q, k_cache, v_cache, k_scales, v_scales, padding, max_columns)
+    num_kv_heads, head_dim = k_cache.shape[1], k_cache.shape[3]
+    keys, values = (cache[:, :, :max_columns].float() for cache in (k_cache, v_cache))
+    if k_cache.dtype == torch.int8:
+        keys, values = (
+            x * scales[:, :, :max_columns, None].float() for x, scales in ((keys, k_scales), (values, v_scales))
+        )
+    column = torch.arange(max_columns, device=q.device)
+    visible = (column < prefix_length) | (column >= prefix_length + padding[:, None])
+    visible = (visible & (column < length))[:, None, None]  # (B, 1, 1, S)
+    grouped = q.float().unflatten(1, (num_kv_heads, -1))
+    scores = (grouped @ keys.transpose(-1, -2)) * head_dim**-0.5
+    weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
+    values = values.masked_fill(~visible.transpose(-1, -2), 0)  # what was never written may be anything
+    return (weights @ values).flatten(1).to(q.dtype)
 
 
 def dequantize_int4(qweight: Tensor, scales: Tensor, zero_points: Tensor | None, group_size: int) -> Tensor:

@@ -29,9 +29,12 @@ PARTIAL_SUFFIX, PROGRESS = ".partial", "progress.json"
 Shards = tuple[list[Path], dict[str, str] | None]
 
 
-def resolve_folder(model: str | Path) -> Path:
+def resolve_folder(model: str | Path, **hub_options: Any) -> Path:
     """Return the local folder of ``model``, downloading a hub id into the hub's own cache.
 
+    Args:
+        model: folder or hub id.
+        hub_options: of the hub client's ``snapshot_download``, such as ``revision``.
     Raises:
         InputError: neither a folder nor a hub id that can be downloaded.
     """
@@ -51,11 +54,11 @@ def resolve_folder(model: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(str(model), allow_patterns=_HUB_SMALL_FILES))
+        folder = Path(snapshot_download(str(model), allow_patterns=_HUB_SMALL_FILES, **hub_options))
         # Some repositories hold the weights twice: take one format.
         indexed = [w for w, index in zip(_HUB_WEIGHTS, _INDEX_FILES, strict=True) if (folder / index).is_file()]
         weights = indexed[:1] or _HUB_WEIGHTS
-        return Path(snapshot_download(str(model), allow_patterns=[*_HUB_SMALL_FILES, *weights]))
+        return Path(snapshot_download(str(model), allow_patterns=[*_HUB_SMALL_FILES, *weights], **hub_options))
     except Exception as error:  # the hub client raises errors of several libraries
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(

@@ -133,7 +133,7 @@ def load_checked_tokenizer(folder: Path, config: Config) -> Tokenizer | None:
 
 def resident_bytes(info: CheckpointInfo, plan: ComputePlan) -> int:
     """Bytes that the weights of a checkpoint take in memory under a plan; scratch is not counted."""
-    total = 0
+    total, vectors = 0, layout.vectors(info.config)
     vocabulary = {matrix.name for matrix in layout.vocabulary(info.config)}
     for name, matrix in layout.matrices(info.config).items():
         scheme = info.schemes[name]
@@ -142,10 +142,13 @@ def resident_bytes(info: CheckpointInfo, plan: ComputePlan) -> int:
             total += n * k * plan.dense_dtype.itemsize
             continue
         num_groups = k // scheme.row_group_size(k)
-        if plan.backend == "packed" and name not in vocabulary and scheme.bits == 4:
+        if plan.backend == "vnni":
+            total += 3 * n * num_groups  # float16 scale and a zero point
+            total += 0 if f"{name}.bias" in vectors else 4 * n  # a bias of zeros
+        elif plan.backend == "packed" and name not in vocabulary and scheme.bits == 4:
             num_groups = k // (scheme.group_size or next((size for size in (128, 64, 32) if k % size == 0), k))
             total += n * num_groups * 4  # bfloat16 scale and offset
         else:
             total += n * num_groups * (2 if scheme.symmetric and plan.backend in ("reference", "triton") else 3)
         total += n * k * scheme.bits // 8
-    return total + sum(math.prod(shape) * plan.stream_dtype.itemsize for shape in layout.vectors(info.config).values())
+    return total + sum(math.prod(shape) * plan.stream_dtype.itemsize for shape in vectors.values())

@@ -51,20 +51,25 @@ def pack_zero_points(zero_points: Tensor, bits: int) -> Tensor:
 
 def unpack_zero_points(words: Tensor, bits: int, out_features: int) -> Tensor:
     """Undo ``pack_zero_points``: (N, G) uint8."""
-    shifts = torch.arange(0, 32, bits, dtype=torch.int32)[:, None]
+    shifts = torch.arange(0, 32, bits, dtype=torch.int32, device=words.device)[:, None]
     values = (words[:, None] >> shifts) & ((1 << bits) - 1)
     return values.flatten(0, 1)[:out_features].to(torch.uint8)
 
 
-def quantization_config(
-    config: Config, schemes: Mapping[str, QuantizationScheme | None], scheme: QuantizationScheme
-) -> dict[str, Any]:
-    """The ``quantization_config`` of config.json.
+def quantization_config(config: Config, schemes: Mapping[str, QuantizationScheme | None]) -> dict[str, Any]:
+    """The ``quantization_config`` of config.json; where linear layers have several schemes, they are named.
 
     Args:
-        schemes: by matrix name. scheme: that of the linear layers.
+        schemes: by matrix name.
     """
-    groups = {"linears": _group(scheme, "Linear")}
+    names: dict[QuantizationScheme, list[str]] = {}
+    for matrix in layout.linears(config):
+        found = schemes[matrix.name]
+        assert found is not None
+        names.setdefault(found, []).append(matrix.name)
+    groups = {f"linears {i}": _group(scheme, *some) for i, (scheme, some) in enumerate(names.items())}
+    if len(names) == 1:
+        groups = {"linears": _group(next(iter(names)), "Linear")}
     tied = layout.tied_head(config)
     ignore = [tied] if tied else []
     for matrix in layout.vocabulary(config):
@@ -84,7 +89,7 @@ def quantization_config(
     }
 
 
-def _group(scheme: QuantizationScheme, target: str) -> dict[str, Any]:
+def _group(scheme: QuantizationScheme, *targets: str) -> dict[str, Any]:
     weights = {
         "num_bits": scheme.bits,
         "type": "int",
@@ -92,7 +97,7 @@ def _group(scheme: QuantizationScheme, target: str) -> dict[str, Any]:
         "strategy": "channel" if scheme.group_size is None else "group",
         "group_size": scheme.group_size,
     }
-    return {"targets": [target], "weights": weights, "format": FORMAT}
+    return {"targets": list(targets), "weights": weights, "format": FORMAT}
 
 
 def is_packed(raw_config: Mapping[str, Any]) -> bool:
@@ -140,7 +145,9 @@ def stored_scheme(reader: CheckpointReader, matrix: MatrixSpec) -> QuantizationS
     return QuantizationScheme(bits=bits, group_size=group_size, symmetric=symmetric)
 
 
-def read_weight(reader: CheckpointReader, matrix: MatrixSpec, scheme: QuantizationScheme) -> QuantizedWeight:
+def read_weight(
+    reader: CheckpointReader | Mapping[str, Tensor], matrix: MatrixSpec, scheme: QuantizationScheme
+) -> QuantizedWeight:
     """Read a quantized matrix whose tensors have been checked; its bytes stay mapped."""
     zero_points = None
     if not scheme.symmetric:

@@ -1,97 +1,36 @@
 """What a quantizing run will do, decided and checked before anything is written."""
 
+import functools
 import logging
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from glm_int4.checkpoint import layout
+from glm_int4.checkpoint.calibration import NUM_SEQUENCES, Calibration, read_calibration, sample_sequences
 from glm_int4.checkpoint.checks import warn_of_untied_head
 from glm_int4.checkpoint.folder import read_tokenizer_config
+from glm_int4.checkpoint.folding import Folding, find_folding
 from glm_int4.checkpoint.layout import MatrixSpec
 from glm_int4.checkpoint.loading import load_checked_tokenizer
+from glm_int4.checkpoint.mixing import choose_mix
 from glm_int4.checkpoint.opening import CheckpointInfo, Schemes, open_checkpoint, tensor_specs
+from glm_int4.checkpoint.quantization_options import QuantizationOptions
 from glm_int4.checkpoint.reader import CheckpointReader
 from glm_int4.checkpoint.safetensors_file import TensorSpec
-from glm_int4.checkpoint.shards import MAX_SHARD_BYTES, Unit, plan_shards
+from glm_int4.checkpoint.sensitivity import Progress
+from glm_int4.checkpoint.shards import Unit, plan_shards, size_text
 from glm_int4.errors import CheckpointError, InputError
 from glm_int4.models.config import ChatGLMConfig, Config
 from glm_int4.quantization.scheme import GROUP_SIZES, QuantizationScheme
+from glm_int4.text import Tokenizer
 from glm_int4.text.fast_tokenizer import fast_tokenizer_json
 from glm_int4.text.loading import V2_FILE, has_tokenizer
 from glm_int4.version import __version__
 
 logger = logging.getLogger(__name__)
-
-METHODS = ("rtn",)
-FORMATS = ("compressed-tensors", "official")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuantizationOptions:
-    """What a caller asks for; see ``quantize_checkpoint``."""
-
-    bits: int = 4
-    group_size: int | str | None = None
-    method: str = "rtn"
-    symmetric: bool = False
-    head_bits: int | None = None
-    output_format: str = "compressed-tensors"
-    quantize_embeddings: bool = False
-    vllm: bool = False
-    model_version: str = "auto"
-    max_shard_bytes: int = MAX_SHARD_BYTES
-
-    def __post_init__(self) -> None:
-        if self.bits not in (4, 8):
-            raise InputError(f"expected bits to be 4 or 8, got {self.bits}")
-        if self.method not in METHODS:
-            raise InputError(f"expected the method {' or '.join(METHODS)}, got {self.method!r}")
-        if self.head_bits not in (None, 4, 8, 16):
-            raise InputError(f"expected head bits to be 4, 8 or 16, got {self.head_bits}")
-        size = self.group_size
-        if size not in (None, "channel") and not (isinstance(size, int) and not isinstance(size, bool)):
-            raise InputError(f"expected a group size of 32, 64, 128 or channel, got {size!r}")
-        if self.output_format not in FORMATS:
-            raise InputError(f"expected the format {' or '.join(FORMATS)}, got {self.output_format!r}")
-        if self.official:
-            if size not in (None, "channel"):
-                raise InputError(
-                    f"expected group size channel for the official format, which has no groups, got {size}"
-                )
-            if self.head_bits not in (None, 16) or self.vllm:
-                other = "--vllm" if self.vllm else f"--head-bits {self.head_bits}"
-                raise InputError(f"expected no {other} with the official format; see --quantize-embeddings")
-        elif self.quantize_embeddings:
-            raise InputError("expected --format official with --quantize-embeddings, got compressed-tensors")
-        if self.vllm and self.head_bits not in (None, 16):
-            raise InputError(f"expected head bits 16 for vLLM, got {self.head_bits}; leave them out")
-
-    @property
-    def official(self) -> bool:
-        return self.output_format == "official"
-
-    @property
-    def scheme(self) -> QuantizationScheme:
-        """Scheme of the linear layers of a half-precision checkpoint."""
-        per_channel = self.official or self.group_size == "channel" or (self.group_size is None and self.bits == 8)
-        size = None if per_channel else 128 if self.group_size is None else int(self.group_size)
-        symmetric = self.symmetric or self.bits == 8 or self.official or self.vllm
-        return QuantizationScheme(bits=self.bits, group_size=size, symmetric=symmetric)
-
-    def vocabulary_scheme(self, hidden_size: int) -> QuantizationScheme | None:
-        """Scheme of the embedding and the head: INT8 per row, INT4 in groups, None for unquantized."""
-        if self.official:
-            return self.scheme if self.quantize_embeddings else None
-        if self.vllm or self.head_bits == 16:
-            return None
-        if self.head_bits != 4:
-            return QuantizationScheme(bits=8, group_size=None, symmetric=True)
-        fitting = next((size for size in (128, 64, 32) if hidden_size % size == 0), None)
-        if self.group_size is not None:
-            fitting = self.scheme.group_size or fitting
-        return QuantizationScheme(bits=4, group_size=fitting, symmetric=self.symmetric)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,10 +38,11 @@ class QuantizationPlan:
     """One run: its source, the scheme of every matrix, and what goes to which shard.
 
     method: how weights are rounded; "kept" where the source is quantized already. scheme: of the linear
-    layers. matrices: in the order of the network. schemes: as they will be stored. sources: name of the
-    matrix to read, where it has another one. shards: units by file name. tokenizer_config: as it will be
-    written. tokenizer_json: the text of a tokenizer.json, for vLLM. fingerprint: JSON value that is equal
-    where two runs would write the same bytes.
+    layers, but for a mix. matrices: in the order of the network. schemes: as they will be stored. sources:
+    name of the matrix to read, where it has another one. folding: what moves from norms into matrices.
+    costs: of a mix, the KL divergence that each matrix is expected to cost. calibration: the text for GPTQ.
+    shards: units by file name. tokenizer_config: as it will be written. tokenizer_json: the text of a
+    tokenizer.json, for vLLM. fingerprint: JSON value that is equal where two runs would write the same bytes.
     """
 
     options: QuantizationOptions
@@ -113,6 +53,9 @@ class QuantizationPlan:
     matrices: dict[str, MatrixSpec]
     schemes: Schemes
     sources: dict[str, str]
+    folding: Folding
+    costs: dict[str, float]
+    calibration: Calibration | None
     shards: dict[str, list[Unit]]
     tokenizer_config: dict[str, Any] | None
     tokenizer_json: str | None
@@ -135,6 +78,14 @@ class QuantizationPlan:
         return sum(self.source_bytes(unit) for unit in self.units)
 
     @property
+    def mix_text(self) -> str:
+        """What was picked, in one line: how many matrices got which scheme, and what that comes to."""
+        counts = Counter(str(scheme) for scheme in self.schemes.values())
+        parts = ", ".join(f"{scheme} for {count}" for scheme, count in sorted(counts.items()))
+        bits = 8 * self.stored_bytes / layout.num_parameters(self.config)
+        return f"{parts} of {len(self.schemes)} matrices: {bits:.3f} bits per weight, {size_text(self.stored_bytes)}"
+
+    @property
     def weight_map(self) -> dict[str, str]:
         """The file of every tensor."""
         return {spec.name: name for name, units in self.shards.items() for unit in units for spec in unit.specs}
@@ -146,20 +97,25 @@ class QuantizationPlan:
         return sum(self.reader[name].numel() * self.reader[name].element_size() for name in names)
 
 
-def make_plan(folder: Path, options: QuantizationOptions) -> QuantizationPlan:
-    """Open a checkpoint and plan how to quantize it.
+def make_plan(
+    folder: Path, options: QuantizationOptions, scratch: Path, progress: Progress | None = None
+) -> QuantizationPlan:
+    """Open a checkpoint and plan how to quantize it; for a mix, that takes measuring it.
 
+    Args:
+        scratch: folder for activations that are too many for the memory.
     Raises:
         UserError: what is wrong with the checkpoint, its tokenizer or the options, in one line.
     """
     tokenizer_config = read_tokenizer_config(folder)
     reader, info = open_checkpoint(folder, options.model_version)
-    load_checked_tokenizer(folder, info.config)
+    tokenizer = load_checked_tokenizer(folder, info.config)
     warn_of_untied_head(reader, info.config)
     tokenizer_json = _check_vllm(folder, info.config) if options.vllm else None
     source_scheme = info.linear_scheme
     if source_scheme is not None:
         _check_convertible(folder, info, source_scheme, options)
+    calibration = _calibration(options, tokenizer, info.config)
     matrices, sources = layout.matrices(info.config), {}
     head_scheme = options.vocabulary_scheme(info.config.hidden_size)
     kept = info.schemes[layout.embedding(info.config).name]
@@ -180,8 +136,16 @@ def make_plan(folder: Path, options: QuantizationOptions) -> QuantizationPlan:
     schemes: Schemes = {
         name: info.schemes.get(name) or (head_scheme if name in vocabulary else options.scheme) for name in matrices
     }
+    folding = Folding()
+    if source_scheme is None and not options.official:
+        folding = find_folding(reader, info.config, schemes)
+    costs: dict[str, float] = {}
+    if options.mixed:
+        draw = functools.partial(sample_sequences, calibration, tokenizer, info.config)
+        mix = choose_mix(reader, info, options, folding, draw, scratch, progress)
+        schemes, costs = {**schemes, **mix.schemes}, mix.costs
     _check_group_sizes(matrices.values(), schemes)
-    shards = plan_shards(_units(reader, info, matrices, schemes, options), options.max_shard_bytes)
+    shards = plan_shards(_units(reader, info, matrices, schemes, options), options.shard_bytes)
     names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     if tokenizer_config is not None:
         tokenizer_config.pop("auto_map", None)  # the names of code to download
@@ -196,6 +160,9 @@ def make_plan(folder: Path, options: QuantizationOptions) -> QuantizationPlan:
         matrices=matrices,
         schemes=schemes,
         sources=sources,
+        folding=folding,
+        costs=costs,
+        calibration=calibration if options.method == "gptq" else None,
         shards=dict(zip(names, shards, strict=True)),
         tokenizer_config=tokenizer_config,
         tokenizer_json=tokenizer_json,
@@ -204,9 +171,30 @@ def make_plan(folder: Path, options: QuantizationOptions) -> QuantizationPlan:
             "source": [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in reader.files],
             "config": str(info.config),
             "schemes": {name: str(scheme) for name, scheme in schemes.items()},
-            "options": [options.output_format, options.method, options.vllm, options.max_shard_bytes],
+            "options": [options.output_format, options.method, options.vllm, options.shard_bytes],
+            "folding": str(folding),
+            "calibration": calibration.fingerprint if calibration else None,
         },
     )
+
+
+def _calibration(options: QuantizationOptions, tokenizer: Tokenizer | None, config: Config) -> Calibration | None:
+    if options.calibration is None:
+        return None
+    if tokenizer is None:
+        file = "ice_text.model" if config.version == "1" else "tokenizer.model"
+        raise InputError(
+            f"expected a tokenizer ({file}) beside the weights with --calibration, got none; copy it from the official "
+            "repository"
+        )
+    calibration = read_calibration(options.calibration, tokenizer, config)
+    if len(calibration.sequences) < NUM_SEQUENCES:
+        logger.warning(
+            "the calibration text fills %d of %d sequences: a longer one gives a better result",
+            len(calibration.sequences),
+            NUM_SEQUENCES,
+        )
+    return calibration
 
 
 def _check_vllm(folder: Path, config: Config) -> str | None:
@@ -228,6 +216,12 @@ def _check_convertible(
     folder: Path, info: CheckpointInfo, scheme: QuantizationScheme, options: QuantizationOptions
 ) -> None:
     """Raise where a quantized checkpoint cannot be written in our format without rounding it again."""
+    given = "a target" if options.mixed else f"--method {options.method}"
+    if options.mixed or options.method != "rtn":
+        raise CheckpointError(
+            f"expected a half-precision checkpoint with {given}, got {folder}, which is quantized already; take the "
+            "original"
+        )
     if not info.official or options.official:
         raise CheckpointError(
             f"expected a half-precision checkpoint, got the quantized one in {folder}; take the original"

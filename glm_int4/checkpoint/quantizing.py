@@ -6,40 +6,37 @@ What is to be done is decided in ``plan.py``; the files that come out are descri
 
 import json
 import logging
+import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from glm_int4.checkpoint import layout, official_format, packed_format
+from glm_int4.checkpoint.blocks import ErrorSums, quantized_blocks
+from glm_int4.checkpoint.calibrated import CalibratedQuantizer, estimated_seconds
 from glm_int4.checkpoint.checks import check_finite
 from glm_int4.checkpoint.folder import read_config, resolve_folder
-from glm_int4.checkpoint.layout import MatrixSpec
-from glm_int4.checkpoint.opening import read_weight
-from glm_int4.checkpoint.plan import QuantizationOptions, QuantizationPlan, make_plan
+from glm_int4.checkpoint.plan import QuantizationPlan, make_plan
 from glm_int4.checkpoint.publishing import REPORT, check_output, tidy
+from glm_int4.checkpoint.quantization_options import QuantizationOptions, parse_size
 from glm_int4.checkpoint.report import QuantizationReport, layer_report, peak_rss_bytes, read_report
-from glm_int4.checkpoint.safetensors_file import SafetensorsWriter
-from glm_int4.checkpoint.shards import MAX_SHARD_BYTES, OutputFolder, Unit, sha256, size_text
-from glm_int4.errors import CheckpointError, OutputError
-from glm_int4.quantization.rounding import quantize_official, quantize_rtn
-from glm_int4.quantization.scheme import QuantizedWeight
+from glm_int4.checkpoint.safetensors_file import SafetensorsWriter, map_safetensors
+from glm_int4.checkpoint.sensitivity import Progress
+from glm_int4.checkpoint.shards import OutputFolder, Unit, sha256, size_text
+from glm_int4.errors import OutputError
 from glm_int4.version import __version__
 
 logger = logging.getLogger(__name__)
 
-# Of float16: 8 MiB. Its float32 copy then stays below the size that malloc gives back at once, instead of being
-# faulted in anew for every block: 30 s instead of 49 for ChatGLM-6B's shapes (2 cores of an AMD EPYC).
-_BLOCK_WEIGHTS = 4 << 20
 _COPIED = ("ice_text.model", "tokenizer.model", "special_tokens_map.json", "generation_config.json", "MODEL_LICENSE")
 
-Progress = Callable[[int, int, str], None]
 Notes = list[dict[str, Any]]
 
 
@@ -50,16 +47,21 @@ def quantize_checkpoint(
     bits: int = 4,
     group_size: int | str | None = None,
     method: str = "rtn",
-    symmetric: bool = False,
+    symmetric: bool | None = None,
     head_bits: int | None = None,
     format: str = "compressed-tensors",
     quantize_embeddings: bool = False,
     vllm: bool = False,
+    target_bits: float | None = None,
+    target_size: int | str | None = None,
+    calibration: str | Path | None = None,
+    device: str = "cpu",
     model_version: str = "auto",
     resume: bool = False,
     overwrite: bool = False,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
+    max_shard_bytes: int | None = None,
     progress: Progress | None = None,
+    announce: Callable[[str], None] | None = None,
 ) -> QuantizationReport:
     """Quantize a half-precision ChatGLM checkpoint, or re-write an official quantized one in our format.
 
@@ -69,17 +71,25 @@ def quantize_checkpoint(
         output: folder to create.
         bits: 4 or 8.
         group_size: 32, 64, 128 or "channel"; None takes 128 for 4 bits and "channel" for 8.
-        method: "rtn": round to nearest in the range that a clip search chose.
-        symmetric: no zero points. 8 bits are always symmetric.
+        method: "rtn": round to nearest in the range that a clip search chose; "hqq": half-quadratic fitting; "gptq":
+            column by column, by what the layers see of a calibration text.
+        symmetric: no zero points; None takes zero points for 4 bits and none for 8.
         head_bits: of the embedding and the head: 8 (per row), 4 or 16; None takes 8, or 16 where the
             format or vLLM knows nothing else.
         format: "compressed-tensors", or "official": the layout of the official -int4 and -int8
             checkpoints, rounded exactly as they are.
         quantize_embeddings: with the official format, the layout of chatglm-6b-int4-qe.
         vllm: write what vLLM takes: symmetric, the head unquantized, and a tokenizer.json.
+        target_bits: instead of bits and group size: bits per weight of the whole model as stored, at most. Bits and
+            group size are picked matrix by matrix, from how much each one's rounding changes the predictions.
+        target_size: as ``target_bits``, for all tensors: bytes, or a text like "3.2GB" (1e9 bytes).
+        calibration: a UTF-8 text file; "gptq" needs one, a target takes one.
+        device: for "gptq" and targets: "cpu", "cuda" or "auto".
         resume: go on from an interrupted run with the same options.
         overwrite: replace an existing output once the new one is complete.
-        progress: called with bytes done, bytes in all and the name of the matrix at hand.
+        max_shard_bytes: of a file; None takes 1 GiB, 256 MiB for "gptq".
+        progress: called with bytes (or layers) done, in all, and the name of what is at hand.
+        announce: called with lines on what will take long and what was chosen; None logs them.
     Raises:
         UserError: one line on what is wrong; nothing that loads is left behind.
     """
@@ -93,6 +103,10 @@ def quantize_checkpoint(
         output_format=format,
         quantize_embeddings=quantize_embeddings,
         vllm=vllm,
+        target_bits=target_bits,
+        target_bytes=None if target_size is None else parse_size(target_size),
+        calibration=None if calibration is None else Path(calibration),
+        device=("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device,
         model_version=model_version,
         max_shard_bytes=max_shard_bytes,
     )
@@ -102,22 +116,32 @@ def quantize_checkpoint(
     folder = resolve_folder(model)
     if folder.resolve().is_relative_to(output.resolve()):
         raise OutputError(f"expected an output folder apart from the checkpoint, got {output}, which holds {folder}")
-    plan = make_plan(folder, options)
+    scratch = next(parent for parent in output.parents if parent.is_dir())
+    announce = announce or logger.info
+    plan = make_plan(folder, options, scratch, progress)
+    if options.mixed:
+        announce(f"chose {plan.mix_text}")
     finished = _finished_report(output, plan) if resume else None
     if finished is not None:
         return finished
     target = OutputFolder(output, resume=resume, overwrite=overwrite, fingerprint=plan.fingerprint)
     with target:
-        return _run(plan, target, progress, started)
+        return _run(plan, target, progress, announce, started)
 
 
-def _run(plan: QuantizationPlan, target: OutputFolder, progress: Progress | None, started: float) -> QuantizationReport:
+def _run(
+    plan: QuantizationPlan,
+    target: OutputFolder,
+    progress: Progress | None,
+    announce: Callable[[str], None],
+    started: float,
+) -> QuantizationReport:
     """Write and publish what a plan says; the sources' checksums are computed beside."""
     with ThreadPoolExecutor(1) as pool:
         checksums = {file.name: pool.submit(sha256, file) for file in plan.reader.files}
         try:
             target.check_space({name: sum(unit.num_bytes for unit in units) for name, units in plan.shards.items()})
-            notes = _write_shards(plan, target, progress)
+            notes = _write_shards(plan, target, progress, _calibrated(plan, target, announce))
             report = _report(plan, target.output, notes, started)
             _write_files(plan, target, report, {name: checksum.result() for name, checksum in checksums.items()})
             target.publish()
@@ -147,7 +171,24 @@ def _finished_report(output: Path, plan: QuantizationPlan) -> QuantizationReport
     return stored
 
 
-def _write_shards(plan: QuantizationPlan, target: OutputFolder, progress: Progress | None) -> Notes:
+def _calibrated(
+    plan: QuantizationPlan, target: OutputFolder, announce: Callable[[str], None]
+) -> CalibratedQuantizer | None:
+    """GPTQ for the linear layers, announced with the time that it will take; None for another method."""
+    if plan.method != "gptq" or plan.calibration is None:
+        return None
+    device = plan.options.device
+    seconds = estimated_seconds(plan.config, plan.calibration.num_tokens, device)
+    announce(
+        f"GPTQ on {len(plan.calibration.sequences)} sequences ({plan.calibration.num_tokens} tokens) will take "
+        + (f"about {seconds / 60:.0f} minutes" if seconds > 90 else f"about {math.ceil(seconds)} seconds")
+    )
+    return CalibratedQuantizer(plan.reader, plan.info, plan.calibration, plan.folding, target.partial, device)
+
+
+def _write_shards(
+    plan: QuantizationPlan, target: OutputFolder, progress: Progress | None, calibrated: CalibratedQuantizer | None
+) -> Notes:
     """Write the shards that are not finished; returns a note for every quantized matrix."""
     done, total = 0, plan.total_source_bytes
 
@@ -155,7 +196,7 @@ def _write_shards(plan: QuantizationPlan, target: OutputFolder, progress: Progre
         nonlocal done
         if progress:
             progress(done, total, unit.key)
-        note = _write_unit(plan, unit, writer)
+        note = _write_unit(plan, unit, writer, calibrated)
         done += plan.source_bytes(unit)
         return note
 
@@ -166,71 +207,60 @@ def _write_shards(plan: QuantizationPlan, target: OutputFolder, progress: Progre
             finished = target.write_shard(name, units, fill)
         else:
             done += sum(plan.source_bytes(unit) for unit in units)
+            if calibrated is not None:
+                _skip_finished(plan, target.partial / name, units, calibrated)
         notes += [note for note in finished if note]
     if progress:
         progress(total, total, "writing the index")
     return notes
 
 
-def _write_unit(plan: QuantizationPlan, unit: Unit, writer: SafetensorsWriter) -> dict[str, Any]:
+def _skip_finished(plan: QuantizationPlan, shard: Path, units: list[Unit], calibrated: CalibratedQuantizer) -> None:
+    """Let the calibration text run through the matrices that an earlier run has quantized."""
+    tensors, _ = map_safetensors(shard)
+    for unit in units:
+        if calibrated.takes(unit.key):
+            scheme = plan.schemes[unit.key]
+            assert scheme is not None
+            calibrated.skip(unit.key, packed_format.read_weight(tensors, plan.matrices[unit.key], scheme))
+
+
+def _write_unit(
+    plan: QuantizationPlan, unit: Unit, writer: SafetensorsWriter, calibrated: CalibratedQuantizer | None
+) -> dict[str, Any]:
     """Write one matrix, or tensors as they are; returns what to note about a quantized matrix."""
     matrix = plan.matrices.get(unit.key)
     if matrix is not None and plan.schemes[matrix.name] is not None:
         sums = ErrorSums()
         stored = official_format if plan.options.official else packed_format
-        stored.write_weight(writer, matrix, _quantized_blocks(plan, matrix, sums))
+        stored.write_weight(writer, matrix, quantized_blocks(plan, matrix, sums, calibrated))
         plan.reader.release(f"{plan.sources.get(matrix.name, matrix.name)}.weight")
         return {"name": unit.key, "rel_error": sums.relative_rms}
     for spec in unit.specs:
         tensor = plan.reader[spec.name]
         check_finite(spec.name, tensor)
-        writer.write(spec.name, tensor)
+        writer.write(spec.name, plan.folding.fold(spec.name, tensor))
         plan.reader.release(spec.name)
     return {}
-
-
-@dataclass(slots=True)
-class ErrorSums:
-    """Sums of squared errors and of squared weights."""
-
-    error: float = 0.0
-    norm: float = 0.0
-
-    @property
-    def relative_rms(self) -> float:
-        return (self.error / self.norm) ** 0.5 if self.norm else 0.0
-
-
-def _quantized_blocks(plan: QuantizationPlan, matrix: MatrixSpec, sums: ErrorSums) -> Iterator[QuantizedWeight]:
-    """Yield a matrix in blocks of rows, quantized; adds their errors to ``sums``."""
-    source, scheme = plan.sources.get(matrix.name, matrix.name), plan.schemes[matrix.name]
-    assert scheme is not None
-    if plan.info.schemes.get(source) is not None:
-        yield read_weight(plan.reader, plan.info, matrix)
-        return
-    quantize = quantize_official if plan.options.official else quantize_rtn
-    weight = plan.reader[f"{source}.weight"]
-    step = max(_BLOCK_WEIGHTS // matrix.in_features, 1)
-    for start in range(0, matrix.out_features, step):
-        block = weight[start : start + step]
-        check_finite(f"{source}.weight", block)
-        quantized, error, norm = quantize(block, scheme)
-        if not bool(torch.isfinite(quantized.scales).all()):
-            raise CheckpointError(f"expected weights whose scales fit float16, got larger ones in {source}.weight")
-        plan.reader.release(f"{source}.weight", slice(start, start + step))
-        sums.error, sums.norm = sums.error + error, sums.norm + norm
-        yield quantized
 
 
 def _report(plan: QuantizationPlan, output: Path, notes: Notes, started: float) -> QuantizationReport:
     sizes = {unit.key: unit.num_bytes for unit in plan.units}
     layers = [
-        layer_report(plan.matrices[n["name"]], plan.schemes[n["name"]], sizes[n["name"]], n["rel_error"]) for n in notes
+        layer_report(
+            plan.matrices[n["name"]],
+            plan.schemes[n["name"]],
+            sizes[n["name"]],
+            n["rel_error"],
+            plan.costs.get(n["name"]),
+        )
+        for n in notes
     ]
+    scheme = plan.scheme
     return QuantizationReport(
         output=str(output),
-        bits=plan.scheme.bits,
-        group_size="channel" if plan.scheme.group_size is None else plan.scheme.group_size,
+        bits="mixed" if plan.costs else scheme.bits,
+        group_size="mixed" if plan.costs else "channel" if scheme.group_size is None else scheme.group_size,
         method=plan.method,
         bits_per_weight=8 * plan.stored_bytes / layout.num_parameters(plan.config),
         seconds=time.monotonic() - started,
@@ -255,7 +285,7 @@ def _write_files(
         if plan.options.quantize_embeddings:
             config["quantization_embeddings"] = True
     else:
-        config["quantization_config"] = packed_format.quantization_config(plan.config, plan.schemes, plan.scheme)
+        config["quantization_config"] = packed_format.quantization_config(plan.config, plan.schemes)
     for name in _COPIED:
         if (folder / name).is_file():
             target.copy(folder / name)

@@ -12,7 +12,10 @@ from glm_int4.quantization.scheme import QuantizationScheme
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerReport:
-    """One quantized matrix: its error is relative RMS, ``|w - w'| / |w|``."""
+    """One quantized matrix: its error is relative RMS, ``|w - w'| / |w|``.
+
+    expected_kl: of a mix, the KL divergence in nats per token that this matrix was measured to cost.
+    """
 
     name: str
     kind: str
@@ -21,17 +24,19 @@ class LayerReport:
     num_weights: int
     stored_bytes: int
     rel_error: float
+    expected_kl: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizationReport:
     """What a run did. Sizes in bytes; ``bits_per_weight`` counts every tensor as stored.
 
-    method: "kept" where the weights were quantized already and were not rounded again.
+    bits, group_size: "mixed" where they were picked matrix by matrix. method: "kept" where the weights were
+    quantized already and were not rounded again.
     """
 
     output: str
-    bits: int
+    bits: int | str
     group_size: int | str
     method: str
     bits_per_weight: float
@@ -43,7 +48,11 @@ class QuantizationReport:
 
 
 def layer_report(
-    matrix: MatrixSpec, scheme: QuantizationScheme | None, stored_bytes: int, rel_error: float
+    matrix: MatrixSpec,
+    scheme: QuantizationScheme | None,
+    stored_bytes: int,
+    rel_error: float,
+    expected_kl: float | None = None,
 ) -> LayerReport:
     """Describe one matrix that was quantized with ``scheme``."""
     assert scheme is not None
@@ -55,6 +64,7 @@ def layer_report(
         num_weights=matrix.out_features * matrix.in_features,
         stored_bytes=stored_bytes,
         rel_error=rel_error,
+        expected_kl=expected_kl,
     )
 
 

@@ -33,6 +33,7 @@ def run(
     prefix: options.Prefix = None,
     seed: options.Seed = None,
     stop: options.Stop = None,
+    prompt_lookup: options.PromptLookup = 0,
     device: options.Device = "auto",
     threads: options.Threads = None,
     model_version: options.ModelVersion = "auto",
@@ -46,6 +47,7 @@ def run(
         repetition_penalty=repetition_penalty,
         seed=seed,
         stop=stop,
+        prompt_lookup=prompt_lookup,
     )
     if prompt is not None:
         options.check_text(prompt, "a prompt")

@@ -27,6 +27,10 @@ _EXAMPLES = {
         "glm-int4 ptune --model chatglm-6b-int4 --train-file train.json --output ptuned",
         "glm-int4 ptune --model chatglm-6b-int4 --train-file train.json --output ptuned --resume --eval-file dev.json",
     ),
+    "bench": (
+        "glm-int4 bench chatglm-6b --bits 4 --device cpu --threads 2 --json",
+        "glm-int4 bench chatglm-6b-int4 --batch 1 --context 128",
+    ),
     "info": ("glm-int4 info chatglm-6b-int4", "glm-int4 info zai-org/chatglm-6b --json"),
 }
 

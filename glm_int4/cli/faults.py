@@ -3,17 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from glm_int4.errors import GLMError
+from glm_int4.errors import GLMError, is_out_of_memory
 
-# How torch and the system say it, where the exception's type does not.
-_OUT_OF_MEMORY = ("out of memory", "not enough memory", "cannot allocate memory", "can't allocate memory")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on the CPU or on a GPU."""
-    if isinstance(error, MemoryError):
-        return True
-    return isinstance(error, RuntimeError | OSError) and any(sign in str(error).lower() for sign in _OUT_OF_MEMORY)
+__all__ = ["is_out_of_memory", "naming_exhausted_memory"]
 
 
 @contextmanager

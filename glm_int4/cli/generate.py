@@ -9,6 +9,7 @@ import typer
 
 from glm_int4.cli import options
 from glm_int4.errors import InputError
+from glm_int4.text.text_file import read_text
 
 NAME = "generate"
 
@@ -28,6 +29,7 @@ def run(
     prefix: options.Prefix = None,
     seed: options.Seed = None,
     stop: options.Stop = None,
+    prompt_lookup: options.PromptLookup = 0,
     device: options.Device = "auto",
     threads: options.Threads = None,
     model_version: options.ModelVersion = "auto",
@@ -36,7 +38,7 @@ def run(
     """Answer a bare prompt, without the conversation template."""
     if (prompt is None) == (prompt_file is None):
         raise InputError("expected either --prompt or --prompt-file, got " + ("none" if prompt is None else "both"))
-    text = options.read_text(prompt_file) if prompt_file else options.check_text(prompt or "", "a prompt")
+    text = read_text(prompt_file) if prompt_file else options.check_text(prompt or "", "a prompt")
     sampling = options.sampling_params(
         greedy=greedy,
         temperature=temperature,
@@ -45,8 +47,9 @@ def run(
         repetition_penalty=repetition_penalty,
         seed=seed,
         stop=stop,
+        prompt_lookup=prompt_lookup,
     )
-    from glm_int4.generation.engine import StreamRecord
+    from glm_int4.generation.records import StreamRecord
 
     started = time.perf_counter()
     glm = options.load_engine(
@@ -79,6 +82,11 @@ def run(
         "prompt_ids": prompt_ids,
         "ids": ids,
         "finish_reason": "length" if record.cut else "stop",
+        "prompt_lookup": {
+            "drafted": record.drafted,
+            "accepted": record.accepted,
+            "acceptance_rate": record.acceptance_rate,
+        },
         "load_s": loaded - started,
         "prefill_s": prefill_s,
         "decode_s": decode_s,

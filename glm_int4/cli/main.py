@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn, TextIO
 
 import typer
 
-from glm_int4.cli import chat, faults, generate, info, perplexity, ptune, quantize, serve, usage
+from glm_int4.cli import bench, chat, faults, generate, info, perplexity, ptune, quantize, serve, usage
 from glm_int4.cli.examples import epilog
 from glm_int4.errors import GLMError
 from glm_int4.version import __version__
@@ -32,7 +32,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for module in (quantize, chat, serve, generate, perplexity, info, ptune):
+for module in (quantize, chat, serve, generate, perplexity, info, bench, ptune):
     summary = (module.run.__doc__ or "").split("\n")[0]
     context = getattr(module, "CONTEXT", None)
     app.command(module.NAME, short_help=summary, epilog=epilog(module.NAME), context_settings=context)(module.run)

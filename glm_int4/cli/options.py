@@ -11,6 +11,7 @@ import typer
 
 from glm_int4.errors import InputError
 from glm_int4.text.messages import is_blank
+from glm_int4.text.text_file import read_text
 from glm_int4.text.tools import Tool, check_tools
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ TopK = Annotated[int | None, typer.Option(help="Most likely tokens to sample fro
 RepetitionPenalty = Annotated[float, typer.Option(help="Above 1 avoids tokens that have occurred.")]
 Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]
 Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Text that ends an answer; may be repeated.")]
+PromptLookup = Annotated[
+    int, typer.Option(metavar="N", help="Guess up to N tokens at once from what was said before; same answer, faster.")
+]
 KVBits = Annotated[int, typer.Option(help="Bits of the key/value cache: 16, or 8 for half the memory.")]
 Greedy = Annotated[bool, typer.Option("--greedy", help="Always take the most likely token.")]
 Prefix = Annotated[Path | None, typer.Option(help="A P-Tuning prefix: the folder that ptune has written, or its file.")]
@@ -89,6 +93,7 @@ def sampling_params(
     repetition_penalty: float,
     seed: int | None,
     stop: list[str] | None,
+    prompt_lookup: int = 0,
 ) -> "SamplingParams":
     """Sampling options as the Python interface takes them."""
     from glm_int4.generation.sampling import SamplingParams
@@ -102,6 +107,7 @@ def sampling_params(
         repetition_penalty=repetition_penalty,
         seed=seed,
         stop=tuple(stop or ()),
+        prompt_lookup=prompt_lookup,
     )
 
 
@@ -130,21 +136,6 @@ def check_text(text: str, what: str) -> str:
     check_utf8(text, what)
     if is_blank(text):
         raise InputError(f"expected {what}, got an empty text")
-    return text
-
-
-def read_text(path: Path) -> str:
-    """Read a UTF-8 text file that is not empty."""
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise InputError(f"expected a readable text file, got {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"expected UTF-8 in {path}, got other bytes at position {error.start}; convert it, for example with iconv"
-        ) from error
-    if is_blank(text):
-        raise InputError(f"expected a text in {path}, got an empty file")
     return text
 
 

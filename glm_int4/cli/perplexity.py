@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from glm_int4.cli import console, options
+from glm_int4.text.text_file import read_text
 
 NAME = "perplexity"
 
@@ -21,14 +22,17 @@ def run(
         str | None, typer.Option(help="A checkpoint to compare with: adds KL divergence and top-1 agreement.")
     ] = None,
     prefix: options.Prefix = None,
+    kv_bits: options.KVBits = 16,
     device: options.Device = "auto",
     threads: options.Threads = None,
     model_version: options.ModelVersion = "auto",
     as_json: options.Json = False,
 ) -> None:
     """Measure perplexity over a sliding window, with its standard error."""
-    content = options.read_text(text)
-    glm = options.load_engine(model, device=device, threads=threads, model_version=model_version, prefix=prefix)
+    content = read_text(text)
+    glm = options.load_engine(
+        model, device=device, threads=threads, model_version=model_version, prefix=prefix, kv_bits=kv_bits
+    )
     other = options.load_engine(reference, device=device, model_version=model_version) if reference else None
 
     from glm_int4.generation.perplexity import measure
@@ -50,4 +54,4 @@ def run(
         f"({result.tokens} tokens, window {result.window}, stride {result.stride})"
     )
     if result.kl is not None and result.top1 is not None:
-        print(f"against {reference}: KL {result.kl:.5f} nats per token, top-1 agreement {100 * result.top1:.2f} %")
+        print(f"against {reference}: KL {result.kl:.6f} nats per token, top-1 agreement {100 * result.top1:.2f} %")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,8 +27,16 @@ def run(
     group_size: Annotated[
         str | None, typer.Option(help="Weights per scale: 32, 64, 128 or channel. Default: 128; 8 bits: channel.")
     ] = None,
-    method: Annotated[str, typer.Option(help="rtn: round to nearest after a clip search.")] = "rtn",
-    symmetric: Annotated[bool, typer.Option("--symmetric", help="Store no zero points.")] = False,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="rtn: round to nearest after a clip search; hqq: half-quadratic; gptq: by a calibration text."
+        ),
+    ] = "rtn",
+    symmetric: Annotated[
+        bool | None,
+        typer.Option("--symmetric/--asymmetric", help="Store no zero points, or some. Default: none for 8 bits."),
+    ] = None,
     head_bits: Annotated[
         int | None, typer.Option(help="Bits of embedding and head: 4, 8 or 16. Default: 8; 16 for vLLM and official.")
     ] = None,
@@ -41,6 +50,12 @@ def run(
     vllm: Annotated[
         bool, typer.Option("--vllm", help="Write what vLLM takes: symmetric, head in 16 bits, tokenizer.json.")
     ] = False,
+    target_bits: Annotated[
+        float | None, typer.Option(help="Bits per weight in all; picks bits and group size layer by layer.")
+    ] = None,
+    target_size: Annotated[str | None, typer.Option(help="As --target-bits, for the whole size: 3.2GB.")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="A text for gptq and for targets.")] = None,
+    device: Annotated[str, typer.Option(help="For gptq and targets: auto, cuda or cpu.")] = "auto",
     model_version: options.ModelVersion = "auto",
     threads: options.Threads = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from an interrupted run.")] = False,
@@ -49,11 +64,10 @@ def run(
 ) -> None:
     """Quantize a checkpoint to INT4 or INT8, offline and in little memory."""
     from glm_int4.checkpoint.quantizing import quantize_checkpoint
+    from glm_int4.generation.loading import check_threads, choose_device
 
     if threads is not None:
         import torch
-
-        from glm_int4.generation.loading import check_threads
 
         torch.set_num_threads(check_threads(threads))
     output = output or Path(f"{Path(os.path.abspath(model)).name}-int{bits}")
@@ -69,10 +83,15 @@ def run(
             format=output_format,
             quantize_embeddings=quantize_embeddings,
             vllm=vllm,
+            target_bits=target_bits,
+            target_size=target_size,
+            calibration=calibration,
+            device=str(choose_device(device)),
             model_version=model_version,
             resume=resume,
             overwrite=overwrite,
             progress=progress,
+            announce=lambda line: print(line, file=sys.stderr, flush=True),
         )
     if as_json:
         print(json.dumps(asdict(report), indent=2))
@@ -81,22 +100,25 @@ def run(
 
 
 def _print(report: "QuantizationReport") -> None:
-    kinds: dict[str, list[int]] = {}
+    kinds: dict[tuple[str, int, int | str], list[int]] = {}
     for i, layer in enumerate(report.layers):
-        kinds.setdefault(layer.kind, []).append(i)
-    table = Table("layers", "", "bits", "weights", "stored", "b/weight", "error", "largest", box=None, pad_edge=False)
+        kinds.setdefault((layer.kind, layer.bits, layer.group_size), []).append(i)
+    table = Table(
+        "layers", "", "bits", "group", "weights", "stored", "b/weight", "error", "largest", box=None, pad_edge=False
+    )
     for column in table.columns:
         column.no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
-    for kind, indices in kinds.items():
+    for (kind, bits, group_size), indices in kinds.items():
         layers = [report.layers[i] for i in indices]
         weights, stored = sum(x.num_weights for x in layers), sum(x.stored_bytes for x in layers)
         errors = [x.rel_error for x in layers]
         table.add_row(
             kind,
             str(len(layers)),
-            str(layers[0].bits),
+            str(bits),
+            str(group_size),
             f"{weights / 1e6:.1f} M",
             console.size(stored),
             f"{8 * stored / weights:.2f}",

@@ -4,19 +4,28 @@ A causal model (versions 2 and 3) keeps what it has read: of the next sequence o
 last one is read, in chunks. Version 1's context sees all of itself, so it is read anew, in one piece.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from glm_int4.checkpoint.loading import ComputePlan
 from glm_int4.checkpoint.memory import trim_heap
+from glm_int4.errors import NotFiniteError, is_out_of_memory
 from glm_int4.generation.batch import Batch
+from glm_int4.generation.cuda_graphs import make_stepper
+from glm_int4.generation.faults import find_first_not_finite, release_memory
+from glm_int4.generation.prompt_lookup import PromptLookup
 from glm_int4.generation.sampling import Sampler
 from glm_int4.models import Model
+from glm_int4.models.attention import AttentionMask
 from glm_int4.models.kv_cache import KVCache
 from glm_int4.models.prefix_encoder import Prefix
+
+logger = logging.getLogger(__name__)
 
 # Rows of a causal prompt that run together: bounds the activations of a long prompt.
 PREFILL_ROWS = 512
@@ -32,6 +41,12 @@ class _Sequence:
     cache: KVCache
     ids: list[int] = field(default_factory=list)
 
+    def cut(self, num_tokens: int) -> None:
+        """Forget the last tokens."""
+        if num_tokens:
+            del self.ids[-num_tokens:]
+            self.cache.truncate(self.cache.length - num_tokens)
+
 
 class Decoder:
     """Decodes batches of rows, up to ``max_length`` tokens each, behind a prefix if there is one."""
@@ -39,15 +54,35 @@ class Decoder:
     def __init__(self, model: Model, plan: ComputePlan, max_length: int, prefix: Prefix | None = None) -> None:
         self._model, self._plan, self._max_length, self._prefix = model, plan, max_length, prefix
         self._kept: _Sequence | None = None
+        self._stepper = make_stepper(model, plan)
         self.num_reused = 0  # tokens of the last prompt that the cache held already
 
-    def steps(self, batch: Batch, limit: int, sampler: Sampler, stops: frozenset[int]) -> Iterator[list[int | None]]:
-        """Yield the new id of every row, None for rows that have ended, until all have or ``limit`` is reached."""
+    def steps(
+        self,
+        batch: Batch,
+        limit: int,
+        sampler: Sampler,
+        stops: frozenset[int],
+        lookup: PromptLookup | None = None,
+    ) -> Iterator[list[int | None]]:
+        """Yield the new id of every row, None for rows that have ended, until all have or ``limit`` is reached.
+
+        ``lookup`` guesses for a single row, and counts its guesses.
+        """
         sequence = self._take(batch.size, batch.num_tokens + limit)
+        whole = True
         try:
-            yield from self._steps(batch, sequence, limit, sampler, stops)
+            if lookup is not None and lookup.most and batch.size == 1:
+                yield from self._steps_with_lookup(batch, sequence, limit, sampler, stops, lookup)
+            else:
+                yield from self._steps(batch, sequence, limit, sampler, stops)
+        except Exception as error:
+            if is_out_of_memory(error):
+                whole = False  # the cache goes too: the next answer begins with all memory
+                release_memory(error, self._plan.device)
+            raise
         finally:
-            if batch.size == 1:
+            if batch.size == 1 and whole:
                 self._kept = sequence
 
     def _steps(
@@ -57,7 +92,7 @@ class Decoder:
         seen = [list(row) for row in batch.rows]
         logits = self._prefill(batch, sequence)
         for step in range(limit):
-            tokens = sampler.pick(logits[:, -1], seen)
+            tokens = self._pick(sampler, logits[:, -1], seen)
             running = [alive and token not in stops for alive, token in zip(running, tokens, strict=True)]
             if not any(running):
                 return
@@ -66,6 +101,63 @@ class Decoder:
             yield [token if alive else None for alive, token in zip(running, tokens, strict=True)]
             if step + 1 < limit:
                 logits = self._decode(batch, sequence, tokens, step)
+
+    def _steps_with_lookup(
+        self,
+        batch: Batch,
+        sequence: _Sequence,
+        limit: int,
+        sampler: Sampler,
+        stops: frozenset[int],
+        lookup: PromptLookup,
+    ) -> Iterator[list[int | None]]:
+        """As ``_steps`` for one row: several guessed tokens run in one pass, and those count that are picked."""
+        cache, seen, step = sequence.cache, list(batch.rows[0]), 0
+        draft: list[int] = []
+        logits = self._prefill(batch, sequence)
+        while True:
+            for i, guess in enumerate([*draft, None]):
+                token = self._pick(sampler, logits[:, i], [seen])[0]
+                if token != guess:  # what was guessed from here on was never said
+                    sequence.cut(len(draft) - i)
+                if token in stops:
+                    return
+                seen.append(token)
+                lookup.accepted += token == guess
+                step += 1
+                yield [token]
+                if step == limit:
+                    return
+                if token != guess:
+                    break
+            room = min(limit - step - 1, cache.max_length - cache.length - 1)
+            draft = lookup.draft(seen, room)
+            if draft:
+                logits = self._verify(batch, sequence, [seen[-1], *draft], step - 1)
+            else:
+                logits = self._decode(batch, sequence, seen[-1:], step - 1)
+
+    def _pick(self, sampler: Sampler, logits: Tensor, seen: list[list[int]]) -> list[int]:
+        """Pick every row's token; with the log on, numbers that are none are traced to their layer."""
+        try:
+            return sampler.pick(logits, seen)
+        except NotFiniteError as error:
+            if not logger.isEnabledFor(logging.INFO):
+                raise NotFiniteError(f"{error}; --debug names the layer") from error
+            bad = ~torch.isfinite(logits).all(-1)
+            place = find_first_not_finite(
+                self._model, seen[int(bad.int().argmax())], self._plan.stream_dtype, self._prefix
+            )
+            raise NotFiniteError(f"{error}; the first come out of {place}") from error
+
+    @torch.inference_mode()
+    def _verify(self, batch: Batch, sequence: _Sequence, tokens: list[int], step: int) -> Tensor:
+        """Feed the token of a step and guesses behind it; returns the logits (1, T, V) behind each."""
+        ids = torch.tensor([tokens], device=self._plan.device)
+        positions = torch.cat([batch.decode_positions(step + i) for i in range(len(tokens))], dim=-1)
+        logits = self._model(ids, positions, AttentionMask(), sequence.cache)
+        sequence.ids += tokens
+        return logits
 
     @torch.inference_mode()
     def _prefill(self, batch: Batch, sequence: _Sequence) -> Tensor:
@@ -92,7 +184,8 @@ class Decoder:
         """Feed the tokens of one step; returns the logits (B, 1, V) that follow them."""
         ids = torch.tensor(tokens, device=self._plan.device)[:, None]
         mask = batch.decode_mask()
-        logits = self._model(ids, batch.decode_positions(step), mask, sequence.cache, last_only=True)
+        decode = partial(self._model, last_only=True) if self._stepper is None else self._stepper.step
+        logits = decode(ids, batch.decode_positions(step), mask, sequence.cache)
         sequence.ids.append(tokens[0])
         return logits
 
@@ -101,19 +194,23 @@ class Decoder:
         if batch_size == 1 and self._kept is not None:
             sequence, self._kept = self._kept, None
             return sequence
+        return _Sequence(self.new_cache(batch_size, self._max_length if batch_size == 1 else length))
+
+    def new_cache(self, batch_size: int, length: int) -> KVCache:
+        """A cache for ``length`` tokens a row behind the prefix, which it holds already."""
         config = self._model.config
         cache = KVCache(
             config.num_layers,
             batch_size,
             config.num_kv_heads,
             config.head_dim,
-            (self._max_length if batch_size == 1 else length) + (self._prefix.length if self._prefix else 0),
+            length + (self._prefix.length if self._prefix else 0),
             dtype=self._plan.kv_dtype,
             device=self._plan.device,
         )
         if self._prefix:
             cache.write_prefix(self._prefix.k, self._prefix.v)
-        return _Sequence(cache)
+        return cache
 
 
 def _common_length(a: Sequence[int], b: Sequence[int]) -> int:

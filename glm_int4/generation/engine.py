@@ -2,9 +2,6 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from numbers import Integral
-from operator import index
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,11 +12,14 @@ from glm_int4.checkpoint.opening import CheckpointInfo
 from glm_int4.errors import InputError, TokenizerError
 from glm_int4.generation.batch import Batch
 from glm_int4.generation.decoding import Decoder
+from glm_int4.generation.prompt_lookup import PromptLookup
+from glm_int4.generation.records import StreamRecord
+from glm_int4.generation.rows import TokenIds, as_rows, check_rows, check_whole_number, is_batch
 from glm_int4.generation.sampling import Sampler, SamplingParams
 from glm_int4.generation.stopping import until_stop
 from glm_int4.models import Model
 from glm_int4.models.config import ChatGLMConfig
-from glm_int4.models.prefix_encoder import Prefix
+from glm_int4.models.prefix_encoder import Past, Prefix
 from glm_int4.text import StreamDecoder, Tokenizer
 from glm_int4.text.chat import chat_format
 from glm_int4.text.messages import Message
@@ -30,23 +30,6 @@ if TYPE_CHECKING:
     from glm_int4.generation.perplexity import PerplexityResult
 
 logger = logging.getLogger(__name__)
-
-TokenIds = Sequence[int]
-
-
-@dataclass(slots=True)
-class StreamRecord:
-    """What a stream of text leaves behind beside the text.
-
-    prompt_tokens: length of the prompt. ids: the new ids so far. text: what they say, as the model wrote
-    it. cut: whether a limit ended the answer, ``max_new_tokens`` or ``max_length``, and not the model or a
-    stop text.
-    """
-
-    prompt_tokens: int = 0
-    ids: list[int] = field(default_factory=list)
-    text: str = ""
-    cut: bool = False
 
 
 class Engine:
@@ -102,8 +85,6 @@ class Engine:
             return [self.config.gmask_token_id, self.config.bos_token_id]
         return list(self.tokenizer.prefix_ids)
 
-    # --- ids in, ids or numbers out -----------------------------------------------------------------
-
     @torch.inference_mode()
     def logits(self, token_ids: TokenIds | Sequence[TokenIds]) -> Tensor:
         """Logits of every position.
@@ -118,10 +99,16 @@ class Engine:
 
     @torch.inference_mode()
     def hidden_states(self, token_ids: TokenIds) -> Tensor:
-        """Final hidden states (T, hidden_size) of one sequence; ``model.lm_head`` makes logits of them."""
+        """Final hidden states (T, hidden_size) of one sequence; ``model.lm_head`` makes logits of them.
+
+        With an INT8 cache, all attention reads keys and values as that cache keeps them.
+        """
         batch = self._batch(token_ids)
         mask = batch.prefill_mask(self.plan.stream_dtype)
-        return self.model.transformer(batch.token_ids, batch.positions, mask, self.prefix)[0]
+        past: Past = self.prefix
+        if self.plan.kv_dtype == torch.int8:
+            past = self._decoder.new_cache(1, batch.num_tokens)
+        return self.model.transformer(batch.token_ids, batch.positions, mask, past)[0]
 
     def generate(
         self,
@@ -142,12 +129,12 @@ class Engine:
         Raises:
             InputError: no ids, ids outside the vocabulary, or more than ``max_length``.
         """
-        rows: list[list[int]] = [[] for _ in _as_rows(token_ids)]
+        rows: list[list[int]] = [[] for _ in as_rows(token_ids)]
         for step in self._steps(token_ids, max_new_tokens, sampling, stop_ids):
             for row, token in zip(rows, step, strict=True):
                 if token is not None:
                     row.append(token)
-        return rows if _is_batch(token_ids) else rows[0]
+        return rows if is_batch(token_ids) else rows[0]
 
     def stream_ids(
         self,
@@ -160,8 +147,6 @@ class Engine:
         for (token,) in self._steps(list(token_ids), max_new_tokens, sampling, stop_ids):
             if token is not None:
                 yield token
-
-    # --- text in, text out --------------------------------------------------------------------------
 
     def stream_text(
         self,
@@ -255,8 +240,6 @@ class Engine:
 
         return measure(self, text, window=window, stride=stride)
 
-    # --- inside ---------------------------------------------------------------------------------------
-
     def _stream(
         self,
         token_ids: TokenIds,
@@ -267,11 +250,14 @@ class Engine:
     ) -> Iterator[str]:
         """The text that continues ids, up to a stop text; fills ``record`` in as it goes."""
         record.prompt_tokens = len(token_ids)
+        lookup = PromptLookup(sampling.prompt_lookup)
 
         def pieces() -> Iterator[str]:
-            for token in self.stream_ids(token_ids, max_new_tokens, sampling):
-                record.ids.append(token)
-                yield decoder.push(token)
+            for (token,) in self._steps(list(token_ids), max_new_tokens, sampling, None, lookup):
+                record.drafted, record.accepted = lookup.drafted, lookup.accepted
+                if token is not None:
+                    record.ids.append(token)
+                    yield decoder.push(token)
             yield decoder.finish()
             record.cut = len(record.ids) >= self._limit(len(token_ids), max_new_tokens)  # no stop text came first
 
@@ -285,11 +271,14 @@ class Engine:
         max_new_tokens: int | None,
         sampling: SamplingParams | None,
         stop_ids: Sequence[int] | None,
+        lookup: PromptLookup | None = None,
     ) -> Iterator[list[int | None]]:
         """Yield the new id of every row, None for rows that have ended, until all have."""
         sampling = sampling or SamplingParams()
-        if max_new_tokens is not None and max_new_tokens < 1:
-            raise InputError(f"expected max_new_tokens of 1 or more, got {max_new_tokens}")
+        if max_new_tokens is not None:
+            check_whole_number("max_new_tokens", max_new_tokens)
+            if max_new_tokens < 1:
+                raise InputError(f"expected max_new_tokens of 1 or more, got {max_new_tokens}")
         batch = self._batch(token_ids)
         limit = self._limit(batch.num_tokens, max_new_tokens)
         if limit < 1:
@@ -298,7 +287,7 @@ class Engine:
             )
         stops = frozenset(map(int, self.stop_ids if stop_ids is None else stop_ids))
         sampler = Sampler(sampling, self.config.version)
-        yield from self._decoder.steps(batch, limit, sampler, stops)
+        yield from self._decoder.steps(batch, limit, sampler, stops, lookup or PromptLookup(sampling.prompt_lookup))
 
     def _limit(self, prompt_tokens: int, max_new_tokens: int | None) -> int:
         """Most new tokens behind a prompt."""
@@ -306,29 +295,5 @@ class Engine:
         return room if max_new_tokens is None else min(max_new_tokens, room)
 
     def _batch(self, token_ids: TokenIds | Sequence[TokenIds]) -> Batch:
-        try:
-            rows = [[index(token) for token in row] for row in _as_rows(token_ids)]
-        except TypeError as error:
-            raise InputError(f"expected token ids, or a list of rows of them, got {token_ids!r:.80}") from error
-        if not rows or not all(rows):
-            raise InputError("expected token ids, got an empty list")
-        for row in rows:
-            if min(row) < 0 or max(row) >= self.config.vocab_size:
-                raise InputError(
-                    f"expected token ids from 0 to {self.config.vocab_size - 1}, got {min(row)} to {max(row)}"
-                )
+        rows = check_rows(token_ids, self.config.vocab_size)
         return Batch(self.model, rows, self.device, self.prefix.length if self.prefix else 0)
-
-
-def _is_batch(token_ids: TokenIds | Sequence[TokenIds]) -> bool:
-    return len(token_ids) > 0 and not isinstance(_as_lists(token_ids)[0], Integral)
-
-
-def _as_rows(token_ids: TokenIds | Sequence[TokenIds]) -> Sequence[TokenIds]:
-    token_ids = _as_lists(token_ids)
-    return token_ids if _is_batch(token_ids) else [token_ids]  # type: ignore[list-item,return-value]
-
-
-def _as_lists(token_ids: TokenIds | Sequence[TokenIds]) -> TokenIds | Sequence[TokenIds]:
-    """Arrays and tensors as lists; lists as they are."""
-    return token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MAX_WINDOW = 2048
 _MAX_LOSS = 700.0  # nats per token; its exponential still fits a float
+_NOT_FINITE = "expected finite losses, got nan or inf; the weights are damaged or overflow this dtype"
 _HEAD_ROWS = 256  # rows of logits at a time: 256 x 130528 floats are 134 MB
 
 
@@ -30,6 +31,16 @@ class PerplexityResult:
     stride: int
     kl: float | None
     top1: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenScores:
+    """What some tokens in a row cost a model, each (T,) float64: ``losses`` in nats; against a reference,
+    ``divergences`` in nats and ``agreements`` (1 where the most likely tokens are equal), otherwise None."""
+
+    losses: Tensor
+    divergences: Tensor | None
+    agreements: Tensor | None
 
 
 def measure(
@@ -55,50 +66,66 @@ def measure(
     """
     ids = list(text) if not isinstance(text, str) else engine.tokenizer.encode(text)
     window = min(MAX_WINDOW, engine.max_length) if window is None else window
+    stride = min(stride, window)
+    count, mean, squares, divergence, agreement = 0, 0.0, 0.0, 0.0, 0.0
+    for scores in score_tokens(engine, ids, window=window, stride=stride, reference=reference):
+        # Chan's update of a mean and a sum of squared deviations: a long text is never held.
+        added, new_mean = len(scores.losses), scores.losses.mean().item()
+        difference = new_mean - mean
+        squares += (scores.losses - new_mean).square().sum().item()
+        squares += difference * difference * count * added / (count + added)
+        mean += difference * added / (count + added)
+        count += added
+        if scores.divergences is not None and scores.agreements is not None:
+            divergence += scores.divergences.sum().item()
+            agreement += scores.agreements.sum().item()
+        if progress:
+            progress(count, len(ids))
+    if mean > _MAX_LOSS:
+        raise GLMError(_NOT_FINITE)
+    perplexity = math.exp(mean)
+    deviation = math.sqrt(squares / (count - 1) / count) if count > 1 else 0.0
+    return PerplexityResult(
+        perplexity=perplexity,
+        standard_error=perplexity * deviation,
+        tokens=count,
+        window=window,
+        stride=stride,
+        kl=divergence / count if reference else None,
+        top1=agreement / count if reference else None,
+    )
+
+
+def score_tokens(
+    engine: "Engine", ids: Sequence[int], *, window: int, stride: int, reference: "Engine | None" = None
+) -> Iterator[TokenScores]:
+    """Yield the scores of a text's tokens in order, some hundred at a time; arguments and errors as ``measure``."""
     if not ids:
         raise InputError("expected a text of at least one token, got an empty one")
     if window < 1:
         raise InputError(f"expected a window of 1 token or more, got {window}")
     if window > engine.max_length:
         raise InputError(f"expected a window of at most {engine.max_length} tokens for this model, got {window}")
-    stride = min(stride, window)
     if stride < 1:
         raise InputError(f"expected a stride of 1 token or more, got {stride}")
     if reference is not None and reference.config.vocab_size != engine.config.vocab_size:
         raise InputError(
             f"expected a reference with a vocabulary of {engine.config.vocab_size}, got {reference.config.vocab_size}"
         )
-    losses: list[Tensor] = []
-    divergences: list[Tensor] = []
-    agreements: list[Tensor] = []
-    done = 0
     for start, first, stop in _windows(len(ids), window, stride):
         targets = torch.tensor(ids[first:stop], device=engine.device)
         others = _log_probabilities(reference, ids[start:stop], stop - first) if reference else None
         for log_p, rows in _log_probabilities(engine, ids[start:stop], stop - first):
-            losses.append(-log_p.gather(-1, targets[rows, None])[:, 0].double().cpu())
+            losses = -log_p.gather(-1, targets[rows, None])[:, 0].double().cpu()
+            if not bool(torch.isfinite(losses).all()):
+                raise GLMError(_NOT_FINITE)
+            divergences = agreements = None
             if others is not None:
                 log_r, _ = next(others)
                 log_r = log_r.to(log_p.device)
-                divergences.append((log_r.exp() * (log_r - log_p)).sum(-1).double().cpu())
-                agreements.append((log_r.argmax(-1) == log_p.argmax(-1)).double().cpu())
-        done += stop - first
-        if progress:
-            progress(done, len(ids))
-    loss = torch.cat(losses)
-    if not bool(torch.isfinite(loss).all()) or loss.mean().item() > _MAX_LOSS:
-        raise GLMError("expected finite losses, got nan or inf; the weights are damaged or overflow this dtype")
-    perplexity = math.exp(loss.mean().item())
-    deviation = loss.std().item() / math.sqrt(len(loss)) if len(loss) > 1 else 0.0
-    return PerplexityResult(
-        perplexity=perplexity,
-        standard_error=perplexity * deviation,
-        tokens=len(loss),
-        window=window,
-        stride=stride,
-        kl=torch.cat(divergences).mean().item() if divergences else None,
-        top1=torch.cat(agreements).mean().item() if agreements else None,
-    )
+                divergences = (log_r.exp() * (log_r - log_p)).sum(-1).double().cpu()
+                agreements = (log_r.argmax(-1) == log_p.argmax(-1)).double().cpu()
+            yield TokenScores(losses=losses, divergences=divergences, agreements=agreements)
 
 
 def _windows(num_tokens: int, window: int, stride: int) -> Iterator[tuple[int, int, int]]:

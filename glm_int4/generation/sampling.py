@@ -7,10 +7,12 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
-from glm_int4.errors import GLMError, InputError
+from glm_int4.errors import InputError, NotFiniteError
 
 # temperature, top_p and top_k of the official chat(); top_k is the implicit default beneath it.
 OFFICIAL_DEFAULTS = {"1": (0.95, 0.7, 50), "2": (0.8, 0.8, 50), "3": (0.8, 0.8, 50)}
+
+_NOT_FINITE = "expected finite logits, got nan or inf; the weights are damaged or overflow this dtype"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +23,8 @@ class SamplingParams:
     min_p: least probability kept, as a share of the largest. repetition_penalty: above 1, lowers
     tokens that have occurred. presence_penalty, frequency_penalty: taken off the logits of tokens of the
     answer, once or as often as they occur in it. seed: makes sampling repeatable. stop: texts that end an
-    answer, in the methods that return text.
+    answer, in the methods that return text. prompt_lookup: tokens that may be guessed from what was said
+    before and confirmed in one pass, for a single sequence; 0 for none. It changes the speed, not the answer.
     """
 
     temperature: float | None = None
@@ -33,12 +36,13 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    prompt_lookup: int = 0
 
     def __post_init__(self) -> None:
         for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
             _check_number(name, getattr(self, name), Real, optional=name in ("temperature", "top_p"))
-        for name in ("top_k", "seed"):
-            _check_number(name, getattr(self, name), Integral, optional=True)
+        for name in ("top_k", "seed", "prompt_lookup"):
+            _check_number(name, getattr(self, name), Integral, optional=name != "prompt_lookup")
         if not isinstance(self.stop, str | list | tuple | None):
             raise InputError(f"expected stop to be a text or a list of texts, got {self.stop!r}")
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
@@ -56,6 +60,7 @@ class SamplingParams:
             (abs(self.presence_penalty) <= 2, "presence_penalty from -2 to 2", self.presence_penalty),
             (abs(self.frequency_penalty) <= 2, "frequency_penalty from -2 to 2", self.frequency_penalty),
             (self.seed is None or 0 <= self.seed < 2**63, "seed from 0 to 2**63 - 1", self.seed),
+            (0 <= self.prompt_lookup <= 64, "prompt_lookup from 0 to 64", self.prompt_lookup),
             (all(isinstance(text, str) and text for text in stop), "stop text that is not empty", stop),
         )
         for good, expected, value in checks:
@@ -94,10 +99,12 @@ class Sampler:
             logits: (B, V) float32.
             seen: per row, the ids so far, prompt included.
         Raises:
-            GLMError: the model computed nan or inf.
+            NotFiniteError: the model computed nan or inf.
         """
+        if logits.is_cuda:
+            return self._pick_on_device(self._penalize(logits, seen) if self._penalty != 1.0 else logits)
         if not bool(torch.isfinite(logits).all()):
-            raise GLMError("expected finite logits, got nan or inf; the weights are damaged or overflow this dtype")
+            raise NotFiniteError(_NOT_FINITE)
         if self._penalty != 1.0:
             logits = self._penalize(logits, seen)
         if not (self._presence or self._frequency):
@@ -114,16 +121,37 @@ class Sampler:
         probabilities = self.probabilities(logits).cpu()
         return torch.multinomial(probabilities, 1, generator=self._generator).flatten().tolist()
 
+    def _pick_on_device(self, logits: Tensor) -> list[int]:
+        """As ``pick``, waiting for the device once: where the tokens are read."""
+        if self._temperature == 0:
+            tokens = logits.argmax(-1)
+        else:
+            probabilities = self.probabilities(logits)
+            if self._generator.device != logits.device:
+                self._generator = torch.Generator(logits.device).manual_seed(self._generator.initial_seed())
+            # The first of exponential clocks with these rates: torch.multinomial would wait to check its input.
+            clocks = torch.empty_like(probabilities).exponential_(generator=self._generator)
+            tokens = (probabilities / clocks).argmax(-1)
+        picked: list[int] = torch.where(torch.isfinite(logits).all(-1), tokens, -1).tolist()
+        if min(picked) < 0:
+            raise NotFiniteError(_NOT_FINITE)
+        return picked
+
     def probabilities(self, logits: Tensor) -> Tensor:
         """Temperature, then top-k, top-p and min-p: (B, V) to probabilities (B, V)."""
         logits = logits / self._temperature
-        if 0 < self._top_k < logits.shape[-1]:
-            least = logits.topk(self._top_k).values[:, -1:]
-            logits = logits.masked_fill(logits < least, -torch.inf)
+        most = size = logits.shape[-1]
+        if 0 < self._top_k < size:
+            kept = logits >= logits.topk(self._top_k).values[:, -1:]
+            logits = logits.masked_fill(~kept, -torch.inf)
+            if not logits.is_cuda:  # where the sort is quick and to count would be to wait
+                most = int(kept.sum(-1).max())  # more than top_k where the last ones are equal
         if self._top_p < 1:
-            ordered, order = logits.softmax(-1).sort(-1, descending=True)
+            probabilities = logits.softmax(-1)
+            ordered, order = probabilities.topk(most) if most < size else probabilities.sort(-1, descending=True)
             dropped = ordered.cumsum(-1) - ordered >= self._top_p  # mass in front of a token; the first stays
-            logits = logits.masked_fill(dropped.scatter(-1, order, dropped), -torch.inf)
+            dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, dropped)
+            logits = logits.masked_fill(dropped, -torch.inf)
         probabilities = logits.softmax(-1)
         if self._min_p > 0:
             probabilities = probabilities * (probabilities >= self._min_p * probabilities.amax(-1, keepdim=True))

@@ -5,18 +5,20 @@ are never materialized (the official layer-number factor cancels out and only se
 range), and logits can be computed for the last position alone.
 """
 
+import functools
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glm_int4.models.attention import AttentionMask, attend
+from glm_int4.models.chunks import run_in_chunks
 from glm_int4.models.config import ChatGLMConfig
+from glm_int4.models.fused import FusedLayers, LayerParts
 from glm_int4.models.kv_cache import KVCache
 from glm_int4.models.prefix_encoder import Past, run_layer
 from glm_int4.quantization.embedding import DenseEmbedding, QuantizedEmbedding
-from glm_int4.quantization.linear import LinearFactory, dense_linear
+from glm_int4.quantization.linear import LinearFactory, activate_and_multiply, dense_linear
 
 # The official GLMBlock is always built with its default of 28 layers, whatever the config says.
 RESIDUAL_ALPHA = math.sqrt(2 * 28)
@@ -88,7 +90,9 @@ class GLU(nn.Module):
         self.dense_4h_to_h = make_linear(f"{prefix}.dense_4h_to_h", config.ffn_size, config.hidden_size, True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dense_4h_to_h(F.gelu(self.dense_h_to_4h(x), approximate="tanh"))
+        return run_in_chunks(
+            x, lambda part: activate_and_multiply("gelu", self.dense_h_to_4h(part), self.dense_4h_to_h)
+        )
 
 
 class GLMBlock(nn.Module):
@@ -100,6 +104,12 @@ class GLMBlock(nn.Module):
         self.attention = SelfAttention(config, layer_id, f"{prefix}.attention", make_linear)
         self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
         self.mlp = GLU(config, f"{prefix}.mlp", make_linear)
+
+    @property
+    def parts(self) -> LayerParts:
+        attention, mlp = self.attention, self.mlp
+        linears = (attention.query_key_value, attention.dense, mlp.dense_h_to_4h, mlp.dense_4h_to_h)
+        return LayerParts(linears=linears, norms=(self.input_layernorm, self.post_attention_layernorm))
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, past: Past) -> Tensor:
         x = self.input_layernorm(x)
@@ -120,12 +130,19 @@ class ChatGLMModel(nn.Module):
         half_tables: bool,
     ) -> None:
         super().__init__()
+        self._config = config
         self.word_embeddings = word_embeddings
         self.rotary_emb = RotaryEmbedding(config.head_dim // 2, half_tables=half_tables)
         self.layers = nn.ModuleList(
             GLMBlock(config, i, f"transformer.layers.{i}", make_linear) for i in range(config.num_layers)
         )
         self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
+
+    @functools.cached_property
+    def _fused_layers(self) -> FusedLayers | None:
+        """All layers as one function for single new tokens, where the backend has it."""
+        parts = [layer.parts for layer in self.layers if isinstance(layer, GLMBlock)]
+        return FusedLayers(parts, self._config, RESIDUAL_ALPHA) if FusedLayers.fit(parts) else None
 
     def forward(
         self,
@@ -137,7 +154,10 @@ class ChatGLMModel(nn.Module):
     ) -> Tensor:
         cos, sin = self.rotary_emb(positions.transpose(1, 2)[:, :, None])  # (B, T, 1, 2, D / 4)
         x = self.word_embeddings(token_ids)
-        for layer in self.layers:
+        fused = self._fused_layers if hidden_states is None and FusedLayers.take(x, mask, cache) else None
+        if fused is not None and isinstance(cache, KVCache):
+            x = fused.decode(x, (cos, sin), mask, cache)
+        for layer in self.layers if fused is None else ():
             if hidden_states is not None:
                 hidden_states.append(x)
             x = run_layer(layer, x, (cos, sin), mask, cache)

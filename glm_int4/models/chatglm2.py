@@ -5,16 +5,20 @@ their prompts: see the text room). Activations are batch-first, and logits can b
 last position alone.
 """
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glm_int4.models.attention import AttentionMask, attend
+from glm_int4.models.chunks import run_in_chunks
 from glm_int4.models.config import ChatGLM2Config
+from glm_int4.models.fused import FusedLayers, LayerParts
 from glm_int4.models.kv_cache import KVCache
 from glm_int4.models.prefix_encoder import Past, run_layer
 from glm_int4.quantization.embedding import DenseEmbedding, QuantizedEmbedding
-from glm_int4.quantization.linear import LinearFactory, dense_linear
+from glm_int4.quantization.linear import LinearFactory, activate_and_multiply, dense_linear
 
 ROTARY_BASE = 10000.0
 
@@ -94,8 +98,9 @@ class MLP(nn.Module):
         self.dense_4h_to_h = make_linear(f"{prefix}.dense_4h_to_h", config.ffn_size, config.hidden_size, False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.dense_h_to_4h(x).chunk(2, dim=-1)
-        return self.dense_4h_to_h(F.silu(gate) * up)
+        return run_in_chunks(
+            x, lambda part: activate_and_multiply("swiglu", self.dense_h_to_4h(part), self.dense_4h_to_h)
+        )
 
 
 class GLMBlock(nn.Module):
@@ -107,6 +112,12 @@ class GLMBlock(nn.Module):
         self.self_attention = SelfAttention(config, layer_id, f"{prefix}.self_attention", make_linear)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.layernorm_epsilon)
         self.mlp = MLP(config, f"{prefix}.mlp", make_linear)
+
+    @property
+    def parts(self) -> LayerParts:
+        attention, mlp = self.self_attention, self.mlp
+        linears = (attention.query_key_value, attention.dense, mlp.dense_h_to_4h, mlp.dense_4h_to_h)
+        return LayerParts(linears=linears, norms=(self.input_layernorm, self.post_attention_layernorm))
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, past: Past) -> Tensor:
         x = x + self.self_attention(self.input_layernorm(x), rotary, mask, past)
@@ -144,12 +155,19 @@ class ChatGLMModel(nn.Module):
         half_tables: bool,
     ) -> None:
         super().__init__()
+        self._config = config
         self.embedding = Embedding(word_embeddings)
         self.rotary_pos_emb = RotaryEmbedding(
             config.head_dim // 2, version=config.version, rope_ratio=config.rope_ratio, half_tables=half_tables
         )
         self.encoder = GLMTransformer(config, make_linear)
         self.output_layer = make_linear("transformer.output_layer", config.hidden_size, config.vocab_size, False)
+
+    @functools.cached_property
+    def _fused_layers(self) -> FusedLayers | None:
+        """All layers as one function for single new tokens, where the backend has it."""
+        parts = [layer.parts for layer in self.encoder.layers if isinstance(layer, GLMBlock)]
+        return FusedLayers(parts, self._config, 0.0) if FusedLayers.fit(parts) else None
 
     def forward(
         self,
@@ -161,7 +179,10 @@ class ChatGLMModel(nn.Module):
     ) -> Tensor:
         cos, sin = self.rotary_pos_emb(positions[:, 0, :, None])  # (B, T, 1, D / 4)
         x = self.embedding.word_embeddings(token_ids)
-        for layer in self.encoder.layers:
+        fused = self._fused_layers if hidden_states is None and FusedLayers.take(x, mask, cache) else None
+        if fused is not None and isinstance(cache, KVCache):
+            x = fused.decode(x, (cos, sin), mask, cache)
+        for layer in self.encoder.layers if fused is None else ():
             if hidden_states is not None:
                 hidden_states.append(x)
             x = run_layer(layer, x, (cos, sin), mask, cache)

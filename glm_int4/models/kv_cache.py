@@ -3,6 +3,7 @@
 Not here: which rows may look at which columns (``attention.py``), and when to start over (the engine).
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,9 +64,7 @@ class KVCache:
         Raises:
             ValueError: the cache is full.
         """
-        end = self.length + k.shape[1]
-        if end > self.max_length:
-            raise ValueError(f"the cache holds {self.max_length} tokens, {end} were asked for")
+        end = self.check_room(k.shape[1])
         new = slice(self.length, end)
         for x, values, scales in ((k, self.k, self.k_scales), (v, self.v, self.v_scales)):
             x = x.transpose(1, 2)
@@ -73,6 +72,21 @@ class KVCache:
                 x, scales[layer_id, :, :, new] = quantize_rows(x)
             values[layer_id, :, :, new] = x
         return end
+
+    def check_room(self, num_tokens: int) -> int:
+        """The length with so many tokens more; raises ValueError where they do not fit."""
+        end = self.length + num_tokens
+        if end > self.max_length:
+            raise ValueError(f"the cache holds {self.max_length} tokens, {end} were asked for")
+        return end
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Keys, values and their scales as the memory of a CPU holds them; float16 as its bits."""
+        k, v, k_scales, v_scales = (
+            (x.view(torch.uint16) if x.dtype == torch.float16 else x).numpy()
+            for x in (self.k, self.v, self.k_scales, self.v_scales)
+        )
+        return k, v, k_scales, v_scales
 
     def write_prefix(self, k: Tensor, v: Tensor) -> None:
         """Begin every sequence of an empty cache with a prefix (num_layers, Hkv, P, D)."""

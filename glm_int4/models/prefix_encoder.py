@@ -5,7 +5,7 @@ Prefix keys are not rotated, and the positions of real tokens start at 0 as with
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -50,8 +50,15 @@ class Prefix:
         return Prefix(k=k, v=v, recompute=self.recompute)
 
 
-# What a layer finds before the tokens that it is given: nothing, a prefix alone, a cache, or slots of one.
-Past = KVCache | RunningRows | Prefix | None
+class Joining(Protocol):
+    """Whatever holds earlier keys and values and puts them in front of new ones, as ``Prefix.join`` does."""
+
+    def join(self, layer_id: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+# What a layer finds before the tokens that it is given: nothing, a prefix alone, a cache, slots of one, or the
+# cache of another package.
+Past = KVCache | RunningRows | Prefix | Joining | None
 
 
 class PrefixEncoder(nn.Module):

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from glm_int4.quantization.aten_layout import learn_tile_layout, pack_aten, repack_aten, tile_width
 from glm_int4.quantization.scheme import QuantizedWeight
-from glm_int4.quantization.threads import numba_threads
+from glm_int4.quantization.threads import has_numba, numba_threads
+from glm_int4.quantization.vnni import is_supported
 
 logger = logging.getLogger(__name__)
 _thread = threading.local()
@@ -42,12 +43,13 @@ _PACKED_MIN_SPEEDUP = 3.0
 
 @functools.cache
 def choose_backend() -> str:
-    """Probe this machine once: "packed", "rows" or "reference"."""
-    try:
-        import numba  # noqa: F401
-    except ImportError:
+    """Probe this machine once: "vnni", "packed", "rows" or "reference"."""
+    if not has_numba():
         logger.warning("CPU backend: reference (plain torch, slow), because numba is not installed")
         return "reference"
+    if is_supported():
+        logger.info("CPU backend: vnni (%s with VNNI)", torch.backends.cpu.get_cpu_capability())
+        return "vnni"
     if tile_width() is None:
         logger.info("CPU backend: rows, because torch's packed INT4 layout is unknown here")
         return "rows"

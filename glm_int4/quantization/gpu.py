@@ -8,7 +8,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from glm_int4.quantization import kernels
+from glm_int4.quantization import kernels, tuned
 from glm_int4.quantization.kernels import obstacle, packing, reference
 from glm_int4.quantization.scheme import QuantizationScheme, QuantizedWeight
 
@@ -27,6 +27,7 @@ def choose_gpu_backend(device: torch.device) -> str:
     if cause is not None:
         logger.warning("GPU backend: reference (dequantize + cuBLAS), because %s", cause)
         return "reference"
+    tuned.adopt(device)
     for bits in (4, 8):
         scheme = QuantizationScheme(bits=bits, group_size=128, symmetric=False)
         packed = torch.zeros(128, 128 * bits // 8, dtype=torch.uint8)
@@ -85,23 +86,23 @@ class TritonMatrix(ReferenceMatrix):
         super().__init__(weight)
         self.register_buffer("bias", None if bias is None else bias.float())
 
-    def forward(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
-        """(..., K) to (..., N) in float16, or in ``out_dtype``."""
+    def forward(self, x: Tensor, out_dtype: torch.dtype | None = None, activation: str | None = None) -> Tensor:
+        """(..., K) to (..., N) in float16, or in ``out_dtype``; after ``activation`` "swiglu" (..., N // 2)."""
         global _kernels_failed
         if _kernels_failed:
-            return self._run(reference, x, out_dtype)
+            return self._run(reference, x, out_dtype, activation)
         try:
-            return self._run(kernels, x, out_dtype)
+            return self._run(kernels, x, out_dtype, activation)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # of Triton, its compiler or the driver: any type
-            out = self._run(reference, x, out_dtype)  # raises where the arguments are to blame
+            out = self._run(reference, x, out_dtype, activation)  # raises where the arguments are to blame
             _kernels_failed = True
             cause = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
             logger.warning("GPU backend: reference (dequantize + cuBLAS), because Triton failed: %s", cause)
             return out
 
-    def _run(self, path: ModuleType, x: Tensor, out_dtype: torch.dtype | None) -> Tensor:
+    def _run(self, path: ModuleType, x: Tensor, out_dtype: torch.dtype | None, activation: str | None) -> Tensor:
         linear = path.int4_linear if self.bits == 4 else path.int8_linear
         arguments = (x.half(), self.qweight, self.scales, self.zero_points, self.bias)
-        return linear(*arguments, group_size=self.group_size, out_dtype=out_dtype)
+        return linear(*arguments, group_size=self.group_size, activation=activation, out_dtype=out_dtype)

@@ -3,6 +3,11 @@
 OpenAI's kernels are distributed under the same package name.
 """
 
+from importlib import import_module
+from types import ModuleType
+
+import torch
+
 import triton_kernels
 
 if getattr(triton_kernels, "PROJECT", None) != "glm-int4":
@@ -11,7 +16,24 @@ if getattr(triton_kernels, "PROJECT", None) != "glm-int4":
         "install glm-int4 in a virtual environment of its own"
     )
 
-from triton_kernels import int4_linear, int8_linear, packing, reference
+from triton_kernels import int4_linear, int8_linear, launch, packing, reference
 from triton_kernels.linear import obstacle
 
-__all__ = ["int4_linear", "int8_linear", "obstacle", "packing", "reference"]
+__all__ = ["decode_kernels", "int4_linear", "int8_linear", "launch", "obstacle", "packing", "reference", "tuning"]
+
+
+def decode_kernels(device: torch.device) -> ModuleType:
+    """The kernels of a one-token step; ``reference`` defines the functions of the same names.
+
+    Raises:
+        RuntimeError: this device runs none.
+    """
+    cause = obstacle(device)
+    if cause is not None:
+        raise RuntimeError(cause)
+    return import_module("triton_kernels.decode")
+
+
+def tuning() -> ModuleType:
+    """The module that measures launches; needs Triton."""
+    return import_module("triton_kernels.tuning")

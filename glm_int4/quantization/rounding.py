@@ -1,7 +1,7 @@
 """Rounding weights to integers: per group, with the range chosen by a clip search.
 
 ``quantize_rtn`` is the one entry. On the CPU its loops run in Numba (``rounding_loops.py``); on other
-devices, and as the definition of the same thing, in plain torch.
+devices, without Numba, and as the definition of the same thing, in plain torch.
 """
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from glm_int4.quantization.kernels import packing
 from glm_int4.quantization.scheme import QuantizationScheme, QuantizedWeight
+from glm_int4.quantization.threads import has_numba
 
 # Shares of a group's full range that the search tries. Against 91 shares from 1 to 0.1, the relative RMS
 # error is 0.2 to 0.7 % larger (of itself) on Gaussian and t(5) weights in groups of 32, 128 and per channel;
@@ -28,6 +29,23 @@ def clip_shares(scheme: QuantizationScheme) -> tuple[float, ...]:
     return CLIP_SHARES_CHANNEL if scheme.group_size is None else CLIP_SHARES_GROUP
 
 
+def check_shape(weight: Tensor, scheme: QuantizationScheme) -> None:
+    """Raise ValueError for a matrix whose rows do not divide into whole groups and bytes."""
+    in_features = weight.shape[1]
+    group_size = scheme.row_group_size(in_features)
+    if in_features % group_size or in_features % 2:
+        raise ValueError(f"in_features must be even and a multiple of {group_size}, got {in_features}")
+
+
+def dequantize(weight: QuantizedWeight, rows: slice = slice(None)) -> Tensor:
+    """The chosen rows in float32, in plain torch: what a quantized matrix means."""
+    packed = weight.packed[rows]
+    q = packing.unpack_int4(packed) if weight.scheme.bits == 4 else packed
+    zeros = weight.scheme.zero if weight.zero_points is None else weight.zero_points[rows, :, None].float()
+    groups = q.unflatten(1, (-1, weight.group_size)).float()
+    return groups.sub_(zeros).mul_(weight.scales[rows, :, None].float()).flatten(1)
+
+
 def quantize_rtn(weight: Tensor, scheme: QuantizationScheme) -> tuple[QuantizedWeight, float, float]:
     """Round to nearest in the range with the least squared error.
 
@@ -39,17 +57,16 @@ def quantize_rtn(weight: Tensor, scheme: QuantizationScheme) -> tuple[QuantizedW
     Raises:
         ValueError: the shape does not fit the scheme.
     """
-    in_features = weight.shape[1]
-    group_size = scheme.row_group_size(in_features)
-    if in_features % group_size or in_features % 2:
-        raise ValueError(f"in_features must be even and a multiple of {group_size}, got {in_features}")
-    weight = weight.float().contiguous()
-    if weight.device.type == "cpu":
+    check_shape(weight, scheme)
+    group_size = scheme.row_group_size(weight.shape[1])
+    if weight.device.type == "cpu" and has_numba():
         from glm_int4.quantization import rounding_loops
 
         search = rounding_loops.search
+        weight = (weight if weight.dtype == torch.float16 else weight.float()).contiguous()
     else:
         search = search_reference
+        weight = weight.float()
     packed, scales, zeros, error, norm = search(weight, scheme, group_size, clip_shares(scheme))
     zero_points = None if scheme.symmetric else zeros
     return QuantizedWeight(scheme=scheme, packed=packed, scales=scales, zero_points=zero_points), error, norm

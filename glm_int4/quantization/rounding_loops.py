@@ -1,6 +1,4 @@
-"""The clip search of ``rounding.py`` as Numba loops: six billion weights in about a minute."""
-
-import math
+"""The clip search of ``rounding.py`` as Numba loops: six billion weights in seconds."""
 
 import numba
 import numpy as np
@@ -14,15 +12,16 @@ from glm_int4.quantization.threads import numba_threads
 def search(
     weight: Tensor, scheme: QuantizationScheme, group_size: int, shares: tuple[float, ...]
 ) -> tuple[Tensor, Tensor, Tensor, float, float]:
-    """As ``rounding.search_reference``, for a contiguous float32 weight on the CPU."""
+    """As ``rounding.search_reference``, for a contiguous float32 or float16 weight on the CPU."""
     num_rows, in_features = weight.shape
+    source = weight.view(torch.uint16) if weight.dtype == torch.float16 else weight  # Numba has no float16
     packed = torch.empty(num_rows, in_features * scheme.bits // 8, dtype=torch.uint8)
     scales = torch.empty(num_rows, in_features // group_size, dtype=torch.float32)
     zeros = torch.empty(num_rows, in_features // group_size, dtype=torch.uint8)
     sums = np.empty((num_rows, 2), dtype=np.float64)  # squared errors, squared weights
     with numba_threads():
         _search_rows(
-            weight.numpy(),
+            source.numpy(),
             group_size,
             np.array(shares, dtype=np.float32),
             scheme.symmetric,
@@ -41,8 +40,50 @@ def _round_to_half(x):
     """Nearest float16 of a positive number, as float32; ties to even, never zero."""
     if x < np.float32(2.0**-14):  # subnormal: a multiple of 2**-24
         return max(np.float32(np.rint(x * np.float32(2.0**24))), np.float32(1.0)) * np.float32(2.0**-24)
-    mantissa, exponent = math.frexp(x)
-    return np.float32(math.ldexp(np.rint(mantissa * 2048.0), exponent - 11))
+    bits = np.float32(x).view(np.uint32)
+    odd = np.uint32(np.uint32(bits >> np.uint32(13)) & np.uint32(1))  # of the 10 bits that stay
+    rounded = np.uint32(np.uint32(bits + np.uint32(0xFFF)) + odd)
+    return np.uint32(rounded & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+@numba.njit(inline="always")
+def _range(bits):
+    """Least and greatest of 0 and float32 values, given as bits.
+
+    The bits of floats of one sign are in the order of integers. LLVM vectorizes the maximum of integers, but not
+    Numba's minimum and maximum of floats: a third of the time of the whole search.
+    """
+    low = high = np.int32(0)
+    for j in range(len(bits)):
+        high = max(high, bits[j])
+        low = max(low, bits[j] ^ np.int32(-(2**31)))
+    return -np.int32(low).view(np.float32), np.int32(high).view(np.float32)
+
+
+@numba.njit(fastmath=False)  # which would merge the factor with what is multiplied later, and overflow
+def _widen_half(bits, out):
+    """Float32 of finite float16, a row of bits; subnormals too."""
+    for k in range(len(out)):
+        magnitude = np.uint32(np.uint32(bits[k] & np.uint16(0x7FFF)) << np.uint32(13)).view(np.float32)
+        value = magnitude * np.float32(2.0**112)
+        out[k] = -value if bits[k] & np.uint16(0x8000) else value
+
+
+@numba.njit(fastmath=False)
+def _copy(values, out):
+    out[:] = values
+
+
+def _widen(source, out):
+    """Write a row of float32, or of float16 as bits, to ``out``."""
+    raise NotImplementedError("for Numba loops only")
+
+
+@numba.extending.overload(_widen)
+def _widen_row(source, out):
+    if source.dtype == numba.types.uint16:
+        return lambda source, out: _widen_half(source, out)
+    return lambda source, out: _copy(source, out)
 
 
 @numba.njit(parallel=True, cache=True, fastmath=True)
@@ -53,12 +94,13 @@ def _search_rows(weight, group_size, shares, symmetric, middle, packed, scales, 
     for row in numba.prange(num_rows):
         row_error = row_norm = 0.0
         q = np.empty(group_size, dtype=np.uint8)
+        row_values = np.empty(in_features, dtype=np.float32)
+        row_bits = row_values.view(np.int32)
+        _widen(weight[row], row_values)
         for group in range(in_features // group_size):
             start = group * group_size
-            values = weight[row, start : start + group_size]
-            low = high = np.float32(0.0)
-            for j in range(group_size):
-                low, high = min(low, values[j]), max(high, values[j])
+            values = row_values[start : start + group_size]
+            low, high = _range(row_bits[start : start + group_size])
             best_error = np.float32(np.inf)
             best_scale, best_zero = np.float32(1.0), np.float32(middle)
             for share in shares:
@@ -81,8 +123,9 @@ def _search_rows(weight, group_size, shares, symmetric, middle, packed, scales, 
             for j in range(group_size):
                 q[j] = np.uint8(np.int32(min(max(values[j] * inverse + shift, half), top + half)))
             if middle == 8:
+                target = packed[row, start // 2 : (start + group_size) // 2]
                 for j in range(group_size // 2):
-                    packed[row, start // 2 + j] = q[2 * j] | (q[2 * j + 1] << 4)
+                    target[j] = q[2 * j] | np.uint8(q[2 * j + 1] << np.uint8(4))
             else:
                 packed[row, start : start + group_size] = q
             norm = np.float32(0.0)

@@ -1,5 +1,6 @@
 """One thread count for torch and Numba, and one Numba loop at a time."""
 
+import functools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,14 +10,30 @@ import torch
 _LOCK = threading.Lock()
 
 
+@functools.cache
+def has_numba() -> bool:
+    """Whether Numba can be imported."""
+    try:
+        import numba  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
 @contextmanager
 def numba_threads() -> Iterator[None]:
     """Run a parallel Numba loop with as many threads as torch uses.
 
-    Numba's default threading layer must not be entered from two threads at once.
+    Numba's default threading layer must not be entered from two threads at once. The first loop starts it,
+    which sets OpenMP's thread count, and with it torch's, to the number of processors: that is taken back.
     """
     import numba
 
     with _LOCK:
-        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-        yield
+        threads = torch.get_num_threads()
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            if torch.get_num_threads() != threads:  # starting Numba's threads sets OpenMP's number, which is torch's
+                torch.set_num_threads(threads)

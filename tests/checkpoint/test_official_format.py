@@ -16,6 +16,7 @@ from glm_int4.errors import CheckpointError, ConfigError, InputError
 from glm_int4.generation.sampling import SamplingParams
 from glm_int4.quantization.cpu import PackedInt4Linear, PackedInt8Linear
 from glm_int4.quantization.gpu import ReferenceMatrix
+from glm_int4.quantization.vnni import VnniMatrix
 from tests.conftest import FIXTURES
 from tests.tolerances import ORACLE_ABSOLUTE
 
@@ -93,8 +94,8 @@ def test_the_fast_path_of_a_cpu_takes_these_checkpoints(kind):
     ids = ids_of(version, CASE[version])
     a, b = exact.logits(ids).softmax(-1), fast.logits(ids).softmax(-1)
     assert (a - b).abs().max() < 0.15  # bfloat16 inputs; the tiny models' logits reach 20
-    if fast.plan.backend == "packed":
-        wanted = PackedInt8Linear if quantized == "int8" else PackedInt4Linear
+    classes = {"vnni": VnniMatrix, "packed": PackedInt8Linear if quantized == "int8" else PackedInt4Linear}
+    if wanted := classes.get(fast.plan.backend):
         assert any(isinstance(module, wanted) for module in fast.model.modules())
 
 

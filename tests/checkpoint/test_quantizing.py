@@ -11,7 +11,7 @@ from compressed_tensors.quantization import QuantizationConfig
 from safetensors.torch import load_file, save_file
 
 import glm_int4
-from glm_int4.checkpoint import layout, packed_format, quantizing
+from glm_int4.checkpoint import blocks, layout, packed_format, quantizing
 from glm_int4.checkpoint.opening import open_checkpoint
 from glm_int4.errors import CheckpointError, InputError, OutputError, UserError
 from tests.conftest import MINI, TINY
@@ -159,7 +159,7 @@ def test_shards_stay_below_the_limit_and_load_alike(tmp_path, cases):
 
 def test_blocks_of_rows_do_not_show(tmp_path, monkeypatch):
     glm_int4.quantize_checkpoint(TINY, tmp_path / "whole", group_size=32)
-    monkeypatch.setattr(quantizing, "_BLOCK_WEIGHTS", 24 * 64)
+    monkeypatch.setattr(blocks, "BLOCK_WEIGHTS", 24 * 64)
     glm_int4.quantize_checkpoint(TINY, tmp_path / "blocks", group_size=32)
     for path in sorted((tmp_path / "whole").glob("*.safetensors")):
         assert path.read_bytes() == (tmp_path / "blocks" / path.name).read_bytes()

@@ -8,7 +8,7 @@ import torch
 
 import glm_int4
 from glm_int4.errors import InputError, TokenizerError
-from glm_int4.generation.engine import StreamRecord
+from glm_int4.generation.records import StreamRecord
 from glm_int4.generation.sampling import SamplingParams
 from tests.conftest import FIXTURES, MINI
 

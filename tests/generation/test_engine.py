@@ -9,7 +9,7 @@ import torch
 import glm_int4
 from glm_int4 import SamplingParams
 from glm_int4.errors import InputError, TokenizerError
-from glm_int4.generation.engine import StreamRecord
+from glm_int4.generation.records import StreamRecord
 from tests.conftest import MINI, TINY
 
 GREEDY = SamplingParams(temperature=0)

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from glm_int4.quantization import aten_layout, cpu, rounding
+from glm_int4.quantization import aten_layout, cpu, rounding, vnni
 from glm_int4.quantization.cpu import RowsMatrix
 from glm_int4.quantization.embedding import QuantizedEmbedding
 from glm_int4.quantization.linear import QuantizedLinear
@@ -95,6 +95,7 @@ def test_an_unknown_backend_is_refused():
 @pytest.mark.parametrize(("speedup", "backend"), [(5.5, "packed"), (1.5, "rows")])
 def test_the_probe_takes_what_is_fast(monkeypatch, speedup, backend):
     times = iter([speedup, 1.0])
+    monkeypatch.setattr(cpu, "is_supported", lambda: False)
     monkeypatch.setattr(cpu, "_best_time", lambda function: function() is None or next(times))
     assert cpu.choose_backend.__wrapped__() == backend
 
@@ -104,14 +105,24 @@ def test_held_to_avx2_the_backends_agree():
     environment = os.environ | {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
     code = (
         "import torch\n"
-        "assert torch.backends.cpu.get_cpu_capability() == 'AVX2'\n"
         "from tests.quantization import test_linear as t\n"
+        "assert torch.backends.cpu.get_cpu_capability() == 'AVX2'\n"
+        "assert t.cpu.choose_backend() == 'rows'\n"
         "for scheme in t.SCHEMES:\n"
         "    for backend in ('packed', 'rows'):\n"
         "        t.test_backends_agree_with_the_reference_on_both_sides_of_the_switch(scheme, (112, 384), backend)\n"
     )
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("changes", [{"CPU_NAME": "generic"}, {"CPU_FEATURES": "+avx2"}])
+def test_a_processor_that_numba_was_told_of_is_not_trusted_with_vnni(monkeypatch, changes):
+    import numba
+
+    for name, value in changes.items():
+        monkeypatch.setattr(numba.config, name, value)
+    assert not vnni.is_supported.__wrapped__()
 
 
 def test_without_numba_the_reference_runs(monkeypatch):

@@ -117,3 +117,26 @@ def test_shapes_that_do_not_fit_are_named():
 def test_schemes_that_do_not_exist_are_refused(values):
     with pytest.raises(InputError, match="expected"):
         QuantizationScheme(**({"bits": 4, "group_size": 128, "symmetric": True} | values))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_float16_weights_are_quantized_as_their_float32_copies(scheme):
+    weight = gaussian()
+    weight[0] *= 1e-6  # subnormals of float16
+    weight[1] = -weight[1].abs()
+    weight[2, 5], weight[3], weight[4, 7] = -0.0, 65504.0, -65504.0
+    half = weight.half()
+    quantized, *sums = rounding.quantize_rtn(half, scheme)
+    expected, *expected_sums = rounding.quantize_rtn(half.float(), scheme)
+    assert torch.equal(quantized.packed, expected.packed)
+    assert torch.equal(quantized.scales, expected.scales)
+    assert scheme.symmetric or torch.equal(quantized.zero_points, expected.zero_points)
+    assert sums == expected_sums
+
+
+def test_scales_are_rounded_as_torch_rounds_to_float16():
+    exact = torch.arange(1, 0x7C00, dtype=torch.int16).view(torch.float16).double()  # every positive float16
+    middles = (exact[1:] + exact[:-1]) / 2
+    values = torch.cat([exact, middles, middles * (1 + 1e-6), middles * (1 - 1e-6)]).float()
+    rounded = [rounding_loops._round_to_half(value) for value in values.numpy()]
+    assert torch.equal(torch.tensor(rounded), values.half().float().clamp(min=rounding.SMALLEST_SCALE))

@@ -10,7 +10,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from tests.triton_kernels.matrices import quantized
-from triton_kernels import gpu, launch
+from triton_kernels import decode, gpu, launch
 from triton_kernels.operands import Epilogue
 
 
@@ -45,6 +45,10 @@ def main(architecture):
     triton.runtime.driver.set_active(Driver(architecture))
     for name in ("dot_kernel", "gemv_kernel", "finish_kernel", "dequantize_kernel"):
         setattr(gpu, name, Compiled(getattr(gpu, name)))
+    for name in ("add_norm_kernel", "rotary_kernel", "attend_kernel", "merge_kernel"):
+        setattr(decode, name, Compiled(getattr(decode, name)))
+    for num_kv_heads, dtype in ((4, torch.float16), (2, torch.int8)):
+        one_token(num_kv_heads, dtype)
     for bits, group_size in ((4, 128), (8, None)):
         matrix = quantized(bits, (176, 256), group_size, asymmetric=bits == 4)
         for row in (launch.choose(bits, architecture, 1), launch.choose(bits, 75, 2)):
@@ -53,6 +57,25 @@ def main(architecture):
             gpu.run(row, 2, x, matrix, Epilogue(activation="swiglu", residual=x[:, :88].contiguous(), alpha=0.5))
         gpu.multiply_dequantized(torch.zeros(300, 256, dtype=torch.float16), matrix, Epilogue(bias=torch.zeros(176)))
         gpu.multiply_transposed(torch.zeros(300, 176, dtype=torch.float16), matrix)
+
+
+def one_token(num_kv_heads, dtype):
+    """The kernels of a step that are no products, of 4 query heads."""
+    x, vector = torch.zeros(2, 256, dtype=torch.float16), torch.zeros(256, dtype=torch.float16)
+    decode.add_norm(x, vector, vector if dtype == torch.int8 else None, x.clone(), alpha=0.5)
+    decode.add_norm(x, vector)
+    scale_length = 300 if dtype == torch.int8 else 0
+    stored = [torch.zeros(2, num_kv_heads, 300, 128, dtype=dtype) for _ in range(2)]
+    stored += [torch.zeros(2, num_kv_heads, scale_length, dtype=torch.float16) for _ in range(2)]
+    tables, column = torch.zeros(300, 32), torch.zeros(1, dtype=torch.int64)
+    two_dimensional = num_kv_heads == 4
+    positions = torch.zeros(2, 2 if two_dimensional else 1, dtype=torch.int64)
+    qkv = torch.zeros(2, (4 + 2 * num_kv_heads) * 128, dtype=torch.float16)
+    options = {"num_heads": 4, "two_dimensional": two_dimensional}
+    q = decode.rotary_to_cache(qkv, tables, tables, positions, column, *stored, **options)
+    padding = torch.zeros(2, dtype=torch.int64)
+    for bound in (256, 300):
+        decode.one_token_attention(q, *stored, column + 1, padding, max_columns=bound)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from typing import Any
 
 from glm_int4.cli.faults import naming_exhausted_memory
 from glm_int4.errors import InputError
-from glm_int4.generation.engine import Engine, StreamRecord
+from glm_int4.generation.engine import Engine
+from glm_int4.generation.records import StreamRecord
 from glm_int4.generation.sampling import SamplingParams
 from glm_int4.text.replies import Reply
 from glm_int4.text.tools import Tool
@@ -24,6 +25,7 @@ class Turn:
 
     first_s: until its first text. rest_tokens, rest_s: what came after that text, for the speed.
     limit: the limit that cut the answer, "max_new_tokens" or "max_length"; None if it ended by itself.
+    drafted, accepted: tokens that prompt lookup guessed, and those that were right.
     reply: the answer taken apart; None where there was none.
     """
 
@@ -33,6 +35,8 @@ class Turn:
     rest_tokens: int
     rest_s: float
     limit: str | None
+    drafted: int = 0
+    accepted: int = 0
     reply: Reply | None = None
 
     @property
@@ -134,6 +138,8 @@ class Conversation:
                     rest_tokens=len(record.ids) - first_tokens,
                     rest_s=ended - first_at,
                     limit=self._limit(record),
+                    drafted=record.drafted,
+                    accepted=record.accepted,
                     reply=reply,
                 )
             )

@@ -13,7 +13,10 @@ def status_line(conversation: Conversation) -> str:
 
 
 def bits(conversation: Conversation) -> str:
-    scheme = conversation.glm.info.linear_scheme
+    info = conversation.glm.info
+    if len(info.linear_counts) > 1:
+        return f"mixed, {info.bits_per_weight:.1f} bits"
+    scheme = info.linear_scheme
     return f"INT{scheme.bits}" if scheme else "16 bits"
 
 
@@ -92,4 +95,8 @@ def statistics(conversation: Conversation) -> str:
         "limits": f"max_new_tokens {conversation.max_new_tokens or 'none'}, max_length {glm.max_length}",
         "system": conversation.system or "none",
     }
+    if sampling.prompt_lookup:
+        drafted, accepted = sum(turn.drafted for turn in turns), sum(turn.accepted for turn in turns)
+        share = f" ({100 * accepted / drafted:.0f} %)" if drafted else ""
+        lines["lookup"] = f"up to {sampling.prompt_lookup} tokens at once: {accepted} of {drafted} guesses right{share}"
     return "\n".join(f"{name:<12} {text}" for name, text in lines.items())

@@ -1,0 +1,65 @@
+"""Tables of whole models' speed, from what bench_generate.py measured; ``tables.py`` puts them into the documents."""
+
+import json
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+NAMES = {"chatglm-6b": "ChatGLM-6B", "chatglm2-6b": "ChatGLM2-6B", "chatglm3-6b": "ChatGLM3-6B"}
+WAYS = {
+    "int4": "INT4",
+    "int8": "INT8",
+    "half": "half precision",
+    "official int4": "the official way, INT4",
+    "llama.cpp q4_0": "llama.cpp Q4_0",
+    "chatglm.cpp q4_0": "chatglm.cpp Q4_0",
+}
+COMMANDS = {"cpu": "make bench", "gpu": "make gpu-bench"}
+MISSING = "not measured"
+
+
+def read(place: str) -> dict | None:
+    """The kept results of "cpu" or "gpu", None where there are none yet."""
+    path = RESULTS / f"generate_{place}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def speed() -> str:
+    """Tokens per second on a CPU and on a GPU."""
+    return "\n\n".join(speed_of(place, read(place)) for place in COMMANDS)
+
+
+def speed_of(place: str, result: dict | None) -> str:
+    """A line for every model and kind of work, a column for every way."""
+    if result is None:
+        return f"On a {place.upper()}: {MISSING} yet (`{COMMANDS[place]}`)."
+    ways = [way for way in WAYS if any(row["way"] == way for row in result["rows"])]
+    lines = [f"| tokens/s, {place.upper()} | {' | '.join(WAYS[way] for way in ways)} |", "|---" * (len(ways) + 1) + "|"]
+    cells: dict[str, dict[str, str]] = {}
+    for row in result["rows"]:
+        line = cells.setdefault(f"{NAMES[row['model']]}, {work(row)}", {})
+        share = f" ({100 * row['share']:.0f} %)" if "share" in row else ""
+        line[row["way"]] = f"{row['tokens_per_s']:.1f}{share}"
+    for label, line in cells.items():
+        lines.append(f"| {label} | {' | '.join(line.get(way, MISSING) for way in ways)} |")
+    return "\n".join([*lines, "", provenance(result)])
+
+
+def work(row: dict) -> str:
+    """What a row measures."""
+    if row["kind"] == "prefill":
+        return f"prompt of {row['tokens']}"
+    rows = f"{row['batch']} answers at once" if row["batch"] > 1 else "answer"
+    return f"{rows} behind {row['context']}"
+
+
+def provenance(result: dict) -> str:
+    """Where and with what it was measured."""
+    machine, layers = result["machine"], {row["layers"] for row in result["rows"]}
+    counts = ", ".join(map(str, sorted(layers)))
+    depth = "" if layers == {28} else f"; {counts} layers instead of 28"
+    return (
+        f"Random weights{depth}; in brackets the bytes read as a share of the bandwidth of "
+        f"{machine['bandwidth_gb_s']:.0f} GB/s measured beside it. {machine['device']} ({machine['capability']}), "
+        f"{machine['threads']} threads, torch {machine['torch']}, {machine['date']}, commit {machine['commit']}, "
+        f"`{result['command']}`."
+    )

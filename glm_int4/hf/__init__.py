@@ -1,0 +1,32 @@
+"""ChatGLM in programs that speak transformers: importing this registers configuration, model and tokenizer.
+
+    import glm_int4.hf
+    from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+    model = AutoModelForCausalLM.from_pretrained("chatglm-6b-int4")
+    tokenizer = AutoTokenizer.from_pretrained("chatglm-6b-int4")
+
+Official checkpoints and ours, all versions, without remote code. The weights are read by the engine's loader
+and stay packed; transformers does the generating. Nothing else in the package imports transformers.
+"""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+from glm_int4.hf.config import ChatGLMConfig
+from glm_int4.hf.model import ChatGLMForCausalLM
+from glm_int4.hf.tokenizer import ChatGLMTokenizer
+
+__all__ = ["ChatGLMConfig", "ChatGLMForCausalLM", "ChatGLMTokenizer"]
+
+
+class _NoConfig(ChatGLMConfig):
+    """Of no checkpoint. The tokenizer is registered for it and found by its name alone, which the files and
+    ``ChatGLMConfig`` give: one that is registered for a file's configuration loses to the file's remote code
+    as soon as ``trust_remote_code=True`` is passed, as it often is out of habit.
+    """
+
+
+AutoConfig.register(ChatGLMConfig.model_type, ChatGLMConfig, exist_ok=True)
+for _auto_class in (AutoModelForCausalLM, AutoModel):
+    _auto_class.register(ChatGLMConfig, ChatGLMForCausalLM, exist_ok=True)
+AutoTokenizer.register(_NoConfig, tokenizer_class=ChatGLMTokenizer, exist_ok=True)

@@ -1,0 +1,264 @@
+"""Numba loops of the "vnni" backend: inputs to 16-bit integers, and their product with packed weights.
+
+Layouts are in ``vnni.py``. Nothing here assumes finite numbers: a nan or inf in x comes out as nan.
+"""
+
+from typing import Any
+
+import numba
+import numpy as np
+
+from glm_int4.quantization.vnni_intrinsics import TILE_ROWS, tile_product
+
+# Sums may be reordered and multiplications fused, but nan and inf stay what they are.
+SAFE = {"reassoc", "contract", "nsz", "arcp"}
+LOOP: Any = {"cache": True, "fastmath": SAFE, "error_model": "numpy"}
+
+PLAIN, GELU, SWIGLU = 0, 1, 2
+
+# Values that one thread converts in less time than waking another one takes.
+SERIAL_VALUES = 8192
+
+_RUNS_OF_A_TASK = 8
+_NAN = np.float32(np.nan)
+_INFINITE_BITS = np.uint32(0x7F800000)
+
+_int4_by_1, _int4_by_2, _int4_by_4, _int4_by_8 = (tile_product(4, rows) for rows in (1, 2, 4, 8))
+_int8_by_1, _int8_by_2, _int8_by_4, _int8_by_8 = (tile_product(8, rows) for rows in (1, 2, 4, 8))
+
+
+@numba.njit(**LOOP)
+def panel_rows(remaining):
+    """Rows of the next panel: 8 while there are as many, then 4, 2 and 1."""
+    if remaining >= 8:
+        return 8
+    if remaining >= 4:
+        return 4
+    return 2 if remaining >= 2 else 1
+
+
+@numba.njit(**LOOP)
+def _float_of_bits(bits):
+    return np.uint32(bits).view(np.float32)
+
+
+@numba.njit(**LOOP)
+def _panel(num_rows, index):
+    """First row and rows of a panel."""
+    full = num_rows // 8
+    if index < full:
+        return index * 8, 8
+    row = full * 8
+    for _ in range(index - full):
+        row += panel_rows(num_rows - row)
+    return row, panel_rows(num_rows - row)
+
+
+@numba.njit(**LOOP)
+def exp(x):
+    """e ** x of a float32 to 2e-7, in arithmetic that vectorizes; libm's function does not."""
+    x = min(max(x, np.float32(-87.0)), np.float32(88.0))
+    scaled = x * np.float32(1.4426950408889634)
+    n = np.int32(scaled + (np.float32(0.5) if scaled >= 0 else np.float32(-0.5)))
+    r = x - np.float32(n) * np.float32(0.693359375) + np.float32(n) * np.float32(2.12194440e-4)
+    p = np.float32(1.9875691500e-4)
+    p = p * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    p = p * r * r + r + np.float32(1.0)
+    return p * np.uint32(np.uint32(n + np.int32(127)) << np.uint32(23)).view(np.float32)
+
+
+@numba.njit(**LOOP)
+def _activate(x, start, stop, half, kind, out):
+    """out = activation(x[start:stop]); SwiGLU's second factor lies ``half`` columns further."""
+    part = x[start:stop]
+    if kind == GELU:
+        for i in range(stop - start):
+            v = part[i]
+            u = np.float32(1.5957691216057308) * v * (np.float32(1.0) + np.float32(0.044715) * v * v)
+            out[i] = v - v / (exp(u) + np.float32(1.0))
+    elif kind == SWIGLU:
+        up = x[half + start : half + stop]
+        for i in range(stop - start):
+            out[i] = part[i] / (np.float32(1.0) + exp(-part[i])) * up[i]
+    else:
+        for i in range(stop - start):
+            out[i] = part[i]
+
+
+@numba.njit(**LOOP)
+def _quantize_run(values, integers, rows, target):
+    """Write one run of a row to its panel; returns the scale and the scaled sum of its integers."""
+    bits, pairs, largest = values.view(np.uint32), integers.view(np.int32), np.uint32(0)
+    for i in range(values.size):
+        largest = max(largest, np.uint32(bits[i] & np.uint32(0x7FFFFFFF)))
+    if largest >= _INFINITE_BITS:
+        return _NAN, _NAN
+    peak = max(np.float32(_float_of_bits(largest)), np.float32(1e-30))
+    scale, inverse = peak / np.float32(32767.0), np.float32(32767.0) / peak
+    total = np.int32(0)
+    for i in range(values.size):
+        v = values[i] * inverse
+        q = np.int32(v + (np.float32(0.5) if v >= 0 else np.float32(-0.5)))
+        total += q
+        integers[i] = np.int16(q)
+    if rows == 1:
+        target[: pairs.size] = pairs
+    else:
+        for i in range(pairs.size):
+            target[i * rows] = pairs[i]
+    return scale, np.float32(total) * scale
+
+
+@numba.njit(**LOOP)
+def _quantize_task(x, kind, run, panel, task, q, scales, sums):
+    """Quantize some runs of a panel's rows; arguments as ``quantize_rows``."""
+    num_runs = scales.size // x.shape[0]
+    in_features = num_runs * run
+    row, rows = _panel(x.shape[0], panel)
+    values, integers = np.empty(run, dtype=np.float32), np.empty(run, dtype=np.int16)
+    pairs = q.view(np.int32)
+    for index in range(task * _RUNS_OF_A_TASK, min((task + 1) * _RUNS_OF_A_TASK, num_runs)):
+        start = index * run
+        for m in range(rows):
+            _activate(x[row + m], start, start + run, in_features, kind, values)
+            target = pairs[(row * in_features + start * rows) // 2 + m :]
+            scale, total = _quantize_run(values, integers, rows, target)
+            scales[row * num_runs + index * rows + m] = scale
+            sums[row * num_runs + index * rows + m] = total
+
+
+@numba.njit(**LOOP)
+def _num_tasks(x, scales):
+    """Panels, and tasks of each."""
+    num_rows = x.shape[0]
+    num_panels = num_rows // 8 + (num_rows >> 2 & 1) + (num_rows >> 1 & 1) + (num_rows & 1)
+    return num_panels, (scales.size // num_rows + _RUNS_OF_A_TASK - 1) // _RUNS_OF_A_TASK
+
+
+@numba.njit(**LOOP)
+def quantize_rows_here(x, kind, run, q, scales, sums):
+    """As ``quantize_rows``, in this thread alone: for what takes less time than waking another one."""
+    num_panels, num_tasks = _num_tasks(x, scales)
+    for panel in range(num_panels):
+        for task in range(num_tasks):
+            _quantize_task(x, kind, run, panel, task, q, scales, sums)
+
+
+@numba.njit(parallel=True, **LOOP)
+def quantize_rows(x, kind, run, q, scales, sums):
+    """Integers and scales of ``activation(x)``, panel by panel.
+
+    x: (M, K) float32, or (M, 2 * K) for SwiGLU, of which the first half is the gate. kind: PLAIN, GELU or
+    SWIGLU. q: (M * K,) int16. scales, sums: (M * K / run,) float32; a sum is that of a run's scaled integers.
+    """
+    num_panels, num_tasks = _num_tasks(x, scales)
+    for task in numba.prange(num_panels * num_tasks):
+        _quantize_task(x, kind, run, task // num_tasks, task % num_tasks, q, scales, sums)
+
+
+@numba.njit(parallel=True, **LOOP)
+def multiply(weights, bits, num_groups, q, x_scales, x_sums, num_rows, run, out):
+    """out[m, n] = sum_k x[m, k] * (q[n, k] - zero) * scale + bias[n].
+
+    weights: addresses of packed, scales, zeros and bias; layouts in ``vnni.py``. q, x_scales, x_sums: of
+    ``quantize_rows``. out: (M, N) float32, N whole tiles.
+    """
+    packed, scales, zeros, bias = weights
+    num_runs = x_scales.size // num_rows
+    in_features = run * num_runs
+    run_blocks, group_step = run * bits // 32, 1 if num_groups > 1 else 0
+    q_start, scales_start, sums_start = q.ctypes.data, x_scales.ctypes.data, x_sums.ctypes.data
+    out_start, stride = out.ctypes.data, out.strides[0]
+    for tile in numba.prange(out.shape[1] // TILE_ROWS):
+        groups = tile * num_groups * TILE_ROWS
+        row = 0
+        while row < num_rows:
+            rows = panel_rows(num_rows - row)
+            arguments = (
+                packed + tile * TILE_ROWS * in_features * bits // 8,
+                scales + 2 * groups,
+                zeros + groups,
+                bias + tile * TILE_ROWS * 4,
+                q_start + row * in_features * 2,
+                scales_start + row * num_runs * 4,
+                sums_start + row * num_runs * 4,
+                num_runs,
+                run_blocks,
+                group_step,
+                out_start + row * stride + tile * TILE_ROWS * 4,
+                stride,
+            )
+            if bits == 4:
+                if rows == 8:
+                    _int4_by_8(*arguments)
+                elif rows == 4:
+                    _int4_by_4(*arguments)
+                elif rows == 2:
+                    _int4_by_2(*arguments)
+                else:
+                    _int4_by_1(*arguments)
+            elif rows == 8:
+                _int8_by_8(*arguments)
+            elif rows == 4:
+                _int8_by_4(*arguments)
+            elif rows == 2:
+                _int8_by_2(*arguments)
+            else:
+                _int8_by_1(*arguments)
+            row += rows
+
+
+@numba.njit(**LOOP)
+def _sort_word(word, bits):
+    """Weights 0, 2, 4, 6 of a word into its lower half and 1, 3, 5, 7 into the upper; of four bytes 0 and 1
+    into the even bytes, 2 and 3 into the odd ones. Shifted and masked, neighbours then lie side by side."""
+    if bits == 8:
+        return (
+            (word & np.uint32(0xFF0000FF))
+            | (word >> np.uint32(8) & np.uint32(0xFF00))
+            | (word & np.uint32(0xFF00)) << np.uint32(8)
+        )
+    even, odd = word & np.uint32(0x0F0F0F0F), word >> np.uint32(4) & np.uint32(0x0F0F0F0F)
+    even = (even | even >> np.uint32(4)) & np.uint32(0x00FF00FF)
+    odd = (odd | odd >> np.uint32(4)) & np.uint32(0x00FF00FF)
+    even, odd = (even | even >> np.uint32(8)) & np.uint32(0xFFFF), (odd | odd >> np.uint32(8)) & np.uint32(0xFFFF)
+    return even | odd << np.uint32(16)
+
+
+@numba.njit(**LOOP)
+def _unsort_word(word, bits):
+    """The inverse of ``_sort_word``."""
+    if bits == 8:
+        return _sort_word(word, 8)
+    even, odd = word & np.uint32(0xFFFF), word >> np.uint32(16)
+    even = (even | even << np.uint32(8)) & np.uint32(0x00FF00FF)
+    odd = (odd | odd << np.uint32(8)) & np.uint32(0x00FF00FF)
+    even, odd = (
+        (even | even << np.uint32(4)) & np.uint32(0x0F0F0F0F),
+        (odd | odd << np.uint32(4)) & np.uint32(0x0F0F0F0F),
+    )
+    return even | odd << np.uint32(4)
+
+
+@numba.njit(parallel=True, **LOOP)
+def pack_tiles(words, bits, out):
+    """Words (N, W) uint32 of the file layout as tiles (N / 32, W, 32)."""
+    for tile in numba.prange(out.shape[0]):
+        for first in range(0, words.shape[1], 16):  # 16 words are a cache line of every row
+            for row in range(TILE_ROWS):
+                source = words[tile * TILE_ROWS + row]
+                for i in range(first, min(first + 16, words.shape[1])):
+                    out[tile, i, row] = _sort_word(source[i], bits)
+
+
+@numba.njit(**LOOP)
+def unpack_rows(tiles, rows, bits, out):
+    """The chosen rows (n, W) of the file layout; ``tiles`` as of ``pack_tiles``."""
+    for i in range(rows.size):
+        tile, row = rows[i] // TILE_ROWS, rows[i] % TILE_ROWS
+        for j in range(tiles.shape[1]):
+            out[i, j] = _unsort_word(tiles[tile, j, row], bits)
