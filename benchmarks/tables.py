@@ -1,6 +1,6 @@
 """Write the tables of the READMEs from the committed results.
 
-python benchmarks/tables.py            rewrites README.md, triton_kernels/README.md and docs/performance.md
+python benchmarks/tables.py            rewrites the READMEs, triton_kernels/README.md and docs/performance.md
 python benchmarks/tables.py --check    fails where they are not what the results say
 """
 
@@ -12,10 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import generate_tables
+import quality_report
+from chinese import translate
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = (ROOT / "README.md", ROOT / "triton_kernels" / "README.md", ROOT / "docs" / "performance.md")
+CHINESE = ROOT / "README.zh.md"
+DOCUMENTS = (ROOT / "README.md", CHINESE, ROOT / "triton_kernels" / "README.md", ROOT / "docs" / "performance.md")
 
 
 def mini() -> str:
@@ -160,15 +163,21 @@ TABLES: dict[str, Callable[[], str]] = {
     "quantizers": quantizers,
     "ptuning": ptuning,
     "kernels": kernels,
+    "quality": quality_report.methods,
+    "outliers": quality_report.outliers,
+    "gptq": quality_report.full_size,
     "speed": generate_tables.speed,
 }
 
 
-def render(readme: str) -> str:
+def render(readme: str, *, chinese: bool = False) -> str:
     """Return a README with its tables replaced by what the results say."""
     for name, table in TABLES.items():
+        if f"<!-- table: {name} -->" not in readme:
+            continue
+        text = translate(table()) if chinese else table()
         pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
-        readme = re.sub(pattern, lambda match, table=table: f"{match[1]}{table()}\n{match[2]}", readme, flags=re.S)
+        readme = re.sub(pattern, lambda match, text=text: f"{match[1]}{text}\n{match[2]}", readme, flags=re.S)
     return readme
 
 
@@ -176,7 +185,7 @@ def main() -> int:
     stale = False
     for path in DOCUMENTS:
         readme = path.read_text(encoding="utf-8")
-        rendered = render(readme)
+        rendered = render(readme, chinese=path == CHINESE)
         stale |= rendered != readme
         if "--check" not in sys.argv[1:]:
             path.write_text(rendered, encoding="utf-8")

@@ -1,12 +1,33 @@
-"""The README says what the results and the program say."""
+"""The README's tables are what the results say, and what it shows runs."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 
-from tests.conftest import EXAMPLES
+import pytest
+
+import glm_int4
+from tests.conftest import EXAMPLES, MINI
+from tests.markdown_text import code, commands, headings, links, tables
 
 ROOT = EXAMPLES.parent
+README, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh.md"))
+
+# Commands that are not run here: they download, install, wait for a user or serve until they are stopped.
+ELSEWHERE = (
+    ["make"],
+    ["pip"],
+    ["python3", "-m", "venv"],
+    ["python", "tools/quantize.py", "--bits", "4"],
+    ["glm-int4", "chat", "chatglm-6b-int4"],
+    ["glm-int4", "serve"],
+    ["curl"],
+)
+# Python that talks to a running server is run by the server's tests.
+NEEDS_SERVER = ("OpenAI(", "openai_client")
+STEPS = ("--max-steps", "2")  # instead of the hundreds that learn something
 
 
 def test_the_tables_are_generated_from_the_committed_results():
@@ -14,11 +35,76 @@ def test_the_tables_are_generated_from_the_committed_results():
     assert result.returncode == 0, "run python benchmarks/tables.py"
 
 
-def test_the_documents_name_files_and_commands_that_exist():
-    for name in ("README.md", "CONTRIBUTING.md"):
-        text = (ROOT / name).read_text(encoding="utf-8")
-        for path in re.findall(r"\]\(([^):]+)\)", text) + re.findall(r"python ((?:tools|benchmarks)/\w+\.py)", text):
-            assert (ROOT / path).exists(), f"{name} names {path}"
-        for command in re.findall(r"glm-int4 (\w+)", text):
-            if command not in ("says",):
-                assert (ROOT / "glm_int4" / "cli" / f"{command}.py").is_file(), f"{name} names {command}"
+def test_both_readmes_have_the_same_sections_commands_code_tables_and_links():
+    assert [level for level, _ in headings(CHINESE)] == [level for level, _ in headings(README)]
+    assert commands(CHINESE) == commands(README)
+    assert code(CHINESE, "python") == code(README, "python")
+    assert tables(CHINESE) == tables(README)
+    assert sorted({*links(CHINESE)} - {"README.md"}) == sorted({*links(README)} - {"README.zh.md"})
+    rows, chinese_rows = (re.findall(r"^\| `(glm-int4 [^`]+)`", text, re.MULTILINE) for text in (README, CHINESE))
+    assert chinese_rows == rows
+
+
+def test_the_chinese_readme_is_in_chinese():
+    text = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", "", CHINESE, flags=re.DOTALL)
+    sentences = re.findall(r"[a-z]{2,} [a-z]{2,} [a-z]{2,}", text)
+    assert not sentences, "translate these: text by hand, tables in benchmarks/chinese.py"
+
+
+def is_elsewhere(words):
+    return any(words[: len(begin)] == begin for begin in ELSEWHERE)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder that looks like the repository to a command that reads from it."""
+    folder = tmp_path_factory.mktemp("readme")
+    for name in ("examples", "tools", "benchmarks"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def run(words, place):
+    if "--max-steps" in words:
+        index = words.index("--max-steps")
+        words = [*words[:index], *STEPS, *words[index + 2 :]]
+    programs = {"python": [sys.executable], "glm-int4": [sys.executable, "-m", "glm_int4"]}
+    assert words[0] in programs, f"the README shows {words}: run it here, or name it in ELSEWHERE"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [*programs[words[0]], *words[1:]]
+    return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
+
+
+def test_the_commands_run_in_the_order_in_which_they_stand(place):
+    pytest.importorskip("jieba", reason="needs the extra ptune: pip install -e '.[ptune]'")
+    shown = [words for words in commands(README) if not is_elsewhere(words)]
+    assert len(shown) >= 4
+    for words in shown:
+        result = run(words, place)
+        assert result.returncode == 0, f"{words}: {result.stderr}"
+        for file in place.glob("data/*.jsonl"):  # a few questions are enough
+            file.write_text("\n".join(file.read_text(encoding="utf-8").splitlines()[:16]), encoding="utf-8")
+    assert result.stdout.strip()
+
+
+def test_the_python_runs(tmp_path, monkeypatch, small_checkpoints, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(MINI, tmp_path / "mini")
+    question = [{"role": "user", "content": "你好"}]
+    names = {"messages": question}
+    for block in code(README, "python"):
+        if any(mark in block for mark in NEEDS_SERVER):
+            continue
+        needs_version_3 = "tools=" in block
+        if needs_version_3:
+            names, before = {"glm": glm_int4.load(small_checkpoints["3"]), "messages": [*question]}, names
+        exec(block.replace("zai-org/chatglm-6b", "mini"), names)
+        if needs_version_3:
+            names = before
+    assert capsys.readouterr().out.strip()
+
+
+def test_the_demo_of_the_makefile_asks_what_the_readme_shows():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert re.search(r"--ask \"3加5等于几\?\"", makefile)
+    assert (ROOT / "tools" / "compare.py").exists()

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 import glm_int4
+from glm_int4.checkpoint.opening import CheckpointInfo
 from glm_int4.cli.console import size
-from glm_int4.quantization.scheme import QuantizationScheme
 
 GREEDY = glm_int4.SamplingParams(temperature=0)
 SPEED_TOKENS = 128
@@ -41,8 +41,11 @@ def tokens_per_second(glm: glm_int4.Engine) -> float:
     return 1 / min(times)
 
 
-def label(scheme: QuantizationScheme | None) -> str:
+def label(info: CheckpointInfo) -> str:
     """FP16, INT8 or INT4, and the group where it is not a whole row."""
+    scheme = info.linear_scheme
+    if len(info.linear_counts) > 1:
+        return "mixed"
     if scheme is None:
         return "FP16"
     return f"INT{scheme.bits}" + ("" if scheme.group_size is None else f", groups of {scheme.group_size}")
@@ -84,11 +87,10 @@ def main() -> None:
     for model in arguments.models:
         glm = glm_int4.load(model, device="cpu", threads=arguments.threads)
         result = glm.perplexity(text, stride=arguments.stride)
-        scheme = glm.info.linear_scheme
         rows.append(
             {
                 "model": model,
-                "weights": label(scheme),
+                "weights": label(glm.info),
                 "weight_bytes": glm.info.weight_bytes,
                 "bits_per_weight": glm.info.bits_per_weight,
                 "perplexity": result.perplexity,

@@ -61,7 +61,7 @@ def quantized_blocks(
     for start in range(0, matrix.out_features, step):
         block = weight[start : start + step]
         check_finite(f"{source}.weight", block)
-        quantized, error, norm = quantize(block, scheme)
+        quantized, error, norm = quantize(plan.folding.fold(f"{matrix.name}.weight", block), scheme)
         _check_scales(source, quantized)
         plan.reader.release(f"{source}.weight", slice(start, start + step))
         sums.error, sums.norm = sums.error + error, sums.norm + norm

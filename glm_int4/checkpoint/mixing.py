@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glm_int4.checkpoint import layout
+from glm_int4.checkpoint.folding import Folding
 from glm_int4.checkpoint.layout import MatrixSpec
 from glm_int4.checkpoint.opening import CheckpointInfo, Schemes, tensor_specs
 from glm_int4.checkpoint.quantization_options import QuantizationOptions
@@ -46,6 +47,7 @@ def choose_mix(
     reader: CheckpointReader,
     info: CheckpointInfo,
     options: QuantizationOptions,
+    folding: Folding,
     sequences: Callable[[int, int], list[list[int]]],
     folder: Path,
     progress: Progress | None = None,
@@ -77,7 +79,7 @@ def choose_mix(
         budget = int(options.target_bits * num_weights / 8)
     _check_reachable(options, budget, rest + sum(min(s) for s in sizes.values()), num_weights)
     size = (_LARGE_SEQUENCES, _LARGE_TOKENS) if num_weights >= _LARGE_MODEL else (_SEQUENCES, _TOKENS)
-    network = StreamedModel(reader, info, options.device)
+    network = StreamedModel(reader, info, folding, options.device)
     costs = measure_sensitivities(network, sequences(*size), candidates, folder, progress)
     choice = spend(costs, sizes, budget - rest)
     return Mix(
@@ -122,7 +124,7 @@ def _hull(costs: Sequence[float], sizes: Sequence[int]) -> list[int]:
     for i in sorted(range(len(sizes)), key=lambda i: (sizes[i], costs[i])):
         if hull and costs[i] >= costs[hull[-1]]:
             continue
-        while len(hull) > 1 and (costs[hull[-1]] - costs[hull[-2]]) * (sizes[i] - sizes[hull[-2]]) >= (
+        while len(hull) > 1 and (costs[hull[-1]] - costs[hull[-2]]) * (sizes[i] - sizes[hull[-2]]) > (
             costs[i] - costs[hull[-2]]
         ) * (sizes[hull[-1]] - sizes[hull[-2]]):
             hull.pop()

@@ -1,5 +1,6 @@
 """Opening a checkpoint: what its files hold, checked against its config before anything is loaded."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +41,13 @@ class CheckpointInfo:
 
     @property
     def linear_scheme(self) -> QuantizationScheme | None:
-        """The scheme of the linear layers; None where they are not quantized."""
+        """The scheme of the first linear layer, in most checkpoints of all; None where they are not quantized."""
         return self.schemes[next(layout.linears(self.config)).name]
+
+    @property
+    def linear_counts(self) -> dict[str, int]:
+        """How many linear layers are stored in which way."""
+        return dict(Counter(str(self.schemes[matrix.name] or "unquantized") for matrix in layout.linears(self.config)))
 
     @property
     def bits_per_weight(self) -> float:

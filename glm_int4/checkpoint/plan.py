@@ -12,6 +12,7 @@ from glm_int4.checkpoint import layout
 from glm_int4.checkpoint.calibration import NUM_SEQUENCES, Calibration, read_calibration, sample_sequences
 from glm_int4.checkpoint.checks import warn_of_untied_head
 from glm_int4.checkpoint.folder import read_tokenizer_config
+from glm_int4.checkpoint.folding import Folding, find_folding
 from glm_int4.checkpoint.layout import MatrixSpec
 from glm_int4.checkpoint.loading import load_checked_tokenizer
 from glm_int4.checkpoint.mixing import choose_mix
@@ -38,10 +39,10 @@ class QuantizationPlan:
 
     method: how weights are rounded; "kept" where the source is quantized already. scheme: of the linear
     layers, but for a mix. matrices: in the order of the network. schemes: as they will be stored. sources:
-    name of the matrix to read, where it has another one. costs: of a mix, the KL divergence that each matrix
-    is expected to cost. calibration: the text for GPTQ. shards: units by file name. tokenizer_config: as it
-    will be written. tokenizer_json: the text of a tokenizer.json, for vLLM. fingerprint: JSON value that is
-    equal where two runs would write the same bytes.
+    name of the matrix to read, where it has another one. folding: what moves from norms into matrices.
+    costs: of a mix, the KL divergence that each matrix is expected to cost. calibration: the text for GPTQ.
+    shards: units by file name. tokenizer_config: as it will be written. tokenizer_json: the text of a
+    tokenizer.json, for vLLM. fingerprint: JSON value that is equal where two runs would write the same bytes.
     """
 
     options: QuantizationOptions
@@ -52,6 +53,7 @@ class QuantizationPlan:
     matrices: dict[str, MatrixSpec]
     schemes: Schemes
     sources: dict[str, str]
+    folding: Folding
     costs: dict[str, float]
     calibration: Calibration | None
     shards: dict[str, list[Unit]]
@@ -134,12 +136,15 @@ def make_plan(
     schemes: Schemes = {
         name: info.schemes.get(name) or (head_scheme if name in vocabulary else options.scheme) for name in matrices
     }
-    _check_group_sizes(matrices.values(), schemes)
+    folding = Folding()
+    if source_scheme is None and not options.official:
+        folding = find_folding(reader, info.config, schemes)
     costs: dict[str, float] = {}
     if options.mixed:
         draw = functools.partial(sample_sequences, calibration, tokenizer, info.config)
-        mix = choose_mix(reader, info, options, draw, scratch, progress)
+        mix = choose_mix(reader, info, options, folding, draw, scratch, progress)
         schemes, costs = {**schemes, **mix.schemes}, mix.costs
+    _check_group_sizes(matrices.values(), schemes)
     shards = plan_shards(_units(reader, info, matrices, schemes, options), options.shard_bytes)
     names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     if tokenizer_config is not None:
@@ -155,6 +160,7 @@ def make_plan(
         matrices=matrices,
         schemes=schemes,
         sources=sources,
+        folding=folding,
         costs=costs,
         calibration=calibration if options.method == "gptq" else None,
         shards=dict(zip(names, shards, strict=True)),
@@ -166,6 +172,7 @@ def make_plan(
             "config": str(info.config),
             "schemes": {name: str(scheme) for name, scheme in schemes.items()},
             "options": [options.output_format, options.method, options.vllm, options.shard_bytes],
+            "folding": str(folding),
             "calibration": calibration.fingerprint if calibration else None,
         },
     )

@@ -151,7 +151,7 @@ class _Measurement:
         """KL divergence from the reference's predictions, by matrix, in nats per token."""
         network, head = self._network, self._head.name
         reader_name = f"{head}.weight"
-        matrix = network.reader[reader_name]
+        matrix = network.folding.fold(reader_name, network.reader[reader_name])
         reference = torch.cat([network.normalize(x) for x in self._copy(0)])
         if self._embedding in self._candidates and self._embedding != head:
             rows = network.reader[f"{self._embedding}.weight"]
@@ -175,8 +175,9 @@ class _Measurement:
     def _log_probabilities(self, x: Tensor, head: MatrixSpec, scheme: QuantizationScheme | None) -> Tensor:
         """(T, V) float32, the head quantized if there is a scheme."""
         parts = []
-        for block in _blocks(self._network.reader[f"{head.name}.weight"]):
-            block = block.to(self._network.device, torch.float32)
+        name = f"{head.name}.weight"
+        for block in _blocks(self._network.reader[name]):
+            block = self._network.folding.fold(name, block.to(self._network.device, torch.float32))
             parts.append(x @ (block if scheme is None else self._rounded(block, scheme)).T)
         return torch.cat(parts, dim=1).log_softmax(-1)
 

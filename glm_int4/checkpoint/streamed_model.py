@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from glm_int4.checkpoint import layout
 from glm_int4.checkpoint.checks import check_finite
+from glm_int4.checkpoint.folding import Folding
 from glm_int4.checkpoint.opening import CheckpointInfo
 from glm_int4.checkpoint.reader import CheckpointReader
 from glm_int4.models import Model, chatglm, chatglm2
@@ -50,7 +51,14 @@ class StreamedModel:
         layer_linears: names of a layer's matrices, in the order in which they run.
     """
 
-    def __init__(self, reader: CheckpointReader, info: CheckpointInfo, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        reader: CheckpointReader,
+        info: CheckpointInfo,
+        folding: Folding | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.folding = folding or Folding()
         self.reader, self.config, self.device = reader, info.config, torch.device(device)
         self.linears: dict[str, StreamedLinear] = {}
         self.layer_linears: list[list[str]] = [[] for _ in range(info.config.num_layers)]
@@ -84,6 +92,7 @@ class StreamedModel:
     def _read(self, name: str) -> Tensor:
         check_finite(name, self.reader[name])
         weight = self.reader[name].to(device=self.device, dtype=torch.float32, copy=True)
+        weight = self.folding.fold(name, weight)
         self.reader.release(name)
         return weight
 

@@ -96,12 +96,15 @@ def _describe(name: str, checkpoint: "CheckpointInfo", plans: "dict[int, Compute
         tokens = int((memory - weight_bytes - overhead) // kv_bytes[bits])
         return max(min(tokens, max_length), 0)
 
+    mixed = len(checkpoint.linear_counts) > 1
+    group_size = ("channel" if scheme.group_size is None else scheme.group_size) if scheme else None
     return {
         "model": name,
         "version": config.version,
         "version_from": checkpoint.version_from,
-        "bits": scheme.bits if scheme else 16,
-        "group_size": ("channel" if scheme.group_size is None else scheme.group_size) if scheme else None,
+        "bits": "mixed" if mixed else scheme.bits if scheme else 16,
+        "group_size": "mixed" if mixed else group_size,
+        "linear_layers": checkpoint.linear_counts,
         "bits_per_weight": checkpoint.bits_per_weight,
         "weight_bytes": checkpoint.weight_bytes,
         "kv_bytes_per_token": kv_bytes[16],
@@ -123,12 +126,14 @@ def _describe(name: str, checkpoint: "CheckpointInfo", plans: "dict[int, Compute
 
 def _print(result: dict[str, Any]) -> None:
     plan = result["plan"]
-    group = "" if result["bits"] == 16 else f", group size {result['group_size']}"
+    linears = f"{result['bits']} bits" + ("" if result["bits"] == 16 else f", group size {result['group_size']}")
+    if result["bits"] == "mixed":
+        linears = ", ".join(f"{count} x {scheme}" for scheme, count in sorted(result["linear_layers"].items()))
     where = plan["device"].upper()
     facts = {
         "model": result["model"],
         "version": f"{_NAMES[result['version']]} (decided by {result['version_from']})",
-        "linear layers": f"{result['bits']} bits{group}",
+        "linear layers": linears,
         "bits per weight": f"{result['bits_per_weight']:.3f} as stored",
         "weights": f"{console.size(result['weight_bytes'])} on disk, {console.size(plan['weight_bytes'])} on {where}",
         "key/value cache": f"{console.size(result['kv_bytes_per_token'])} a token, "

@@ -18,7 +18,15 @@ from glm_int4.hf.tokenizer import ChatGLMTokenizer
 
 __all__ = ["ChatGLMConfig", "ChatGLMForCausalLM", "ChatGLMTokenizer"]
 
+
+class _NoConfig(ChatGLMConfig):
+    """Of no checkpoint. The tokenizer is registered for it and found by its name alone, which the files and
+    ``ChatGLMConfig`` give: one that is registered for a file's configuration loses to the file's remote code
+    as soon as ``trust_remote_code=True`` is passed, as it often is out of habit.
+    """
+
+
 AutoConfig.register(ChatGLMConfig.model_type, ChatGLMConfig, exist_ok=True)
 for _auto_class in (AutoModelForCausalLM, AutoModel):
     _auto_class.register(ChatGLMConfig, ChatGLMForCausalLM, exist_ok=True)
-AutoTokenizer.register(ChatGLMConfig, tokenizer_class=ChatGLMTokenizer, exist_ok=True)
+AutoTokenizer.register(_NoConfig, tokenizer_class=ChatGLMTokenizer, exist_ok=True)

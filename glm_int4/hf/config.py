@@ -30,6 +30,7 @@ class ChatGLMConfig(PreTrainedConfig):
 
     def __init__(self, **kwargs: Any) -> None:
         kwargs.pop("quantization_config", None)
+        kwargs["tokenizer_class"] = "ChatGLMTokenizer"
         super().__init__(**kwargs)
         for name, official_names in _NAMES.items():
             value = next((kwargs[key] for key in official_names if kwargs.get(key) is not None), None)

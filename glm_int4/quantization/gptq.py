@@ -119,8 +119,7 @@ def quantize_gptq(weight: Tensor, scheme: QuantizationScheme, factor: Tensor) ->
 
 
 def _range(weight: Tensor, scheme: QuantizationScheme) -> tuple[Tensor, Tensor]:
-    """Scales and zero points (N,) float32 of one group (N, G), from the clip search."""
-    one = QuantizationScheme(bits=scheme.bits, group_size=None, symmetric=scheme.symmetric)
-    found, _, _ = quantize_rtn(weight, one)
+    """Scales and zero points (N,) float32 of one group (N, G), or of whole rows, from the clip search."""
+    found, _, _ = quantize_rtn(weight, scheme)
     zeros = torch.full_like(found.scales, scheme.zero) if found.zero_points is None else found.zero_points
     return found.scales[:, 0].float(), zeros[:, 0].float()

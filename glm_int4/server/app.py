@@ -7,16 +7,17 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response
+from fastapi.responses import PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
+from glm_int4.files import shown_name
 from glm_int4.generation.engine import Engine
 from glm_int4.server.faults import ApiError, json_response
 from glm_int4.server.limits import Counted, Gate
 from glm_int4.server.metrics import Metrics
 from glm_int4.server.page import page_files
 from glm_int4.server.requests import Desk, Request
-from glm_int4.server.schemas import ChatRequest, CompletionRequest, ErrorAnswer
+from glm_int4.server.schemas import FIELD_NAMES, ChatRequest, CompletionRequest, ErrorAnswer
 from glm_int4.server.settings import Settings
 from glm_int4.server.streaming import ClientGoneError, EventStream, while_connected
 from glm_int4.server.worker import Worker
@@ -133,7 +134,7 @@ def _add_operations(app: FastAPI, server: Server) -> None:
             raise ApiError(503, "expected the engine's thread to run, got one that has ended; restart the server")
         return json_response({"status": "ok", "version": __version__})
 
-    @app.get("/metrics", summary="Figures for Prometheus")
+    @app.get("/metrics", summary="Figures for Prometheus", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(server.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -154,7 +155,9 @@ async def _answer_api_error(http: HttpRequest, error: Any) -> Response:
 async def _answer_invalid(http: HttpRequest, error: Any) -> Response:
     """Name the first field that is wrong; what it held is not repeated."""
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if part != "body")
+    place = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part in FIELD_NAMES)
+    if first["type"] == "extra_forbidden":
+        place = shown_name(str(first["loc"][-1]))
     if first["type"] == "json_invalid":
         place = ""
         what = "JSON, got something else"

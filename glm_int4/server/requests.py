@@ -66,7 +66,7 @@ class Desk:
             limit = request.max_completion_tokens or request.max_tokens or engine.max_length
             answer = ChatAnswer(chat_format(engine.config.version), engine.tokenizer, sampling.stop, tools)
         limit = min(limit, self._settings.max_new_tokens or limit)
-        return self._worker.job(prompt, limit, sampling, answer)
+        return self._worker.job(prompt, limit, sampling, answer, () if request.ignore_eos else engine.stop_ids)
 
     def _chat_prompt(self, request: ChatRequest) -> tuple[list[int], list[dict[str, Any]]]:
         if len(request.messages) > self._settings.max_messages:

@@ -67,6 +67,7 @@ class _Sampled(_Strict):
     max_tokens: Annotated[int, _TOKENS] | None = None
     stop: StopText | Annotated[list[StopText], Field(max_length=16)] | None = None
     seed: Annotated[int, _INT64] | None = None
+    ignore_eos: bool | None = None  # go on to max_tokens whatever the model says; for measuring
     n: Literal[1] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -114,3 +115,11 @@ class ErrorAnswer(BaseModel):
     """Every answer that is an error."""
 
     error: ErrorDetail
+
+
+# Of all requests: what the place of a fault is made of, beside the names that types have in it.
+FIELD_NAMES = frozenset(
+    name
+    for model in (ChatRequest, CompletionRequest, ChatMessage, TextPart, CalledTool, FunctionCall, StreamOptions)
+    for name in model.model_fields
+)

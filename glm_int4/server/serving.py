@@ -54,10 +54,12 @@ class Service(uvicorn.Server):
         self._server.worker.drain()
         await super().shutdown(sockets)
         self._server.worker.stop()
+        self._server.worker.join()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
-            self.force_exit = True
+            self.force_exit = not self._server.worker.alive  # a third signal waits for no client any more
+            self._server.worker.stop()
             _say("ending at once")
             return
         self.should_exit = True
@@ -76,10 +78,8 @@ def serve(engine: Engine, num_slots: int, settings: Settings) -> None:
     port = listener.getsockname()[1]
     server = Server(engine, num_slots, settings)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    greeting = [
-        f"serving {settings.model_name} on http://{host}:{port} ({num_slots} answers at a time, "
-        f"{engine.max_length} tokens each; Ctrl-C ends)"
-    ]
+    answers = f"{num_slots} answer{'' if num_slots == 1 else 's'} at a time, {engine.max_length} tokens each"
+    greeting = [f"serving {settings.model_name} on http://{host}:{port} ({answers}; Ctrl-C ends)"]
     if settings.host not in LOOPBACK and settings.api_key is None:
         greeting.append("warning: whoever reaches this machine can use the model; --api-key asks for a key")
     started = time.monotonic()

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from glm_int4.errors import GLMError
@@ -80,10 +80,16 @@ class Worker:
     def num_waiting(self) -> int:
         return self.batcher.num_waiting + len(self._new)
 
-    def job(self, prompt: list[int], max_new_tokens: int | None, sampling: SamplingParams, answer: TextAnswer) -> Job:
+    def job(
+        self,
+        prompt: list[int],
+        max_new_tokens: int | None,
+        sampling: SamplingParams,
+        answer: TextAnswer,
+        stop_ids: Iterable[int],
+    ) -> Job:
         """A job to ``submit``; raises InputError for a prompt without room for an answer."""
-        stops = frozenset(self.engine.stop_ids)
-        return Job(self.batcher.sequence(prompt, max_new_tokens, sampling, stops), answer)
+        return Job(self.batcher.sequence(prompt, max_new_tokens, sampling, frozenset(stop_ids)), answer)
 
     def submit(self, job: Job) -> None:
         """Take a job.
@@ -122,6 +128,9 @@ class Worker:
         with self._changed:
             self._stopping = True
             self._changed.notify()
+
+    def join(self) -> None:
+        """Wait until the thread has ended."""
         if self._thread.ident is not None:
             self._thread.join()
 

@@ -285,3 +285,28 @@ def test_debug_shows_the_traceback():
     result = glm("chat", TINY, "--prompt", "hi", "--debug")
     assert result.returncode == 2
     assert b"Traceback" in result.stderr
+
+
+def test_a_mixed_checkpoint_says_what_was_chosen_and_info_shows_it(tmp_path):
+    run = glm("quantize", "--model", TINY, "--target-bits", "7.5", "--output", tmp_path / "out")
+    assert "of 9 matrices" in run.stderr.decode()
+    assert text(run).count("query_key_value") >= 1
+    info = json.loads(text(glm("info", tmp_path / "out", "--json")))
+    assert info["bits"] == info["group_size"] == "mixed"
+    assert sum(info["linear_layers"].values()) == 8
+    assert info["bits_per_weight"] <= 7.5
+    shown = text(glm("info", tmp_path / "out"))
+    assert " x INT8 per channel" in shown
+    assert " x INT4 " in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (["--method", "gptq"], "--calibration FILE"),
+        (["--target-bits", "3"], "the smallest is --target-bits"),
+        (["--target-size", "wide"], "a size like 3.2GB"),
+    ],
+)
+def test_quantizing_that_cannot_work_is_refused_in_one_line(tmp_path, arguments, fragment):
+    refused(glm("quantize", "--model", TINY, *arguments, "--output", tmp_path / "out"), fragment)

@@ -124,7 +124,7 @@ def test_long_causal_prompts_are_read_in_pieces_between_the_tokens_of_others(sma
 def test_a_slot_that_has_read_whole_pieces_of_a_prompt_does_not_read_them_again(small_checkpoints, monkeypatch):
     monkeypatch.setattr(batching, "PREFILL_ROWS", 16)
     engine = glm_int4.load(small_checkpoints["2"], device="cpu")
-    prompts = [list(range(5, 45)), [*list(range(5, 45)), 9, 9], list(range(5, 25)), list(range(5, 37))]
+    prompts = [list(range(5, 45)), [*range(5, 45), 9, 9], list(range(5, 25)), list(range(5, 37))]
     fresh = []
     for prompt in prompts:
         batcher = Batcher(engine, 1)

@@ -117,8 +117,8 @@ def test_official_folders_load_without_a_question_about_remote_code(tmp_path, ve
         "AutoModelForCausalLM": "modeling_chatglm.ChatGLMForConditionalGeneration",
     }
     (folder / "config.json").write_text(json.dumps(config))
-    for auto_class in (AutoModel, AutoModelForCausalLM):
-        model = auto_class.from_pretrained(folder, dtype="float32", model_version=version)
+    for auto_class, trust in ((AutoModel, None), (AutoModelForCausalLM, None), (AutoModelForCausalLM, True)):
+        model = auto_class.from_pretrained(folder, dtype="float32", model_version=version, trust_remote_code=trust)
         assert type(model) is ChatGLMForCausalLM
         assert model.engine.config.version == version
     ids = torch.tensor([[5, 6, model.engine.config.eos_token_id]])

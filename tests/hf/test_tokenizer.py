@@ -19,8 +19,8 @@ TYPED_SPECIALS = {"[MASK]", "<sop>", "<eop>", "<unk>", "<pad>"}
 CHATS = [key for key in ORACLES["3"] if key.startswith("chat_")]
 
 
-@pytest.fixture(scope="module")
-def official(official_tokenizers, tmp_path_factory):
+@pytest.fixture(scope="module", params=[None, True], ids=["", "trusting"])
+def official(request, official_tokenizers, tmp_path_factory):
     """Tokenizers of official folders, with the files that name a class of remote code."""
     tokenizers = {}
     for version in "123":
@@ -36,7 +36,7 @@ def official(official_tokenizers, tmp_path_factory):
         if version == "1":
             own |= {"num_image_tokens": 0, "bos_token": "<sop>", "eos_token": "<eop>", "gmask_token": "[gMASK]"}
         (folder / "tokenizer_config.json").write_text(json.dumps(own))
-        tokenizers[version] = AutoTokenizer.from_pretrained(folder)
+        tokenizers[version] = AutoTokenizer.from_pretrained(folder, trust_remote_code=request.param)
     return tokenizers
 
 

@@ -1,6 +1,8 @@
 """A real server on the loopback address, in a thread of the test's process."""
 
 import asyncio
+import json
+import shutil
 import threading
 import time
 from contextlib import contextmanager
@@ -10,11 +12,6 @@ import httpx
 import pytest
 
 import glm_int4
-
-pytest.importorskip("fastapi")
-pytest.importorskip("prometheus_client")
-pytest.importorskip("uvicorn")
-
 from glm_int4.server.app import Server
 from glm_int4.server.serving import Service, bind
 from glm_int4.server.settings import LOOPBACK, Settings
@@ -84,9 +81,13 @@ def v2_engine(small_checkpoints):
 
 
 @pytest.fixture(scope="session")
-def v3_engine(small_checkpoints):
-    """A small random ChatGLM3."""
-    return glm_int4.load(small_checkpoints["3"], device="cpu")
+def v3_engine(small_checkpoints, tmp_path_factory):
+    """A small random ChatGLM3 with room for the definitions of tools."""
+    folder = tmp_path_factory.mktemp("v3") / "long"
+    shutil.copytree(small_checkpoints["3"], folder)
+    config = json.loads((folder / "config.json").read_text()) | {"seq_length": 2048}
+    (folder / "config.json").write_text(json.dumps(config))
+    return glm_int4.load(folder, device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -4,14 +4,14 @@ import json
 import shutil
 
 import pytest
-
-from tests.server.conftest import run_server
-
-webdriver = pytest.importorskip("selenium.webdriver")
+from selenium import webdriver
 from selenium.webdriver.chrome.service import Service as Driver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
+
+import glm_int4
+from tests.server.conftest import run_server
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,10 @@ def test_conversations_are_kept_apart(page):
 
 def test_markup_in_an_answer_is_text(browser, mini_server):
     page = Page(browser, mini_server.url)
-    evil = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script> **b** `c`\n```js\n<b>x</b>\n```"
+    evil = (
+        "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script> **b** `c`\n"
+        "```js\n<b>x</b>\n```"
+    )
     stored = [{"id": "1", "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": evil}]}]
     browser.execute_script("localStorage['glm-int4.conversations'] = arguments[0]", json.dumps(stored))
     browser.refresh()
@@ -180,8 +183,6 @@ def test_the_system_prompt_is_sent(page, mini_server, monkeypatch):
 
 
 def test_old_rounds_are_left_out_when_the_context_is_full(browser, mini_int4):
-    import glm_int4
-
     with run_server(glm_int4.load(mini_int4, device="cpu", max_length=40)) as running:
         page = Page(browser, running.url)
         page.set(temperature="0")

@@ -13,7 +13,10 @@ def status_line(conversation: Conversation) -> str:
 
 
 def bits(conversation: Conversation) -> str:
-    scheme = conversation.glm.info.linear_scheme
+    info = conversation.glm.info
+    if len(info.linear_counts) > 1:
+        return f"mixed, {info.bits_per_weight:.1f} bits"
+    scheme = info.linear_scheme
     return f"INT{scheme.bits}" if scheme else "16 bits"
 
 

@@ -3,7 +3,7 @@
 const TEXTS = {
   en: {
     new: "New chat", settings: "Settings", menu: "Conversations", ask: "Ask something", send: "Send", stop: "Stop",
-    system: "System prompt", temperature: "Temperature", topP: "Top-p", maxTokens: "Most new tokens", seed: "Seed",
+    system: "System prompt", temperature: "Temperature", topP: "Top-p", maxTokens: "Max new tokens", seed: "Seed",
     official: "the model's", unlimited: "no limit", random: "random", language: "Language", theme: "Colours",
     themeAuto: "as the system", themeLight: "light", themeDark: "dark", apiKey: "API key, if the server asks for one",
     kept: "Conversations and settings stay in this browser.", done: "Done", untitled: "New chat",

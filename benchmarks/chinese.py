@@ -1,0 +1,121 @@
+"""The generated tables in Chinese, for README.zh.md: what ``tables.py`` says, sentence by sentence.
+
+``translate`` replaces the sentences and the cells that it knows, numbers as they are, and leaves the rest in
+English. ``tests/test_readme.py`` names what is left; add it here.
+"""
+
+import re
+
+_NUMBER = r"([\d.,]+)"
+_MACHINE = (
+    (r"torch ([\w.+]+), (\d{4}-\d\d-\d\d), ", r"torch \1，\2，"),
+    (r"(\d+) threads? of (.+?) \((\w+)\), a shared machine; ", r"\2（\3）的 \1 个线程，机器与他人共用；"),
+    (
+        r"commits (.+?)\. GB = 1e9 bytes; files in the page cache; medians of 3 runs\.",
+        r"提交 \1。1 GB = 1e9 字节；文件已在页缓存中；取 3 次运行的中位数。",
+    ),
+    (r"commit (\w+)\.", r"提交 \1。"),
+)
+SENTENCES = (
+    # mini
+    (
+        rf"Perplexity over {_NUMBER} tokens and exact answers to {_NUMBER} questions\. ",
+        r"困惑度在 \1 个 token 上计算，准确率为 \2 道题中答案完全正确的比例。",
+    ),
+    (
+        r"Their number pairs never occur in training in that order \(a sum's mirror image mostly does\); ",
+        "题中的数对从未以同样的顺序出现在训练中（加法交换两数后大多出现过）；",
+    ),
+    (r"the other kinds of question repeat it; ", "其他类型的题目则与训练重复；"),
+    (r"one sequence, (\d+) thread\(s\) of (.+?) \((\w+)\), ", r"单个序列，\2（\3）的 \1 个线程，"),
+    # quantizers
+    (
+        rf"Quantizing the same {_NUMBER} GB of float16 to 4 bits, in turn, (\d+) times: ",
+        r"把同样的 \1 GB float16 量化到 4 位，两者交替各运行 \2 次：",
+    ),
+    (
+        rf"ours {_NUMBER} s \({_NUMBER} GB/s, peak {_NUMBER} GB\), with a search for every group's range; ",
+        r"本项目 \1 秒（\2 GB/s，峰值内存 \3 GB），其中为每一组搜索取值范围；",
+    ),
+    (
+        rf"llama\.cpp's Q4_0 \((.+?)\) {_NUMBER} s \({_NUMBER} GB/s, peak {_NUMBER} GB\), without one\. ",
+        r"llama.cpp（\1）的 Q4_0 \2 秒（\3 GB/s，峰值内存 \4 GB），不做搜索。",
+    ),
+    (
+        rf"Ours has {_NUMBER} times llama\.cpp's speed \({_NUMBER} to {_NUMBER}\)\.",
+        r"本项目的速度是 llama.cpp 的 \1 倍（\2 到 \3）。",
+    ),
+    # ptuning
+    (
+        rf"{_NUMBER} parameters, (\d+) steps, {_NUMBER} s: word for word right are {_NUMBER} % "
+        rf"of (\d+) held-out questions before and {_NUMBER} % after\. ",
+        r"\1 个参数，\2 步，\3 秒：\5 道未参与训练的题中，逐字正确的比例由训练前的 \4 % 升至训练后的 \6 %。",
+    ),
+    (
+        r"At the size of ChatGLM-6B \(random weights, INT4, (\d+) columns, one sample of (\d+) and (\d+) tokens\) "
+        rf"a step takes {_NUMBER} s and at most {_NUMBER} GB of memory\.",
+        r"在 ChatGLM-6B 的规模上（随机权重，INT4，\1 列前缀，一个 \2 + \3 token 的样本），"
+        r"一步需 \4 秒，内存至多 \5 GB。",
+    ),
+    # speed
+    (r"On a (\w+): not measured yet \((`[^`]+`)\)\.", r"\1：尚未测量（\2）。"),
+    (
+        r"Random weights(?:; (.+?) layers instead of 28)?; in brackets the bytes read as a share of the bandwidth of "
+        rf"{_NUMBER} GB/s measured beside it\. (.+?) \((.+?)\), (\d+) threads, ",
+        r"随机权重；括号内为读取字节数占同时测得的带宽（\2 GB/s）的比例。\3（\4），\5 个线程，",
+    ),
+    *_MACHINE,
+)
+# Whole cells of tables, and pieces of them.
+CELLS = {
+    "weights": "权重",
+    "size": "大小",
+    "bits per weight": "每权重位数",
+    "perplexity": "困惑度",
+    "accuracy": "准确率",
+    "quantizing": "量化",
+    "its peak memory": "量化的峰值内存",
+    "size on disk": "磁盘大小",
+    "loading": "加载",
+    "weights in memory": "内存中的权重",
+    "memory once loaded": "加载后的内存",
+    "in a short chat": "短对话中",
+    "after a prompt of 512": "读入 512 token 的提示后",
+    "peak": "峰值",
+    "prompt of 128 tokens": "读入 128 token 的提示",
+    "prompt of 512": "读入 512 token 的提示",
+    "answer": "生成",
+    "half precision": "半精度",
+    "the official way, INT4": "官方方式，INT4",
+    "not measured": "未测量",
+}
+PIECES = (
+    (r"groups of (\d+)", r"每组 \1 个"),
+    (r", prompt of (\d+)$", r"，读入 \1 token 的提示"),
+    (r", (\d+) answers at once behind (\d+)$", r"，\2 token 之后同时生成 \1 个回答"),
+    (r", answer behind (\d+)$", r"，\1 token 之后的生成"),
+    (r"(?<=\d) s\b", " 秒"),
+)
+
+
+def translate(text: str) -> str:
+    """A generated table or paragraph in Chinese."""
+    return "\n".join(_row(line) if line.startswith("|") else _sentences(line) for line in text.split("\n"))
+
+
+def _sentences(line: str) -> str:
+    for pattern, chinese in SENTENCES:
+        line = re.sub(pattern, chinese, line)
+    return line
+
+
+def _row(line: str) -> str:
+    return "|".join(_cell(cell) for cell in line.split("|"))
+
+
+def _cell(cell: str) -> str:
+    text = cell.strip()
+    translated = CELLS.get(text, text)
+    for pattern, chinese in PIECES:
+        translated = re.sub(pattern, chinese, translated)
+    return cell.replace(text, translated) if text else cell
