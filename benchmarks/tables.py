@@ -163,6 +163,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ptuning": ptuning,
     "kernels": kernels,
     "speed": generate_tables.speed,
+    "floors": generate_tables.floors,
 }
 
 
