@@ -43,6 +43,7 @@ fuzz: $(VENV)/.dev
 report: $(VENV)/.dev
 	$(BIN)/python benchmarks/tables.py
 	$(BIN)/python benchmarks/plots.py
+	$(BIN)/python benchmarks/quality_report.py
 
 bench: $(VENV)/.dev
 	PYTHONPATH=. $(BIN)/python -m pytest benchmarks/bench_generate.py --benchmark-json=build/generate.json

@@ -26,7 +26,7 @@ from glm_int4.quantization import rounding
 MINI = EXAMPLES / "mini-chatglm"
 GREEDY = glm_int4.SamplingParams(temperature=0)
 NUM_QUESTIONS = 200
-STRIDE = 256
+STRIDE = 512
 
 # name: (method of the plot, options of quantize_checkpoint, options of load)
 ROWS = {

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import generate_tables
+import quality_report
 from chinese import translate
 
 ROOT = Path(__file__).parent.parent
@@ -162,6 +163,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "quantizers": quantizers,
     "ptuning": ptuning,
     "kernels": kernels,
+    "quality": quality_report.methods,
+    "outliers": quality_report.outliers,
+    "gptq": quality_report.full_size,
     "speed": generate_tables.speed,
     "floors": generate_tables.floors,
 }

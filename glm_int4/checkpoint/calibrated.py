@@ -74,9 +74,16 @@ class CalibratedQuantizer:
                 f"expected finite inputs of {name} on the calibration text, got others ({error}); "
                 "the model overflows, or its weights are damaged"
             ) from error
-        result = quantize_gptq(weight, scheme, factor)
-        self._leave(name, result[0])
-        return result
+        quantized, error, norm = quantize_gptq(weight, scheme, factor)
+        self._leave(name, quantized)
+        zeros = quantized.zero_points
+        on_cpu = QuantizedWeight(
+            scheme=scheme,
+            packed=quantized.packed.cpu(),
+            scales=quantized.scales.cpu(),
+            zero_points=None if zeros is None else zeros.cpu(),
+        )
+        return on_cpu, error, norm
 
     def _moments_of_inputs(self, linear: StreamedLinear) -> Hessian:
         """Run the calibration text through the layer, as far as the inputs of one matrix."""
@@ -109,7 +116,7 @@ class CalibratedQuantizer:
 
     def _leave(self, name: str, weight: QuantizedWeight) -> None:
         """Go on with the quantized weights, and to the next layer after the last matrix of one."""
-        self._network.linears[name].weight = dequantize(weight)
+        self._network.linears[name].weight = dequantize(weight).to(self._network.device)
         del self._rest[0]
         if self._rest:
             return

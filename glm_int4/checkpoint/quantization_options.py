@@ -56,6 +56,8 @@ class QuantizationOptions:
                 f"expected no --asymmetric with {'--vllm' if self.vllm else '--format official'}, which knows no "
                 "zero points"
             )
+        if self.device.partition(":")[0] not in ("cpu", "cuda"):
+            raise InputError(f"expected the device auto, cuda or cpu, got {self.device!r}")
         self._check_calibration()
         self._check_target()
 

@@ -84,7 +84,7 @@ def quantize_checkpoint(
             group size are picked matrix by matrix, from how much each one's rounding changes the predictions.
         target_size: as ``target_bits``, for all tensors: bytes, or a text like "3.2GB" (1e9 bytes).
         calibration: a UTF-8 text file; "gptq" needs one, a target takes one.
-        device: for "gptq" and targets: "cpu" or "cuda".
+        device: for "gptq" and targets: "cpu", "cuda" or "auto".
         resume: go on from an interrupted run with the same options.
         overwrite: replace an existing output once the new one is complete.
         max_shard_bytes: of a file; None takes 1 GiB, 256 MiB for "gptq".
@@ -106,7 +106,7 @@ def quantize_checkpoint(
         target_bits=target_bits,
         target_bytes=None if target_size is None else parse_size(target_size),
         calibration=None if calibration is None else Path(calibration),
-        device=device,
+        device=("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device,
         model_version=model_version,
         max_shard_bytes=max_shard_bytes,
     )

@@ -54,4 +54,4 @@ def run(
         f"({result.tokens} tokens, window {result.window}, stride {result.stride})"
     )
     if result.kl is not None and result.top1 is not None:
-        print(f"against {reference}: KL {result.kl:.5f} nats per token, top-1 agreement {100 * result.top1:.2f} %")
+        print(f"against {reference}: KL {result.kl:.6f} nats per token, top-1 agreement {100 * result.top1:.2f} %")

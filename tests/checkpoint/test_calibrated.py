@@ -221,6 +221,7 @@ def test_sizes_are_read(size, expected):
         ({"target_bits": 4.2, "head_bits": 16}, "may take fewer without --head-bits"),
         ({"target_size": "much"}, "expected a size like 3.2GB"),
         ({"target_size": "-5MB"}, "above 0"),
+        ({"device": "tpu"}, "expected the device auto, cuda or cpu, got 'tpu'"),
     ],
 )
 def test_requests_that_cannot_be_met_are_named(tmp_path, options, message):
