@@ -186,6 +186,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "outliers": quality_report.outliers,
     "gptq": quality_report.full_size,
     "speed": generate_tables.speed,
+    "floors": generate_tables.floors,
 }
 
 
