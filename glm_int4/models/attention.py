@@ -111,7 +111,7 @@ def running_attention(q: Tensor, k: Tensor, v: Tensor, rows: RunningRows, layer_
     if _has_loop(q, rows.cache):
         return _one_token_attention(q[:, 0], rows.cache, layer_id, rows.slots, rows.ends, mask)[:, None]
     parts = []
-    for query, slot, end in zip(q.transpose(1, 2), rows.slots.tolist(), rows.ends.tolist(), strict=True):
+    for query, (slot, end) in zip(q.transpose(1, 2), rows.numbers, strict=True):
         keys, values = rows.cache.slot(slot).read(layer_id, end, q.dtype)
         parts.append(attention_fn(query[None], keys, values, mask))
     return torch.cat(parts)

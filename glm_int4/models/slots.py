@@ -29,7 +29,7 @@ class RunningRows:
 
     Attributes:
         cache: all slots. slots: (B,) int64, the row's slot. ends: (B,) int64, columns that a slot holds
-            with the new token.
+            with the new token. numbers: the two as numbers, which need not wait for a device.
     """
 
     def __init__(self, cache: SlotCache, slots: list[int], lengths: list[int]) -> None:
@@ -37,6 +37,7 @@ class RunningRows:
         if max(lengths) >= cache.max_length:
             raise ValueError(f"a slot holds {cache.max_length} tokens, {max(lengths) + 1} were asked for")
         self.cache = cache
+        self.numbers = [(slot, length + 1) for slot, length in zip(slots, lengths, strict=True)]
         self.slots = torch.tensor(slots, device=device)
         self._columns = torch.tensor(lengths, device=device)
         self.ends = self._columns + 1

@@ -42,6 +42,7 @@ class Desk:
         name = self._settings.model_name
         if request.model is not None and request.model not in (name, ""):
             raise ApiError(404, f"expected the model {name}, got another", code="model_not_found", param="model")
+        self._worker.check_room()  # before any time is spent on it
         try:
             # Long prompts take a while to encode, and the event loop has others to serve.
             job = await asyncio.to_thread(self._make_job, request)

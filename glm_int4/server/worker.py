@@ -91,23 +91,23 @@ class Worker:
         """A job to ``submit``; raises InputError for a prompt without room for an answer."""
         return Job(self.batcher.sequence(prompt, max_new_tokens, sampling, frozenset(stop_ids)), answer)
 
-    def submit(self, job: Job) -> None:
-        """Take a job.
+    def check_room(self) -> None:
+        """Raise an ApiError where no job is taken: 429 where too many wait already, 503 while the server ends."""
+        if self._draining or not self.alive:
+            raise ApiError(503, "expected a server that runs, got one that is shutting down")
+        if self.num_jobs >= self.batcher.num_slots + self.max_waiting:
+            seconds = min(max(round(self._seconds * self.num_jobs / self.batcher.num_slots), 1), 60)
+            raise ApiError(
+                429,
+                f"expected fewer requests at a time, got more than {self.max_waiting} that wait; try again later",
+                code="queue_full",
+                headers={"Retry-After": str(seconds)},
+            )
 
-        Raises:
-            ApiError: 429 where too many wait already, 503 while the server ends.
-        """
+    def submit(self, job: Job) -> None:
+        """Take a job; raises as ``check_room``."""
         with self._changed:
-            if self._draining or not self.alive:
-                raise ApiError(503, "expected a server that runs, got one that is shutting down")
-            if self.num_jobs >= self.batcher.num_slots + self.max_waiting:
-                seconds = min(max(round(self._seconds * self.num_jobs / self.batcher.num_slots), 1), 60)
-                raise ApiError(
-                    429,
-                    f"expected fewer requests at a time, got more than {self.max_waiting} that wait; try again later",
-                    code="queue_full",
-                    headers={"Retry-After": str(seconds)},
-                )
+            self.check_room()
             self._new.append(job)
             self._changed.notify()
 

@@ -67,6 +67,9 @@ class Page:
                 field.clear()
                 field.send_keys(value)
         self.find("#settings-form > button").click()
+        # They are saved, and everything is shown anew, a moment after the click.
+        saved = "return JSON.parse(localStorage['glm-int4.settings'] ?? '{}')"
+        self.wait(lambda: fields.items() <= self.browser.execute_script(saved).items())
 
     def faults(self):
         return [entry for entry in self.browser.get_log("browser") if entry["level"] == "SEVERE"]
