@@ -1,9 +1,10 @@
 # make demo: quantize the mini model and talk to it.  make test: everything that CI runs.
 # make gpu-gate: compile all kernels for all GPUs, without one.  make gate TRITON=3.9.0: the same with another Triton.
 # make sanitize: run each kernel once under compute-sanitizer, on a GPU.
+# make gpu-test, gpu-bench, gpu-tune, gpu-profile: on a GPU, with PYTHON's own torch and Triton, no network and no
+# virtual environment; each under 10 minutes; results go to OUT. With DRY=1 they run on a CPU, small, to see that they run.
 # make fuzz: mutate checkpoint files for SECONDS=600 seconds; every one must be answered in one line.
-# make report: rewrite the tables and plots of the documents from the committed results; make bench: measure on this CPU,
-# make gpu-bench: on a GPU.
+# make report: rewrite the tables and plots of the documents from the committed results; make bench: measure on this CPU.
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= demo
@@ -14,7 +15,13 @@ SECONDS ?= 600
 TRITON ?= 3.7.1
 GATE := benchmarks/kernel_gate.py --json benchmarks/results/kernel_gate.json
 
-.PHONY: demo test lint fuzz report bench gpu-bench gpu-gate gate sanitize clean
+OUT ?= build/gpu
+DRY ?=
+GPU := env PYTHONPATH=. PYTHONUNBUFFERED=1 $(PYTHON)
+GPU_TESTS := tests/triton_kernels tests/generation/test_engine_on_gpu.py
+GPU_MODELS := $(if $(DRY),-k "chatglm2-6b and (int4 or int8) and 128",-k "not chatglm2-6b")
+
+.PHONY: demo test lint fuzz report bench gpu-gate gate sanitize gpu-test gpu-bench gpu-tune gpu-profile clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/python tools/quantize.py --model $(MINI) --bits 8 --output $(DEMO)/mini-int8 --overwrite
@@ -38,11 +45,9 @@ report: $(VENV)/.dev
 	$(BIN)/python benchmarks/plots.py
 	$(BIN)/python benchmarks/quality_report.py
 
-bench: PLACE := cpu
-gpu-bench: PLACE := gpu
-bench gpu-bench: $(VENV)/.dev
+bench: $(VENV)/.dev
 	PYTHONPATH=. $(BIN)/python -m pytest benchmarks/bench_generate.py --benchmark-json=build/generate.json
-	$(BIN)/python benchmarks/generate_report.py build/generate.json --json benchmarks/results/generate_$(PLACE).json
+	$(BIN)/python benchmarks/generate_report.py build/generate.json --json benchmarks/results/generate_cpu.json
 
 gpu-gate: $(VENV)/.dev
 	PYTHONPATH=. $(BIN)/python $(GATE)
@@ -51,8 +56,31 @@ gate: $(VENV)/.dev
 	$(BIN)/pip install --quiet --no-deps --upgrade --target build/triton-$(TRITON) triton==$(TRITON)
 	PYTHONPATH=build/triton-$(TRITON):. $(BIN)/python $(GATE)
 
-sanitize: $(VENV)/.dev
-	compute-sanitizer --error-exitcode 1 $(BIN)/python -m pytest -m gpu -k each_kernel_once tests/triton_kernels
+sanitize:
+	compute-sanitizer --tool memcheck --error-exitcode 1 $(GPU) -m pytest -m gpu -k each_kernel_once tests/triton_kernels
+	compute-sanitizer --tool racecheck --error-exitcode 1 $(GPU) -m pytest -m gpu -k each_kernel_once tests/triton_kernels
+
+gpu-test:
+ifdef DRY
+	TRITON_INTERPRET=1 $(GPU) -m pytest -q -p no:cacheprovider tests/triton_kernels/interpreted
+endif
+	$(GPU) -m pytest -q -p no:cacheprovider -m gpu $(GPU_TESTS)
+
+gpu-bench:
+	mkdir -p $(OUT)
+	QUICK=1 $(GPU) -m pytest -q -p no:cacheprovider benchmarks/bench_linear.py \
+		--benchmark-json=$(OUT)/linear.json $(if $(DRY),-k "4096x4096 and ours")
+	QUICK=1 $(if $(DRY),LAYERS=1) $(GPU) -m pytest -q -p no:cacheprovider benchmarks/bench_generate.py \
+		--benchmark-json=$(OUT)/generate.json $(GPU_MODELS)
+	$(GPU) benchmarks/linear_report.py $(OUT)/linear.json > $(OUT)/linear.md
+	$(GPU) benchmarks/generate_report.py $(OUT)/generate.json --json $(OUT)/generate_gpu.json
+
+gpu-tune:
+	mkdir -p $(OUT)
+	$(GPU) benchmarks/gpu_tune.py $(if $(DRY),--dry) --json $(OUT)/launch.json
+
+gpu-profile:
+	$(GPU) benchmarks/gpu_profile.py $(if $(DRY),--dry) --output $(OUT)
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \

@@ -5,11 +5,12 @@ pytest benchmarks/bench_linear.py --benchmark-json=linear.json      then: python
 Every way is timed over copies of its weights that together exceed the cache four times. On a GPU a
 captured graph runs over all copies, so that the host's part does not count. The bandwidth of a large copy
 is measured first; ``share`` is the weights' bytes over the time, by that bandwidth. Ways whose package or
-device is missing skip. Choose with -k, for example -k "ours and 4096x4096".
+device is missing skip. Choose with -k, for example -k "ours and 4096x4096"; QUICK=1 takes fewer shapes and rows.
 """
 
 import functools
 import math
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -24,10 +25,14 @@ from glm_int4.quantization.linear import QuantizedLinear
 from glm_int4.quantization.scheme import QuantizationScheme, QuantizedWeight
 
 ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
 # (N, K) of the linears of ChatGLM-6B, ChatGLM2-6B and ChatGLM3-6B.
 SHAPES = [(12288, 4096), (4096, 4096), (16384, 4096), (4096, 16384), (130528, 4096)]
 SHAPES += [(4608, 4096), (27392, 4096), (4096, 13696), (65024, 4096)]
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048)
+if os.environ.get("QUICK"):  # a sample for a lent GPU
+    SHAPES = [(4096, 4096), (16384, 4096), (27392, 4096), (4096, 13696), (65024, 4096)]
+    ROWS = (1, 4, 16, 64, 512, 2048)
 GROUP_SIZE = 128
 CPU_CACHE_BYTES = 64 << 20
 # Launches in a graph, at least: a replay then takes much longer than starting it.
@@ -40,25 +45,25 @@ Layer = tuple[Callable[[torch.Tensor], torch.Tensor], int]
 def ours(bits: int, n: int, k: int) -> Layer:
     """This package: the kernels on a GPU, the backend that suits the processor on a CPU."""
     group_size = GROUP_SIZE if bits == 4 else k
-    q = torch.randint(0, 256, (n, k * bits // 8), dtype=torch.uint8)
-    scales = torch.rand(n, k // group_size).half() / 64
-    zeros = torch.randint(0, 16, scales.shape, dtype=torch.uint8) if bits == 4 else None
+    q = torch.randint(0, 256, (n, k * bits // 8), dtype=torch.uint8, device=DEVICE)
+    scales = torch.rand(n, k // group_size, device=DEVICE).half() / 64
+    zeros = torch.randint(0, 16, scales.shape, dtype=torch.uint8, device=DEVICE) if bits == 4 else None
     if not ON_GPU:
         scheme = QuantizationScheme(bits=bits, group_size=GROUP_SIZE if bits == 4 else None, symmetric=bits == 8)
         weight = QuantizedWeight(scheme=scheme, packed=q, scales=scales, zero_points=zeros)
         module = QuantizedLinear(weight, None, choose_backend())
         return module, sum(buffer.nbytes for buffer in module.buffers())
     linear = triton_kernels.int4_linear if bits == 4 else triton_kernels.int8_linear
-    qweight = (triton_kernels.packing.to_planar(q) if bits == 4 else q).cuda()
-    scales = scales.T.contiguous().cuda()
-    zeros = None if zeros is None else zeros.T.contiguous().cuda()
+    qweight = triton_kernels.packing.to_planar(q) if bits == 4 else q
+    scales = scales.T.contiguous()
+    zeros = None if zeros is None else zeros.T.contiguous()
     num_bytes = sum(tensor.nbytes for tensor in (qweight, scales, zeros) if tensor is not None)
     return lambda x: linear(x, qweight, scales, zeros, group_size=group_size), num_bytes
 
 
 def half(n: int, k: int) -> Layer:
     """Unquantized: float16 on a GPU, bfloat16 on a CPU."""
-    weight = torch.randn(n, k, dtype=torch.float16 if ON_GPU else torch.bfloat16, device="cuda" if ON_GPU else "cpu")
+    weight = torch.randn(n, k, dtype=torch.float16 if ON_GPU else torch.bfloat16, device=DEVICE)
     return lambda x: F.linear(x.to(weight.dtype), weight), weight.nbytes
 
 
@@ -98,6 +103,29 @@ def bitsandbytes(n: int, k: int) -> Layer:
     return module, n * k // 2 + 4 * n * k // 64  # a float32 scale for 64 weights
 
 
+def cpm_kernels(n: int, k: int) -> Layer:
+    """The package that the official code's kernels are loaded through; its INT8 product for a few rows."""
+    try:
+        from cpm_kernels import kernels
+    except Exception as error:  # it looks for the driver's libraries when it is imported
+        pytest.skip(f"cpm_kernels cannot be imported: {type(error).__name__}: {error}")
+    weight = torch.randint(-128, 128, (n, k), dtype=torch.int8, device="cuda")
+    scales = torch.rand(n, device="cuda").half() / 64
+
+    def linear(x: torch.Tensor) -> torch.Tensor:
+        out = x.new_empty(x.shape[0], n)
+        tensors = (tensor.data_ptr() for tensor in (scales, weight, x, out))
+        kernels.gemv_broadcast_mat_int8(x.shape[0], n, k, *tensors, torch.cuda.current_stream().cuda_stream)
+        return out
+
+    try:
+        linear(torch.zeros(1, k, device="cuda").half())
+        torch.cuda.synchronize()
+    except Exception as error:  # its binaries are for sm_61 to sm_86
+        pytest.skip(f"cpm_kernels does not run on this GPU: {type(error).__name__}: {error}")
+    return linear, weight.nbytes + scales.nbytes
+
+
 def gemlite(n: int, k: int) -> Layer:
     helper = pytest.importorskip("gemlite.helper")
     q = torch.randint(0, 16, (n, k), dtype=torch.uint8, device="cuda")
@@ -113,6 +141,7 @@ WAYS: dict[str, Callable[[int, int], Layer]] = {
 }
 GPU_WAYS = {
     "official int4": official,
+    "cpm_kernels int8": cpm_kernels,
     "torch int4pack": tinygemm,
     "gemlite int4": gemlite,
     "torchao int4": torchao,

@@ -69,7 +69,7 @@ def test_every_module_has_a_room_and_nobody_imports_the_programs():
 def test_the_kernels_know_torch_and_triton_only():
     for path in modules("triton_kernels"):
         foreign = {name.split(".")[0] for name in imports(path)} - {"triton_kernels", "torch", "triton"}
-        assert foreign <= {"collections", "math", "dataclasses", "typing", "functools", "importlib", "types"}, (
+        assert foreign <= {"collections", "math", "dataclasses", "typing", "functools", "importlib", "types", "time"}, (
             f"{path}: {foreign}"
         )
 

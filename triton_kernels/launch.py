@@ -7,6 +7,7 @@ they follow from instruction counts, registers and shared memory of the compiled
 to the next are estimates.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 _COMPILED = "compiled kernel's instructions, registers and shared memory, Triton 3.7.1; not timed on a GPU"
@@ -78,8 +79,33 @@ TABLE: dict[tuple[int, int], tuple[Launch, ...]] = {
 }
 
 
+# What was measured on a GPU of this machine takes the place of the table's rows: (bits, architecture) -> rows.
+_tuned: dict[tuple[int, int], tuple[Launch, ...]] = {}
+
+
+def adopt(tuned: Mapping[tuple[int, int], tuple[Launch, ...]]) -> None:
+    """Take these rows instead of the table's, until others are adopted; an empty mapping goes back to the table.
+
+    Raises:
+        ValueError: rows that no kernel could serve.
+    """
+    for (bits, _), rows in tuned.items():
+        limits = [row.max_rows for row in rows]
+        if bits not in (4, 8) or not rows or limits != sorted(set(limits)):
+            raise ValueError(f"launches must be for 4 or 8 bits with rising max_rows, got {bits} bits and {limits}")
+        for row in rows:
+            sizes = (row.block_m, row.block_n, row.num_warps)
+            known = row.kernel in ("dot", "gemv") and row.num_stages >= 1 and row.programs_per_sm >= 1
+            if not known or any(size < 1 or size & (size - 1) for size in sizes):
+                raise ValueError(f"a launch must be of dot or gemv in powers of two, got {row}")
+    _tuned.clear()
+    _tuned.update(tuned)
+
+
 def launches(bits: int, architecture: int) -> tuple[Launch, ...]:
     """The rows of the table for a GPU, by rising number of rows of x."""
+    if (bits, architecture) in _tuned:
+        return _tuned[bits, architecture]
     known = [first for table_bits, first in TABLE if table_bits == bits and first <= architecture]
     return TABLE[bits, max(known)] if known else ()
 

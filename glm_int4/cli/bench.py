@@ -59,7 +59,7 @@ def run(
         kv_bits=kv_bits,
         num_layers=layers,
         settings=settings,
-        report=lambda line: print(line, file=sys.stderr, flush=True),
+        report=_say,
     )
     if as_json:
         print(json.dumps(result, indent=2))
@@ -71,9 +71,20 @@ def _tune(device: str) -> None:
     """Search launch parameters for the kernels on this GPU."""
     from glm_int4.generation.loading import choose_device
 
-    if choose_device(device).type != "cuda":
+    place = choose_device(device)
+    if place.type != "cuda":
         raise InputError("expected a CUDA device for --tune, got the CPU, where there is nothing to tune; leave it out")
-    raise NotImplementedError
+    from glm_int4.generation.tune import tune_and_keep
+    from glm_int4.quantization.kernels import obstacle
+
+    cause = obstacle(place)
+    if cause is not None:
+        raise InputError(f"expected a GPU that runs the Triton kernels for --tune, got none: {cause}")
+    tune_and_keep(place, _say)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _numbers(name: str, text: str) -> list[int]:

@@ -29,6 +29,8 @@ def run(
     device: Annotated[
         str, typer.Option(help="auto, cuda or cpu: what to plan for; it need not be in this machine.")
     ] = "auto",
+    max_length: options.MaxLength = None,
+    kv_bits: options.KVBits = 16,
     model_version: options.ModelVersion = "auto",
     as_json: options.Json = False,
 ) -> None:
@@ -42,12 +44,39 @@ def run(
     name = options.find_model(model)
     place = torch.device("cuda") if device == "cuda" else choose_device(device)
     _, checkpoint = open_checkpoint(resolve_folder(name), model_version)
-    plans = {bits: make_plan(checkpoint, place, kv_bits=bits) for bits in _KV_BITS}
+    plans = {bits: make_plan(checkpoint, place, kv_bits=bits) for bits in {*_KV_BITS, kv_bits}}
     result = _describe(name, checkpoint, plans)
+    result["plan"]["here"] = _plan_here(checkpoint, plans[kv_bits], max_length)
     if as_json:
         print(json.dumps(result, indent=2))
     else:
         _print(result)
+
+
+def _plan_here(checkpoint: "CheckpointInfo", plan: "ComputePlan", max_length: int | None) -> dict[str, Any] | None:
+    """What loading would take here and now; None for a device that is not in this machine.
+
+    Raises:
+        InputError: an explicit max length that does not fit.
+    """
+    import torch
+
+    from glm_int4.errors import InputError
+    from glm_int4.generation.bandwidth import free_bytes
+    from glm_int4.generation.loading import check_max_length
+    from glm_int4.generation.memory_plan import plan_memory
+
+    check_max_length(max_length, checkpoint.config)
+    if plan.device.type == "cuda" and not torch.cuda.is_available():
+        return None
+    try:
+        memory = plan_memory(checkpoint, plan, max_length)
+    except InputError as error:
+        if max_length is not None:
+            raise
+        return {"fits": False, "free_bytes": free_bytes(plan.device), "refusal": str(error)}
+    names = ("free_bytes", "weight_bytes", "kv_bytes", "scratch_bytes", "total_bytes", "max_length")
+    return {"fits": True} | {name: getattr(memory, name) for name in names}
 
 
 def _describe(name: str, checkpoint: "CheckpointInfo", plans: "dict[int, ComputePlan]") -> dict[str, Any]:
@@ -114,6 +143,13 @@ def _print(result: dict[str, Any]) -> None:
         + (" (an estimate)" if where == "CUDA" else ""),
         "in all": f"{console.size(plan['total_bytes'])} for a full context",
     }
+    if here := plan["here"]:
+        free = "" if here["free_bytes"] is None else f", {console.size(here['free_bytes'])} are free"
+        facts["here"] = here.get("refusal") or (
+            f"{console.size(here['total_bytes'])} for {here['max_length']} tokens: weights "
+            f"{console.size(here['weight_bytes'])}, cache {console.size(here['kv_bytes'])}, scratch "
+            f"{console.size(here['scratch_bytes'])}{free}"
+        )
     for label, value in facts.items():
         print(f"{label:<16} {value}")
     table = Table(f"memory on {where}", "longest context", "with --kv-bits 8", box=None, pad_edge=False)

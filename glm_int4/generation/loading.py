@@ -14,8 +14,10 @@ from glm_int4.checkpoint.prefix_file import load_prefix
 from glm_int4.errors import InputError
 from glm_int4.files import shown
 from glm_int4.generation.engine import Engine
+from glm_int4.generation.memory_plan import plan_memory
 from glm_int4.generation.rows import check_whole_number
 from glm_int4.generations import UNDECIDED
+from glm_int4.models.config import Config
 from glm_int4.quantization.cpu import choose_backend
 from glm_int4.quantization.gpu import choose_gpu_backend
 
@@ -44,7 +46,7 @@ def load(
         prefix: a P-Tuning v2 prefix: the folder that ptuning has written, or a ``.bin`` or
             ``.safetensors`` file. It does not count in ``max_length``.
         kv_bits: of the key/value cache: 16, or 8 for half the memory.
-        max_length: most tokens of a sequence; None for what the model was made for.
+        max_length: most tokens of a sequence; None for what the model was made for and the memory holds.
         model_version: "auto", "1", "2" or "3".
         threads: CPU threads; None leaves torch's choice.
     Raises:
@@ -52,8 +54,6 @@ def load(
     """
     if not isinstance(model, str | os.PathLike):
         raise InputError(f"expected a folder or a hub id as model, got {model!r}")
-    if max_length is not None:
-        check_whole_number("max_length", max_length)
     if threads is not None:
         torch.set_num_threads(check_threads(threads))
     place = choose_device(device)
@@ -61,11 +61,7 @@ def load(
     reader, info = open_checkpoint(folder, model_version)
     if info.version_from == UNDECIDED:
         logger.warning("taking this for ChatGLM2: in its files there is %s", UNDECIDED)
-    limit = info.config.max_sequence_length
-    if max_length is not None and not 2 <= max_length <= limit:
-        raise InputError(
-            f"expected a max length from 2 to {limit} tokens, which the model was made for, got {max_length}"
-        )
+    check_max_length(max_length, info.config)
     tokenizer = load_checked_tokenizer(folder, info.config)
     plan = make_plan(info, place, dtype, kv_bits)
     found = None
@@ -73,9 +69,22 @@ def load(
         found = load_prefix(prefix, info.config, place, plan.prefix_dtype)
     elif trained := read_config(folder).get("pre_seq_len"):
         logger.warning("config.json has pre_seq_len %s: the prefix itself is loaded with --prefix", shown(trained))
+    memory = plan_memory(info, plan, max_length, found.length if found else 0)
     network = build_model(reader, info, plan)
     logger.info("loaded %s on %s: %s linears, %s stream", folder, place, plan.backend, plan.stream_dtype)
-    return Engine(network, info, plan, tokenizer, max_length or limit, found)
+    return Engine(network, info, plan, tokenizer, memory.max_length, found)
+
+
+def check_max_length(max_length: int | None, config: Config) -> None:
+    """Raise InputError unless a max length is None or what a model was made for."""
+    if max_length is None:
+        return
+    check_whole_number("max_length", max_length)
+    limit = config.max_sequence_length
+    if not 2 <= max_length <= limit:
+        raise InputError(
+            f"expected a max length from 2 to {limit} tokens, which the model was made for, got {max_length}"
+        )
 
 
 def check_threads(threads: int) -> int:

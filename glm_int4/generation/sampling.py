@@ -140,13 +140,18 @@ class Sampler:
     def probabilities(self, logits: Tensor) -> Tensor:
         """Temperature, then top-k, top-p and min-p: (B, V) to probabilities (B, V)."""
         logits = logits / self._temperature
-        if 0 < self._top_k < logits.shape[-1]:
-            least = logits.topk(self._top_k).values[:, -1:]
-            logits = logits.masked_fill(logits < least, -torch.inf)
+        most = size = logits.shape[-1]
+        if 0 < self._top_k < size:
+            kept = logits >= logits.topk(self._top_k).values[:, -1:]
+            logits = logits.masked_fill(~kept, -torch.inf)
+            if not logits.is_cuda:  # where the sort is quick and to count would be to wait
+                most = int(kept.sum(-1).max())  # more than top_k where the last ones are equal
         if self._top_p < 1:
-            ordered, order = logits.softmax(-1).sort(-1, descending=True)
+            probabilities = logits.softmax(-1)
+            ordered, order = probabilities.topk(most) if most < size else probabilities.sort(-1, descending=True)
             dropped = ordered.cumsum(-1) - ordered >= self._top_p  # mass in front of a token; the first stays
-            logits = logits.masked_fill(dropped.scatter(-1, order, dropped), -torch.inf)
+            dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, dropped)
+            logits = logits.masked_fill(dropped, -torch.inf)
         probabilities = logits.softmax(-1)
         if self._min_p > 0:
             probabilities = probabilities * (probabilities >= self._min_p * probabilities.amax(-1, keepdim=True))

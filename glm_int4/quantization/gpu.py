@@ -8,7 +8,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from glm_int4.quantization import kernels
+from glm_int4.quantization import kernels, tuned
 from glm_int4.quantization.kernels import obstacle, packing, reference
 from glm_int4.quantization.scheme import QuantizationScheme, QuantizedWeight
 
@@ -27,6 +27,7 @@ def choose_gpu_backend(device: torch.device) -> str:
     if cause is not None:
         logger.warning("GPU backend: reference (dequantize + cuBLAS), because %s", cause)
         return "reference"
+    tuned.adopt(device)
     for bits in (4, 8):
         scheme = QuantizationScheme(bits=bits, group_size=128, symmetric=False)
         packed = torch.zeros(128, 128 * bits // 8, dtype=torch.uint8)

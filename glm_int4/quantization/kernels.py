@@ -16,10 +16,10 @@ if getattr(triton_kernels, "PROJECT", None) != "glm-int4":
         "install glm-int4 in a virtual environment of its own"
     )
 
-from triton_kernels import int4_linear, int8_linear, packing, reference
+from triton_kernels import int4_linear, int8_linear, launch, packing, reference
 from triton_kernels.linear import obstacle
 
-__all__ = ["decode_kernels", "int4_linear", "int8_linear", "obstacle", "packing", "reference"]
+__all__ = ["decode_kernels", "int4_linear", "int8_linear", "launch", "obstacle", "packing", "reference", "tuning"]
 
 
 def decode_kernels(device: torch.device) -> ModuleType:
@@ -32,3 +32,8 @@ def decode_kernels(device: torch.device) -> ModuleType:
     if cause is not None:
         raise RuntimeError(cause)
     return import_module("triton_kernels.decode")
+
+
+def tuning() -> ModuleType:
+    """The module that measures launches; needs Triton."""
+    return import_module("triton_kernels.tuning")

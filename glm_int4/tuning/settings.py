@@ -1,11 +1,14 @@
 """The arguments of a training run, under their official names and with their official defaults."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from numbers import Real
 from typing import Any
 
 from glm_int4.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 # Of the official code, where they are no arguments.
 PREFIX_DROPOUT = 0.1
@@ -35,6 +38,16 @@ _FIXED = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "seed",
+)
+
+# What the official scripts say as well, and what decides it here: the checkpoint, or that it is always so.
+_DECIDED = (
+    "do_train",
+    "overwrite_cache",
+    "per_device_eval_batch_size",
+    "predict_with_generate",
+    "preprocessing_num_workers",
+    "quantization_bit",
 )
 
 
@@ -72,6 +85,19 @@ class PTuneSettings:
                 least = _WHOLE_NUMBERS[name]
                 if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**31:
                     raise InputError(f"expected {name} to be a whole number from {least} on, got {value!r}")
+
+    @classmethod
+    def from_official(cls, arguments: Mapping[str, Any]) -> "PTuneSettings":
+        """The settings that official arguments ask for; those that have no meaning here are ignored, and it says so."""
+        ignored = [name for name in arguments if name in _DECIDED]
+        if ignored:
+            logger.warning("ignoring %s: the checkpoint and the evaluation file decide that", ", ".join(ignored))
+        chosen = {name: value for name, value in arguments.items() if name not in _DECIDED}
+        unknown = [name for name in chosen if name not in cls.__dataclass_fields__]
+        if unknown:
+            known = ", ".join(cls.__dataclass_fields__)
+            raise InputError(f"expected arguments among {known}, got {unknown[0]}")
+        return cls(**chosen)
 
     def target_length(self, version: str) -> int:
         """``max_target_length``, or the official one of a model version."""

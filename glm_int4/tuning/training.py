@@ -92,7 +92,7 @@ def ptune(
         UserError: what is wrong with data, arguments or output.
         GLMError: the loss is not finite any more; the last checkpoint is good.
     """
-    settings, output = _settings(official_arguments), Path(output)
+    settings, output = PTuneSettings.from_official(official_arguments), Path(output)
     if eval_file is not None:
         check_metrics()
     columns = Columns(prompt=prompt_column, response=response_column, history=history_column)
@@ -117,14 +117,6 @@ def ptune(
         if lock is not None:
             os.close(lock)
     return run.report(empty_rows=num_empty, seconds=seconds, evaluation=evaluation)
-
-
-def _settings(arguments: dict[str, Any]) -> PTuneSettings:
-    unknown = [name for name in arguments if name not in PTuneSettings.__dataclass_fields__]
-    if unknown:
-        known = ", ".join(PTuneSettings.__dataclass_fields__)
-        raise InputError(f"expected arguments among {known}, got {unknown[0]}")
-    return PTuneSettings(**arguments)
 
 
 def _samples(engine: Engine, rows: Sequence[Row], settings: PTuneSettings) -> list[Sample]:

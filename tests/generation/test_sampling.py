@@ -33,6 +33,27 @@ def test_probabilities(params, expected):
     torch.testing.assert_close(probabilities(**params), torch.tensor(expected, dtype=torch.float32), atol=1e-4, rtol=0)
 
 
+def _by_sorting_everything(logits, top_k, top_p):
+    logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
+    ordered, order = logits.softmax(-1).sort(-1, descending=True)
+    dropped = ordered.cumsum(-1) - ordered >= top_p
+    return logits.masked_fill(dropped.scatter(-1, order, dropped), -torch.inf).softmax(-1)
+
+
+@pytest.mark.parametrize("top_k", [1, 7, 50])
+@pytest.mark.parametrize("top_p", [0.01, 0.7, 0.999])
+def test_sorting_the_most_likely_alone_gives_the_same_probabilities(top_k, top_p):
+    logits = 2 * torch.randn(5, 3000, generator=torch.Generator().manual_seed(top_k))
+    sampler = Sampler(SamplingParams(temperature=1.0, top_k=top_k, top_p=top_p), "1")
+    assert torch.equal(sampler.probabilities(logits), _by_sorting_everything(logits, top_k, top_p))
+
+
+def test_equal_values_beyond_top_k_are_cut_by_top_p():
+    sampler = Sampler(SamplingParams(temperature=1.0, top_k=2, top_p=0.5), "1")
+    probabilities = sampler.probabilities(torch.zeros(1, 10))
+    assert (probabilities > 0).sum() == 5  # top-k keeps all ten, which are equal; top-p half of them
+
+
 def test_none_means_the_official_defaults_of_the_version():
     official = Sampler(SamplingParams(), "1")
     spelled_out = Sampler(SamplingParams(temperature=0.95, top_p=0.7, top_k=50), "1")

@@ -228,6 +228,11 @@ def test_arguments_that_make_no_sense_are_refused_before_anything_is_written(ptu
     assert not (tmp_path / "out").exists()
 
 
+def test_official_arguments_that_are_decided_elsewhere_are_ignored_aloud(ptune, caplog):
+    assert ptune(do_train=True, quantization_bit=4, overwrite_cache=True).step > 0
+    assert "ignoring do_train, quantization_bit, overwrite_cache" in caplog.text
+
+
 def test_answers_that_are_too_long_are_cut_and_counted(ptune, caplog):
     report = ptune(max_target_length=4)
     assert report.cut_answers > 0

@@ -1,0 +1,142 @@
+"""What weights, cache and scratch will take, before anything is allocated; plans that cannot work are refused."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from glm_int4.checkpoint.loading import ComputePlan, resident_bytes
+from glm_int4.checkpoint.opening import CheckpointInfo
+from glm_int4.errors import InputError
+from glm_int4.generation.bandwidth import free_bytes
+from glm_int4.models.config import Config
+from glm_int4.models.kv_cache import kv_bytes_per_token
+
+logger = logging.getLogger(__name__)
+
+# Rows of a prompt that run together, and rows of the feed-forward part; see ``decoding.py`` and ``chunks.py``.
+_PROMPT_ROWS, _WIDE_ROWS = 512, {"cpu": 128, "cuda": 512}
+
+# Values of the hidden size that a row of a prompt takes at once: stream, norms, queries, keys, values, sums.
+_VALUES_A_ROW = 10
+
+# What libraries take when they start to work. CPU: heap, threads' buffers, compiled loops. CUDA: cuBLAS, graphs.
+_LIBRARY_BYTES = {"cpu": 150_000_000, "cuda": 250_000_000}
+
+_SHORTEST = 64  # tokens below which nobody can chat
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan:
+    """Bytes of a loaded model by what they are for.
+
+    max_length: most tokens of a sequence. prefix_length: columns of the cache in front of them.
+    free_bytes: what was free beforehand; None where the system does not say.
+    """
+
+    weight_bytes: int
+    scratch_bytes: int
+    kv_bytes_per_token: int
+    max_length: int
+    prefix_length: int = 0
+    free_bytes: int | None = None
+
+    @property
+    def kv_bytes(self) -> int:
+        return self.kv_bytes_per_token * (self.max_length + self.prefix_length)
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weight_bytes + self.scratch_bytes + self.kv_bytes
+
+    @property
+    def fits(self) -> bool:
+        return self.free_bytes is None or self.total_bytes <= self.free_bytes
+
+    def __str__(self) -> str:
+        parts = f"weights {_gb(self.weight_bytes)}, cache {_gb(self.kv_bytes)} for {self.max_length} tokens"
+        free = "" if self.free_bytes is None else f"; {_gb(self.free_bytes)} free"
+        return f"{parts}, scratch {_gb(self.scratch_bytes)}{free}"
+
+
+def plan_memory(
+    info: CheckpointInfo, plan: ComputePlan, max_length: int | None = None, prefix_length: int = 0
+) -> MemoryPlan:
+    """Plan for a checkpoint that is not loaded yet.
+
+    Args:
+        max_length: None for what the model was made for and the memory holds.
+    Raises:
+        InputError: it does not fit; with the numbers, and what to try.
+    """
+    free, config = free_bytes(plan.device), info.config
+    per_token = kv_bytes_per_token(config.num_layers, config.num_kv_heads, config.head_dim, plan.kv_dtype)
+
+    def make(length: int) -> MemoryPlan:
+        return MemoryPlan(
+            weight_bytes=resident_bytes(info, plan),
+            scratch_bytes=scratch_bytes(config, plan, length),
+            kv_bytes_per_token=per_token,
+            max_length=length,
+            prefix_length=prefix_length,
+            free_bytes=free,
+        )
+
+    wanted = make(max_length or config.max_sequence_length)
+    if not wanted.fits:
+        longest = _longest(make, wanted.max_length)
+        if max_length is not None or longest < min(_SHORTEST, wanted.max_length):
+            raise InputError(_refusal(wanted, longest, _fits_in_int8(wanted, config, plan)))
+        logger.warning(
+            "taking a max length of %d tokens in place of %d: there is memory for no more (%s)",
+            longest, wanted.max_length, make(longest),
+        )  # fmt: skip
+        wanted = make(longest)
+    logger.info("memory: %s", wanted)
+    return wanted
+
+
+def scratch_bytes(config: Config, plan: ComputePlan, max_length: int) -> int:
+    """Bytes that activations and libraries take at most, beside weights and cache."""
+    kind, itemsize = plan.device.type, plan.stream_dtype.itemsize
+    rows = min(max_length, max_length if config.version == "1" else _PROMPT_ROWS)
+    wide = config.ffn_size * (1 if config.version == "1" else 2)
+    activations = itemsize * (rows * config.hidden_size * _VALUES_A_ROW + min(rows, _WIDE_ROWS[kind]) * wide * 2)
+    logits = 4 * 4 * config.vocab_size
+    return activations + logits + _LIBRARY_BYTES[kind]
+
+
+def _longest(make: Callable[[int], MemoryPlan], limit: int) -> int:
+    """The longest max length up to ``limit`` that fits; 0 where none does."""
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if make(middle).fits else (low, middle - 1)
+    return low
+
+
+def _fits_in_int8(plan: MemoryPlan, config: Config, compute: ComputePlan) -> bool:
+    """Whether an INT8 cache would make the plan fit."""
+    if compute.kv_dtype == torch.int8 or plan.free_bytes is None:
+        return False
+    per_token = kv_bytes_per_token(config.num_layers, config.num_kv_heads, config.head_dim, torch.int8)
+    saved = (plan.kv_bytes_per_token - per_token) * (plan.max_length + plan.prefix_length)
+    return plan.total_bytes - saved <= plan.free_bytes
+
+
+def _refusal(plan: MemoryPlan, longest: int, int8_fits: bool) -> str:
+    assert plan.free_bytes is not None
+    advice = ["--kv-bits 8"] if int8_fits else []
+    if longest >= _SHORTEST:
+        advice.append(f"--max-length {longest // _SHORTEST * _SHORTEST}")
+    what = f"try {' or '.join(advice)}" if advice else "close other programs, or take a model of fewer bits"
+    return (
+        f"expected enough memory for this model (weights {_gb(plan.weight_bytes)}, cache of {plan.max_length} tokens "
+        f"{_gb(plan.kv_bytes)}, scratch {_gb(plan.scratch_bytes)}): needs {_gb(plan.total_bytes)}, "
+        f"{_gb(plan.free_bytes)} free: {what}"
+    )
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 5e7 else f"{count / 1e9:.3f} GB"
