@@ -73,8 +73,8 @@ SENTENCES = (
     # quality
     (
         r"(\d+) tokens, windows of (\d+) moved by (\d+)\. Differences are paired token by token; ± is their "
-        r"standard error, and those of less than two of them are in brackets\. KL divergence is in 1e-4 nats per token, from the "
-        r"unquantized predictions; \*of official\* compares it with the official layout's\. ",
+        r"standard error, and those of less than two of them are in brackets\. KL divergence is in 1e-4 nats per token, "
+        r"from the unquantized predictions; \*of official\* compares it with the official layout's\. ",
         r"\1 个 token，窗口 \2，步长 \3。差异逐 token 成对计算，± 为其标准误差，不足两倍标准误差的放在括号中。"
         r"KL 散度以 1e-4 nat / token 计，相对于未量化的预测；「与官方之比」与官方格式的 KL 散度相比。",
     ),
@@ -97,7 +97,8 @@ SENTENCES = (
     (
         rf"At the size of ChatGLM-6B, GPTQ on 32 x 512 tokens took (\d+) minutes of processor time and (\d+) minutes "
         rf"on the clock for one layer, and {_NUMBER} GB of memory at most; (\d+) layers come to {_NUMBER} hours of "
-        r"processor time \(extrapolated\)\. (\d+) threads of (.+?), a machine shared with other work, (\d{4}-\d\d-\d\d), ",
+        r"processor time \(extrapolated\)\. (\d+) threads of (.+?), a machine shared with other work, "
+        r"(\d{4}-\d\d-\d\d), ",
         r"在 ChatGLM-6B 的规模上，GPTQ 用 32 x 512 个 token，一层需 \1 分钟处理器时间、\2 分钟实际时间，"
         r"内存至多 \3 GB；\4 层合计约 \5 小时处理器时间（外推）。\7 的 \6 个线程，机器与其他工作共用，\8，",
     ),
