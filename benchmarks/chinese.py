@@ -72,8 +72,8 @@ SENTENCES = (
     ),
     # quality
     (
-        r"(\d+) tokens, windows of (\d+) moved by (\d+)\. Differences are paired token by token; ± is their "
-        r"standard error, and those of less than two of them are in brackets\. KL divergence is in 1e-4 nats per token, "
+        r"(\d+) tokens, windows of (\d+) moved by (\d+)\. Differences are paired token by token; ± is their standard "
+        r"error, and those of less than two of them are in brackets\. KL divergence is in 1e-4 nats per token, "
         r"from the unquantized predictions; \*of official\* compares it with the official layout's\. ",
         r"\1 个 token，窗口 \2，步长 \3。差异逐 token 成对计算，± 为其标准误差，不足两倍标准误差的放在括号中。"
         r"KL 散度以 1e-4 nat / token 计，相对于未量化的预测；「与官方之比」与官方格式的 KL 散度相比。",
