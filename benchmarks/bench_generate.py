@@ -113,7 +113,8 @@ def llama(preset: str) -> dict[str, object]:
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"{name} is not installed: pip install -c constraints.txt -e '.[peers]'")
     command = [sys.executable, Path(__file__).parent / "llama_peer.py", "--preset", preset, "--layers", str(LAYERS)]
-    result = subprocess.run([*command, "--threads", str(torch.get_num_threads())], check=True, stdout=subprocess.PIPE)
+    command += ["--threads", str(torch.get_num_threads()), "--prompt", *map(str, PROMPTS), "--context", "128"]
+    result = subprocess.run(command, check=True, stdout=subprocess.PIPE)
     return json.loads(result.stdout)
 
 

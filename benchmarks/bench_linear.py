@@ -103,6 +103,29 @@ def bitsandbytes(n: int, k: int) -> Layer:
     return module, n * k // 2 + 4 * n * k // 64  # a float32 scale for 64 weights
 
 
+def cpm_kernels(n: int, k: int) -> Layer:
+    """The package that the official code's kernels are loaded through; its INT8 product for a few rows."""
+    try:
+        from cpm_kernels import kernels
+    except Exception as error:  # it looks for the driver's libraries when it is imported
+        pytest.skip(f"cpm_kernels cannot be imported: {type(error).__name__}: {error}")
+    weight = torch.randint(-128, 128, (n, k), dtype=torch.int8, device="cuda")
+    scales = torch.rand(n, device="cuda").half() / 64
+
+    def linear(x: torch.Tensor) -> torch.Tensor:
+        out = x.new_empty(x.shape[0], n)
+        tensors = (tensor.data_ptr() for tensor in (scales, weight, x, out))
+        kernels.gemv_broadcast_mat_int8(x.shape[0], n, k, *tensors, torch.cuda.current_stream().cuda_stream)
+        return out
+
+    try:
+        linear(torch.zeros(1, k, device="cuda").half())
+        torch.cuda.synchronize()
+    except Exception as error:  # its binaries are for sm_61 to sm_86
+        pytest.skip(f"cpm_kernels does not run on this GPU: {type(error).__name__}: {error}")
+    return linear, weight.nbytes + scales.nbytes
+
+
 def gemlite(n: int, k: int) -> Layer:
     helper = pytest.importorskip("gemlite.helper")
     q = torch.randint(0, 16, (n, k), dtype=torch.uint8, device="cuda")
@@ -118,6 +141,7 @@ WAYS: dict[str, Callable[[int, int], Layer]] = {
 }
 GPU_WAYS = {
     "official int4": official,
+    "cpm_kernels int8": cpm_kernels,
     "torch int4pack": tinygemm,
     "gemlite int4": gemlite,
     "torchao int4": torchao,

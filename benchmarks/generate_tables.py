@@ -28,6 +28,21 @@ def speed() -> str:
     return "\n\n".join(speed_of(place, read(place)) for place in COMMANDS)
 
 
+def floors() -> str:
+    """Bytes and launches of a step, which nothing but less of them makes faster."""
+    rows = json.loads((RESULTS / "floors.json").read_text(encoding="utf-8"))["rows"]
+    contexts = list(dict.fromkeys(context for row in rows for context in row["bytes"]))
+    cards = list(rows[0]["launches"])
+    heads = [f"GB read behind {context}" for context in contexts] + [f"launches, {card}" for card in cards]
+    lines = [f"| model | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for row in rows:
+        sizes = [f"{row['bytes'][c] / 1e9:.2f}" if c in row["bytes"] else "" for c in contexts]
+        precision = f"INT{row['bits']}" if row["bits"] != 16 else "half precision"
+        launches = [str(row["launches"][card]) for card in cards]
+        lines.append(f"| {NAMES[row['model']]}, {precision} | {' | '.join(sizes + launches)} |")
+    return "\n".join(lines)
+
+
 def speed_of(place: str, result: dict | None) -> str:
     """A line for every model and kind of work, a column for every way."""
     if result is None:

@@ -3,6 +3,7 @@
 python benchmarks/kernel_gate.py                  everything; exit code 1 where a kernel breaks a rule
 python benchmarks/kernel_gate.py --quick          the first and the last launch of INT4 in groups of 128, and of INT8
 python benchmarks/kernel_gate.py --json FILE      adds the results of this Triton to FILE
+python benchmarks/kernel_gate.py --kernel dot     one kernel alone; may be repeated
 
 Rules: no spills, shared memory within the GPU's limit, tensor-core instructions in every dot kernel, and
 dot kernels from sm_80 on alone. Instructions per weight are those of the loop over K, from its first to
@@ -150,10 +151,11 @@ def table(results: list[Result]) -> str:
     return "\n".join(lines)
 
 
-def write(path: Path, results: list[Result]) -> None:
-    """Add the results of this Triton to a file, a line for each kernel."""
+def write(path: Path, results: list[Result], kernels: list[str]) -> None:
+    """Put the results of these kernels and this Triton into a file, a line for each; what else it holds stays."""
     known = json.loads(path.read_text()) if path.is_file() else {}
-    known[triton.__version__] = [asdict(result) for result in results]
+    kept = [result for result in known.get(triton.__version__, ()) if result["kernel"] not in kernels]
+    known[triton.__version__] = kept + [asdict(result) for result in results]
     versions = []
     for version in sorted(known):
         lines = ",\n".join(json.dumps(result) for result in known[version])
@@ -165,9 +167,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--kernel", action="append", choices=KERNELS)
     arguments = parser.parse_args()
+    kernels = arguments.kernel or list(KERNELS)
     results, faults = [], 0
     for case in cases(arguments.quick):
+        if case.kernel not in kernels:
+            continue
         try:
             result = build(case)
         except Exception as error:  # whatever the compiler raises is the finding
@@ -181,7 +187,7 @@ def main() -> int:
     print(table(results))
     print(f"Triton {triton.__version__}: {len(results)} kernels compiled, {faults} faults")
     if arguments.json:
-        write(arguments.json, results)
+        write(arguments.json, results, kernels)
     return int(faults > 0)
 
 

@@ -74,6 +74,23 @@ def test_a_thousand_tokens_of_real_widths_without_drift_or_growth(preset):
     assert engine._decoder._stepper.fused
 
 
+@pytest.mark.parametrize("preset", ["chatglm2-6b", "chatglm3-6b"])
+def test_a_long_prompt_in_chunks_has_bounded_memory_and_the_last_tokens_logits(preset):
+    engine = random_engine(preset, CONFIGS[preset] | {"seq_length": 32768}, 4, CUDA, num_layers=2)
+    prompt = random_row(engine, 3000, seed=0)
+    expected = engine.logits(prompt)[0, -1]
+    decoder = engine._decoder
+    sequence = decoder._take(1, 0)
+    logits = decoder._prefill(engine._batch(prompt), sequence)[0, -1]
+    assert relative_rms(logits, expected) < 10 * FLOAT16_RELATIVE_RMS  # sums of attention in another order
+    del sequence, logits, expected
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    assert len(engine.generate(random_row(engine, 32000, seed=1), 2, GREEDY, [])) == 2
+    assert torch.cuda.max_memory_allocated() - before < 600e6  # scores alone would take more
+
+
 def test_peak_memory_of_chatglm_6b_at_2048_tokens():
     """At most 4.6 GB in INT4, 4.2 GB with an INT8 cache."""
     for kv_bits, limit in ((16, 4.6e9), (8, 4.2e9)):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from glm_int4.models import attention
 from glm_int4.models.attention import AttentionMask, attention_fn, cached_attention
 from glm_int4.models.kv_cache import KVCache, kv_bytes_per_token
 from tests.tolerances import FLOAT32_RELATIVE_RMS, INT8_CACHE_RELATIVE_RMS, relative_rms
@@ -87,3 +88,10 @@ def test_bytes_per_token_are_those_of_the_tensors():
         cache = KVCache(3, 1, 2, 16, 10, dtype=dtype)
         tensors = (cache.k, cache.v, cache.k_scales, cache.v_scales)
         assert sum(x.numel() * x.element_size() for x in tensors) == 10 * kv_bytes_per_token(3, 2, 16, dtype)
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 4])
+def test_the_triangle_of_a_gpu_is_that_of_the_mask(num_kv_heads):
+    q, k, v = torch.randn(2, 4, 3, 16), torch.randn(2, num_kv_heads, 7, 16), torch.randn(2, num_kv_heads, 7, 16)
+    expected = attention._causal_attention(q, k, v)
+    torch.testing.assert_close(attention._lower_right_attention(q, k, v), expected)
