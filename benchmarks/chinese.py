@@ -62,7 +62,8 @@ SENTENCES = (
     (
         rf"(\d+) clients with (\d+) requests of mixed lengths, on the mini model in INT4, (\d+) answers at a time: "
         rf"{_NUMBER} tokens/s, {_NUMBER} times one client's {_NUMBER}\. ",
-        r"\1 个客户端，共 \2 个长短不一的请求，迷你模型 INT4，同时回答 \3 个：每秒 \4 个 token，是单个客户端（\6）的 \5 倍。",
+        r"\1 个客户端，共 \2 个长短不一的请求，迷你模型 INT4，同时回答 \3 个："
+        r"每秒 \4 个 token，是单个客户端（\6）的 \5 倍。",
     ),
     (
         rf"The first token came after {_NUMBER} ms \(median; 95 % within {_NUMBER} ms, most of it in the queue\), "
@@ -78,6 +79,7 @@ SENTENCES = (
         r"随机权重；括号内为读取字节数占同时测得的带宽（\2 GB/s）的比例。\3（\4），\5 个线程，",
     ),
     # quality
+    (rf"{_NUMBER} tokens, windows of (\d+) moved by (\d+)\. ", r"\1 个 token，窗口 \2，每次移动 \3。"),
     (
         rf"{_NUMBER} tokens, windows of (\d+) moved by (\d+); FP16 has perplexity {_NUMBER} ± {_NUMBER}\. ",
         r"\1 个 token，窗口 \2，每次移动 \3；FP16 的困惑度为 \4 ± \5。",
