@@ -5,6 +5,11 @@ python benchmarks/bench_server.py --json benchmarks/results/server.json
 Starts ``glm-int4 serve`` on the mini model in INT4 (--model takes another one), and sends it the same seeded
 requests of mixed lengths twice: by one client, and by 64 at a time. Every answer is compared with the engine's
 own, run alone in this process beforehand. Clients and server share the processor.
+
+At the size of ChatGLM-6B (random weights; answers go on to their limit whatever they say):
+
+python benchmarks/bench_server.py --model DIR --clients 16 --requests 16 --max-tokens 24 --threads 2 \\
+    --json benchmarks/results/server_chatglm-6b.json
 """
 
 import argparse

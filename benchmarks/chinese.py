@@ -57,6 +57,18 @@ SENTENCES = (
         r"在 ChatGLM-6B 的规模上（随机权重，INT4，\1 列前缀，一个 \2 + \3 token 的样本），"
         r"一步需 \4 秒，内存至多 \5 GB。",
     ),
+    # server
+    (
+        rf"(\d+) clients with (\d+) requests of mixed lengths, on the mini model in INT4, (\d+) answers at a time: "
+        rf"{_NUMBER} tokens/s, {_NUMBER} times one client's {_NUMBER}\. ",
+        r"\1 个客户端，共 \2 个长短不一的请求，迷你模型 INT4，同时回答 \3 个：每秒 \4 个 token，是单个客户端（\6）的 \5 倍。",
+    ),
+    (
+        rf"The first token came after {_NUMBER} ms \(median; 95 % within {_NUMBER} ms, most of it in the queue\), "
+        rf"for one client after {_NUMBER} ms\. Answers lost: (\d+); other than the engine's own: (\d+)\.",
+        r"首个 token 用时中位数 \1 毫秒（95 % 在 \2 毫秒以内，大部分是排队），单个客户端为 \3 毫秒。丢失的回答：\4；"
+        r"与引擎单独运行不同的回答：\5。",
+    ),
     # speed
     (r"On a (\w+): not measured yet \((`[^`]+`)\)\.", r"\1：尚未测量（\2）。"),
     (

@@ -23,25 +23,24 @@ def methods() -> str:
     rows, machine = read("bench_perplexity")
     official = next(row["kl"] for row in rows if row["name"] == REFERENCE)
     lines = [
-        "| weights | bits per weight | of the linears | perplexity | more than FP16 | KL divergence, 1e-4 "
-        "| of official | top-1 | answers | quantizing |",
-        "|---" * 10 + "|",
+        "| weights | bits per weight | perplexity | more than FP16 | KL divergence, 1e-4 | of official | answers "
+        "| quantizing |",
+        "|---" * 8 + "|",
     ]
     for row in rows:
         quantized = "cpu_seconds" in row
         increase = row["loss_increase"]
         lines.append(
-            f"| {row['name']} | {row['bits_per_weight']:.2f} | {row['linear_bits']:.2f} "
-            f"| {row['perplexity']:.4f} | {_percent(increase)} "
+            f"| {row['name']} | {row['bits_per_weight']:.2f} "
+            f"| {row['perplexity']:.4f} ± {row['standard_error']:.4f} | {_percent(increase)} "
             f"| {_kl(row)} | {_share(row, official) if quantized else ''} "
-            f"| {100 * row['top1']:.1f} % | {100 * row['accuracy']:.1f} % "
+            f"| {100 * row['accuracy']:.1f} % "
             f"| {_seconds(row['cpu_seconds']) if quantized else ''} |"
         )
     first = rows[0]
     lines += [
         "",
-        f"{first['tokens']} tokens, windows of {first['window']} moved by {first['stride']}; FP16 has perplexity "
-        f"{first['perplexity']:.4f} ± {first['standard_error']:.4f}. "
+        f"{first['tokens']} tokens, windows of {first['window']} moved by {first['stride']}. "
         "Differences are paired token by token; ± is their standard error, "
         "and those of less than two of them are in brackets. KL divergence is in 1e-4 nats per token, from the "
         "unquantized predictions; *of official* compares it with the official layout's. "

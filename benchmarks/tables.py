@@ -122,6 +122,22 @@ def ptuning() -> str:
     )
 
 
+def server() -> str:
+    """Many clients at the server, beside one."""
+    result = json.loads((RESULTS / "server.json").read_text(encoding="utf-8"))
+    one, many = result["one_by_one"], result["together"]
+    return (
+        f"{result['clients']} clients with {result['requests']} requests of mixed lengths, on the mini model in INT4, "
+        f"{result['parallel']} answers at a time: {many['tokens_per_s']:.0f} tokens/s, {result['throughput_ratio']:.1f} "
+        f"times one client's {one['tokens_per_s']:.0f}. The first token came after {many['ttft_p50_ms']:.0f} ms "
+        f"(median; 95 % within {many['ttft_p95_ms']:.0f} ms, most of it in the queue), for one client after "
+        f"{one['ttft_p50_ms']:.0f} ms. Answers lost: {one['lost'] + many['lost']}; other than the engine's own: "
+        f"{one['different'] + many['different']}.\n\n"
+        f"{result['threads']} threads of {result['cpu']} ({result['capability']}), a shared machine; "
+        f"torch {result['torch']}, {result['date']}, commit {result['commit']}."
+    )
+
+
 def kernels() -> str:
     """Instructions per weight of every launch, and what the gate saw of each Triton."""
     versions = json.loads((RESULTS / "kernel_gate.json").read_text(encoding="utf-8"))
@@ -162,6 +178,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "full-size": full_size,
     "quantizers": quantizers,
     "ptuning": ptuning,
+    "server": server,
     "kernels": kernels,
     "quality": quality_report.methods,
     "outliers": quality_report.outliers,

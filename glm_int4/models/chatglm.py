@@ -17,6 +17,7 @@ from glm_int4.models.config import ChatGLMConfig
 from glm_int4.models.fused import FusedLayers, LayerParts
 from glm_int4.models.kv_cache import KVCache
 from glm_int4.models.prefix_encoder import Past, run_layer
+from glm_int4.models.slots import RunningRows
 from glm_int4.quantization.embedding import DenseEmbedding, QuantizedEmbedding
 from glm_int4.quantization.linear import LinearFactory, activate_and_multiply, dense_linear
 
@@ -155,7 +156,7 @@ class ChatGLMModel(nn.Module):
         cos, sin = self.rotary_emb(positions.transpose(1, 2)[:, :, None])  # (B, T, 1, 2, D / 4)
         x = self.word_embeddings(token_ids)
         fused = self._fused_layers if hidden_states is None and FusedLayers.take(x, mask, cache) else None
-        if fused is not None and isinstance(cache, KVCache):
+        if fused is not None and isinstance(cache, KVCache | RunningRows):
             x = fused.decode(x, (cos, sin), mask, cache)
         for layer in self.layers if fused is None else ():
             if hidden_states is not None:

@@ -10,6 +10,7 @@ from glm_int4.models.attention import AttentionMask
 from glm_int4.models.config import Config
 from glm_int4.models.kv_cache import KVCache
 from glm_int4.models.prefix_encoder import Past
+from glm_int4.models.slots import RunningRows
 from glm_int4.quantization.linear import QuantizedLinear
 from glm_int4.quantization.threads import numba_threads
 from glm_int4.quantization.vnni import VnniMatrix
@@ -64,14 +65,16 @@ class FusedLayers:
         """Whether this is one new token of every row, on a cache that the loops read."""
         return (
             x.shape[1] == 1
-            and isinstance(past, KVCache)
+            and isinstance(past, KVCache | RunningRows)
             and past.dtype in (torch.float16, torch.int8)
             and x.dtype == torch.float32
             and mask.bias is None
             and not (torch.is_grad_enabled() and x.requires_grad)
         )
 
-    def decode(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, cache: KVCache) -> Tensor:
+    def decode(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, past: KVCache | RunningRows
+    ) -> Tensor:
         """Run all layers over x (B, 1, hidden) and write the cache, without counting the new column.
 
         Args:
@@ -82,7 +85,7 @@ class FusedLayers:
         from glm_int4.models import fused_loops
 
         batch_size = x.shape[0]
-        cache.check_room(1)
+        slots, columns = past.places(batch_size)
         x = x[:, 0].detach().clone(memory_format=torch.contiguous_format)
         quarter = rotary[0].shape[-1]
         cos, sin = (part.reshape(batch_size, -1, quarter).contiguous().numpy() for part in rotary)
@@ -90,7 +93,8 @@ class FusedLayers:
         with numba_threads():
             fused_loops.decode_layers(
                 x.numpy(), self._table, self._norm_weights, self._norm_biases, self._epsilon, self._alpha, cos, sin,
-                self._heads, *cache.arrays(), cache.length, padding.numpy(), mask.prefix_length, self._widths,
+                self._heads, *past.arrays(), slots.numpy(), columns.numpy(), padding.numpy(), mask.prefix_length,
+                self._widths,
             )  # fmt: skip
         return x[:, None]
 

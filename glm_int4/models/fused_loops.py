@@ -114,21 +114,22 @@ def _overload_stored(value):
 
 
 @numba.njit(parallel=True, **LOOP)
-def attend_to_cache(q, k, v, k_scales, v_scales, padding, prefix_length, num_columns, softmax_scale, out):
-    """out[b, h] = softmax(q[b, h] . k[b, g] * softmax_scale) @ v[b, g], with g the head's key/value head.
+def attend_to_cache(q, k, v, k_scales, v_scales, slots, columns, padding, prefix_length, softmax_scale, out):
+    """out[b, h] = softmax(q[b, h] . k[s, g] * softmax_scale) @ v[s, g], with g the head's key/value head.
 
-    q, out: (B, H, D) float32. k, v: (B, Hkv, S, D), float16 bits or int8, of which ``num_columns`` count.
-    k_scales, v_scales: (B, Hkv, S) float16 bits, or (B, Hkv, 0) where k and v need none. padding: (B,)
-    columns that are hidden, the leading ones behind the first ``prefix_length``.
+    q, out: (B, H, D) float32. k, v: (slots, Hkv, S, D), float16 bits or int8. k_scales, v_scales: (slots,
+    Hkv, S) float16 bits, or (slots, Hkv, 0) where k and v need none. slots: (B,) the slot s of each row.
+    columns: (B,) the last one that counts. padding: (B,) columns that are hidden, the leading ones behind the
+    first ``prefix_length``.
     """
     batch_size, num_heads, head_dim = q.shape
     heads_per_group = num_heads // k.shape[1]
     scaled = k_scales.shape[2] > 0
     for task in numba.prange(batch_size * num_heads):
         row, head = task // num_heads, task % num_heads
-        group, hidden = head // heads_per_group, padding[row]
-        query, count = q[row, head], num_columns - hidden
-        keys, values = k[row, group], v[row, group]
+        slot, group, hidden = slots[row], head // heads_per_group, padding[row]
+        query, count = q[row, head], columns[row] + 1 - hidden
+        keys, values = k[slot, group], v[slot, group]
         weights = np.empty(count, dtype=np.float32)
         largest = _LOWEST
         for i in range(count):
@@ -138,7 +139,7 @@ def attend_to_cache(q, k, v, k_scales, v_scales, padding, prefix_length, num_col
                 score += _stored(key[d]) * query[d]
             score *= softmax_scale
             if scaled:
-                score *= float_of_half(k_scales[row, group, column])
+                score *= float_of_half(k_scales[slot, group, column])
             weights[i] = score
             largest = max(largest, score)
         total = np.float32(0.0)
@@ -150,7 +151,7 @@ def attend_to_cache(q, k, v, k_scales, v_scales, padding, prefix_length, num_col
             column = i if i < prefix_length else i + hidden
             weight, value = weights[i], values[column]
             if scaled:
-                weight *= float_of_half(v_scales[row, group, column])
+                weight *= float_of_half(v_scales[slot, group, column])
             for d in range(head_dim):
                 acc[d] += weight * _stored(value[d])
         target = out[row, head * head_dim : (head + 1) * head_dim]
@@ -183,15 +184,15 @@ def _add_residual(out, residual, factor, x):
 @numba.njit(**LOOP)
 def decode_layers(
     x, matrices, norm_weights, norm_biases, epsilon, alpha, cos, sin, heads, k, v, k_scales, v_scales,
-    column, padding, prefix_length, widths
+    slots, columns, padding, prefix_length, widths
 ):  # fmt: skip
     """Run every layer over one new token of each row; x becomes the last layer's output.
 
     x: (B, hidden) float32. matrices: (L, 4, 8) int64, the table of qkv, dense and both of the feed-forward
     part. norm_weights, norm_biases: (L, 2, hidden). alpha: of version 1's residual, which is the normalized
     input; 0 for the others, whose residual is the input itself. cos, sin: (B, 1 or 2, D / 4). heads: number
-    of query and of key/value heads. k, v, k_scales, v_scales: the cache of all layers. column: where the new
-    token's keys go. widths: outputs of qkv and of the feed-forward part's first matrix.
+    of query and of key/value heads. k, v, k_scales, v_scales: the cache of all layers. slots, columns: (B,) where
+    each row's new keys go. widths: outputs of qkv and of the feed-forward part's first matrix.
     """
     batch_size = x.shape[0]
     num_heads, num_kv_heads = heads
@@ -218,12 +219,12 @@ def decode_layers(
             for head in range(num_kv_heads):
                 start = k_start + head * step
                 rotate(qkv[row, start : start + head_dim], cos[row], sin[row], rms, rotated)
-                _store(rotated, k[layer, row, head], k_scales[layer, row, head], column)
+                _store(rotated, k[layer, slots[row], head], k_scales[layer, slots[row], head], columns[row])
                 start = v_start + head * step
                 part = qkv[row, start : start + head_dim]
-                _store(part, v[layer, row, head], v_scales[layer, row, head], column)
+                _store(part, v[layer, slots[row], head], v_scales[layer, slots[row], head], columns[row])
         attend_to_cache(
-            q, k[layer], v[layer], k_scales[layer], v_scales[layer], padding, prefix_length, column + 1,
+            q, k[layer], v[layer], k_scales[layer], v_scales[layer], slots, columns, padding, prefix_length,
             softmax_scale, attended,
         )  # fmt: skip
         _linear(attended, PLAIN, matrices[layer, 1], out)

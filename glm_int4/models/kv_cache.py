@@ -80,6 +80,12 @@ class KVCache:
             raise ValueError(f"the cache holds {self.max_length} tokens, {end} were asked for")
         return end
 
+    def places(self, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Of every row, its place in the batch and the column of its next token; raises as ``check_room``."""
+        self.check_room(1)
+        rows = torch.arange(batch_size)
+        return rows, torch.full_like(rows, self.length)
+
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Keys, values and their scales as the memory of a CPU holds them; float16 as its bits."""
         k, v, k_scales, v_scales = (

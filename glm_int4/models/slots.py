@@ -4,6 +4,7 @@ So sequences can come and go while others run. Which sequence gets which slot, a
 ``generation/batching.py``.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,6 +40,18 @@ class RunningRows:
         self.slots = torch.tensor(slots, device=device)
         self._columns = torch.tensor(lengths, device=device)
         self.ends = self._columns + 1
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.cache.dtype
+
+    def places(self, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Of every row, its slot and the column of its new token."""
+        return self.slots, self._columns
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """All slots' keys, values and scales; as of ``KVCache``."""
+        return self.cache.arrays()
 
     def append(self, layer_id: int, k: Tensor, v: Tensor) -> None:
         """Write ``k``, ``v`` (B, 1, Hkv, D) of one layer behind each row's columns."""

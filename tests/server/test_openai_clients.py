@@ -84,7 +84,14 @@ def test_sampling_fields_arrive(v2_engine):
     fields |= {"presence_penalty": 0.5, "frequency_penalty": 0.5, "extra_body": {"top_k": 0}}
     with run_server(v2_engine) as running:
         answers = []
-        for change in ({}, {}, {"seed": 4}, {"frequency_penalty": 0}, {"temperature": 0}, {"extra_body": {"top_k": 1}}):
+        for change in (
+            {},
+            {},
+            {"seed": 4},
+            {"frequency_penalty": -2},
+            {"temperature": 0},
+            {"extra_body": {"top_k": 1}},
+        ):
             reply = client(running).chat.completions.create(**fields | change)
             answers.append(reply.choices[0].message.content)
     assert answers[0] == answers[1]

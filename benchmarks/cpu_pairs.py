@@ -1,0 +1,142 @@
+"""glm-int4 and llama.cpp in turn on a CPU: INT4 against Q4_0, in the same shapes, within one process.
+
+pip install llama-cpp-python gguf
+python benchmarks/cpu_pairs.py --threads 2 --json benchmarks/results/cpu_pairs_2_threads.json
+
+Both hold random weights. Every figure is the median of single runs in turn; a ratio above 1 is in favour of
+glm-int4, its spread from the least to the largest pair. Bandwidth: a sum over 2 GiB by the same threads.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import llama_peer
+import torch
+from cpu_switch import commit, cpu_name
+
+from glm_int4.generation import bandwidth
+from glm_int4.generation.bench import random_engine, random_row, weight_bytes_per_step
+from glm_int4.generation.engine import Engine
+from glm_int4.generation.sampling import SamplingParams
+from glm_int4.models.presets import CONFIGS
+
+GREEDY = SamplingParams(temperature=0)
+
+
+def our_prefill(engine: Engine, tokens: int, seed: int) -> float:
+    """Tokens a second of a prompt that is new to the engine."""
+    row = random_row(engine, tokens, seed=seed)
+    started = time.perf_counter()
+    engine.generate(row, 1, GREEDY, stop_ids=[])
+    return tokens / (time.perf_counter() - started)
+
+
+def our_decode(engine: Engine, context: int, steps: int, seed: int) -> float:
+    """Tokens a second behind a prompt, from the median of single steps."""
+    stamps = []
+    for _ in engine.stream_ids(random_row(engine, context, seed=seed), steps + 1, GREEDY, stop_ids=[]):
+        stamps.append(time.perf_counter())
+    return 1 / statistics.median(b - a for a, b in itertools.pairwise(stamps))
+
+
+def in_turn(ours: Callable[[int], float], theirs: Callable[[int], float], pairs: int) -> dict[str, object]:
+    """Run both in turn; rates, and the ratio pair by pair."""
+    rates: list[tuple[float, float]] = []
+    for seed in range(pairs):
+        rates.append((ours(seed), theirs(seed)))
+        time.sleep(0.1)  # until idle threads of both sleep
+    ratios = [a / b for a, b in rates]
+    return {
+        "glm_int4": statistics.median(a for a, _ in rates),
+        "llama_cpp": statistics.median(b for _, b in rates),
+        "ratio": statistics.median(ratios),
+        "spread": [min(ratios), max(ratios)],
+    }
+
+
+def measure(preset: str, layers: int, gguf: Path, prompts: list[int], context: int, pairs: int) -> dict[str, object]:
+    """Load both, and run everything in turn."""
+    threads = torch.get_num_threads()
+    engine = random_engine(preset, CONFIGS[preset], 4, torch.device("cpu"), num_layers=layers)
+    llama = llama_peer.Llama(gguf, threads)
+    our_decode(engine, 16, 4, 99)  # compiles
+    llama.read(llama_peer.tokens_of(16))
+
+    def their_prefill(tokens: int, seed: int) -> float:
+        llama.clear()
+        return tokens / llama.read(llama_peer.tokens_of(tokens, seed + 1))
+
+    prefill = [
+        {"tokens": n}
+        | in_turn(lambda seed, n=n: our_prefill(engine, n, seed), lambda seed, n=n: their_prefill(n, seed), pairs)
+        for n in prompts
+    ]
+    before = bandwidth.measure_bandwidth(torch.device("cpu")) / 1e9
+    decode = in_turn(
+        lambda seed: our_decode(engine, context, 16, seed + 50),
+        lambda seed: llama_peer.measure_decode(llama, context, 16),
+        pairs,
+    )
+    after = bandwidth.measure_bandwidth(torch.device("cpu")) / 1e9
+    step_bytes = weight_bytes_per_step(engine)
+    reached = step_bytes * decode["glm_int4"] / 1e9  # type: ignore[operator]
+    return {
+        "prefill": prefill,
+        "decode": [{"context": context} | decode],
+        "weight_bytes_per_token": step_bytes,
+        "decode_gb_s": reached,
+        "bandwidth_gb_s": [before, after],
+        "share_of_bandwidth": reached / max(before, after),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=llama_peer.PRESETS, default="chatglm2-6b")
+    parser.add_argument("--layers", type=int, default=28)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--gguf", type=Path, help="llama.cpp's file, written where it is missing and then kept")
+    parser.add_argument("--prompt", type=int, nargs="*", default=[128, 512])
+    parser.add_argument("--context", type=int, default=128)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        gguf = arguments.gguf or Path(folder) / "random.gguf"
+        if not gguf.exists():
+            llama_peer.write_gguf(gguf, arguments.preset, arguments.layers)
+        with llama_peer.quiet_stderr():
+            figures = measure(
+                arguments.preset, arguments.layers, gguf, arguments.prompt, arguments.context, arguments.pairs
+            )
+    import llama_cpp
+
+    result = {
+        "command": f"python benchmarks/cpu_pairs.py --preset {arguments.preset} --layers {arguments.layers} "
+        f"--threads {arguments.threads}",
+        "preset": arguments.preset,
+        "layers": arguments.layers,
+        "threads": arguments.threads,
+        "pairs": arguments.pairs,
+        "cpu": cpu_name(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "llama_cpp_python": llama_cpp.__version__,
+        "commit": commit(),
+        "date": time.strftime("%Y-%m-%d"),
+    } | figures
+    print(json.dumps(result, indent=2))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
