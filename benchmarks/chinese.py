@@ -110,53 +110,6 @@ SENTENCES = (
         rf"{_NUMBER} GB/s measured beside it\. (.+?) \((.+?)\), (\d+) threads, ",
         r"随机权重；括号内为读取字节数占同时测得的带宽（\2 GB/s）的比例。\3（\4），\5 个线程，",
     ),
-    # quality
-    (rf"{_NUMBER} tokens, windows of (\d+) moved by (\d+)\. ", r"\1 个 token，窗口 \2，每次移动 \3。"),
-    (
-        rf"{_NUMBER} tokens, windows of (\d+) moved by (\d+); FP16 has perplexity {_NUMBER} ± {_NUMBER}\. ",
-        r"\1 个 token，窗口 \2，每次移动 \3；FP16 的困惑度为 \4 ± \5。",
-    ),
-    (
-        r"Differences are paired token by token; ± is their standard error, and those of less than two of them are in "
-        r"brackets\. ",
-        "差异逐 token 配对；± 为标准误差，不足两倍标准误差的差异放在括号内。",
-    ),
-    (
-        r"KL divergence is in 1e-4 nats per token, from the unquantized predictions; \*of official\* compares it with "
-        r"the official layout's\. ",
-        "KL 散度以未量化模型的预测为准，单位为每 token 1e-4 nat；“与官方之比”为它与官方格式的 KL 散度之比。",
-    ),
-    (
-        r"Everything is computed in float32, but for the last row; (\d+) questions are answered as in a chat\. ",
-        r"除最后一行外全部以 float32 计算；以对话方式回答 \1 道题。",
-    ),
-    (
-        r"Bits per weight count everything that is stored, embedding and norms included\. ",
-        "每权重位数计入存储的全部内容，包括词嵌入和归一化参数。",
-    ),
-    (r"Seconds of one processor, (.+?) \((\w+)\), ", r"时间为单个处理器的秒数，\1（\2），"),
-    # outliers
-    (
-        r"Loss is the KL divergence of the predictions, or the squared error of the layer's output on inputs that the "
-        r"calibration has not seen\. ",
-        "损失为预测的 KL 散度，或该层输出在校准时未见过的输入上的平方误差。",
-    ),
-    (
-        r"INT8 changes the perplexity of the mini model with outliers by (\(?[-+][^)]+? %\)?)\. ",
-        r"INT8 使带离群通道的迷你模型的困惑度变化 \1。",
-    ),
-    # gptq
-    (
-        rf"At the size of ChatGLM-6B, GPTQ on (\d+) x (\d+) tokens took {_NUMBER} minutes of processor time and "
-        rf"{_NUMBER} minutes on the clock for one layer, and {_NUMBER} GB of memory at most; ",
-        r"在 ChatGLM-6B 的规模上，以 \1 x \2 个 token 做 GPTQ，一层用去处理器时间 \3 分钟，"
-        r"实际 \4 分钟，内存至多 \5 GB；",
-    ),
-    (
-        rf"(\d+) layers come to {_NUMBER} hours of processor time \(extrapolated\)\. ",
-        r"\1 层合计处理器时间约 \2 小时（外推）。",
-    ),
-    (r"(\d+) threads of (.+?), a machine shared with other work, ", r"\2 的 \1 个线程，机器与其他工作共用，"),
     *_MACHINE,
 )
 # Whole cells of tables, and pieces of them.
@@ -181,15 +134,10 @@ CELLS = {
     "half precision": "半精度",
     "the official way, INT4": "官方方式，INT4",
     "not measured": "未测量",
-    "of the linears": "其中线性层",
     "more than FP16": "比 FP16 增加",
     "KL divergence, 1e-4": "KL 散度，1e-4",
     "of official": "与官方之比",
-    "top-1": "首选相同",
     "answers": "答题正确率",
-    "FP16, INT8 cache": "FP16，INT8 缓存",
-    "INT4 official, per channel": "官方 INT4，逐行",
-    "GPTQ per channel": "GPTQ 逐行",
     "loss, as a share of the official INT4's": "损失，与官方 INT4 之比",
     "mini model with outliers": "带离群通道的迷你模型",
 }
@@ -204,11 +152,6 @@ PIECES = (
     (r", prompt of (\d+)$", r"，读入 \1 token 的提示"),
     (r", (\d+) answers at once behind (\d+)$", r"，\2 token 之后同时生成 \1 个回答"),
     (r", answer behind (\d+)$", r"，\1 token 之后的生成"),
-    (r", no clip search$", "，不搜索范围"),
-    (r", INT8 cache$", "，INT8 缓存"),
-    (r", as computed on a CPU$", "，按 CPU 上的方式计算"),
-    (r"^mixed( GPTQ)?, as large as (.+)$", r"混合\1，与 \2 同样大小"),
-    (r"^layer of (\d+) inputs$", r"\1 个输入的层"),
     (r"(?<=\d) s\b", " 秒"),
 )
 
