@@ -59,7 +59,7 @@ SENTENCES = (
     ),
     # server
     (
-        rf"(\d+) clients with (\d+) requests of mixed lengths, on the mini model in INT4, (\d+) answers at a time: "
+        r"(\d+) clients with (\d+) requests of mixed lengths, on the mini model in INT4, (\d+) answers at a time: "
         rf"{_NUMBER} tokens/s, {_NUMBER} times one client's {_NUMBER}\. ",
         r"\1 个客户端，共 \2 个长短不一的请求，迷你模型 INT4，同时回答 \3 个："
         r"每秒 \4 个 token，是单个客户端（\6）的 \5 倍。",
