@@ -15,7 +15,6 @@ _MACHINE = (
         r"提交 \1。1 GB = 1e9 字节；文件已在页缓存中；取 3 次运行的中位数。",
     ),
     (r"commit (\w+)\.", r"提交 \1。"),
-    (r"(\d{4}-\d\d-\d\d), (?=提交)", r"\1，"),
 )
 SENTENCES = (
     # mini
@@ -60,7 +59,7 @@ SENTENCES = (
     ),
     # server
     (
-        rf"(\d+) clients with (\d+) requests of mixed lengths, on the mini model in INT4, (\d+) answers at a time: "
+        r"(\d+) clients with (\d+) requests of mixed lengths, on the mini model in INT4, (\d+) answers at a time: "
         rf"{_NUMBER} tokens/s, {_NUMBER} times one client's {_NUMBER}\. ",
         r"\1 个客户端，共 \2 个长短不一的请求，迷你模型 INT4，同时回答 \3 个："
         r"每秒 \4 个 token，是单个客户端（\6）的 \5 倍。",
@@ -71,6 +70,38 @@ SENTENCES = (
         r"首个 token 用时中位数 \1 毫秒（95 % 在 \2 毫秒以内，大部分是排队），单个客户端为 \3 毫秒。丢失的回答：\4；"
         r"与引擎单独运行不同的回答：\5。",
     ),
+    # quality
+    (
+        r"(\d+) tokens, windows of (\d+) moved by (\d+)\. Differences are paired token by token; ± is their standard "
+        r"error, and those of less than two of them are in brackets\. KL divergence is in 1e-4 nats per token, "
+        r"from the unquantized predictions; \*of official\* compares it with the official layout's\. ",
+        r"\1 个 token，窗口 \2，步长 \3。差异逐 token 成对计算，± 为其标准误差，不足两倍标准误差的放在括号中。"
+        r"KL 散度以 1e-4 nat / token 计，相对于未量化的预测；「与官方之比」与官方格式的 KL 散度相比。",
+    ),
+    (
+        r"Everything is computed in float32, but for the last row; (\d+) questions are answered as in a chat\. ",
+        r"除最后一行外，全部以 float32 计算；\1 道题像对话一样作答。",
+    ),
+    (
+        r"Bits per weight count everything that is stored, embedding and norms included\. Seconds of one processor, "
+        r"(.+?) \((\w+)\), ",
+        r"每权重位数计入所有存储的内容，包括词嵌入和归一化层。量化用时为单个处理器的秒数，\1（\2），",
+    ),
+    # outliers
+    (
+        r"Loss is the KL divergence of the predictions, or the squared error of the layer's output on inputs that the "
+        r"calibration has not seen\. INT8 changes the perplexity of the mini model with outliers by (.+? %\)?)\. ",
+        r"损失为预测的 KL 散度，或该层在校准未见过的输入上输出的平方误差。INT8 使带离群通道的迷你模型的困惑度变化 \1。",
+    ),
+    # gptq
+    (
+        rf"At the size of ChatGLM-6B, GPTQ on 32 x 512 tokens took (\d+) minutes of processor time and (\d+) minutes "
+        rf"on the clock for one layer, and {_NUMBER} GB of memory at most; (\d+) layers come to {_NUMBER} hours of "
+        r"processor time \(extrapolated\)\. (\d+) threads of (.+?), a machine shared with other work, "
+        r"(\d{4}-\d\d-\d\d), ",
+        r"在 ChatGLM-6B 的规模上，GPTQ 用 32 x 512 个 token，一层需 \1 分钟处理器时间、\2 分钟实际时间，"
+        r"内存至多 \3 GB；\4 层合计约 \5 小时处理器时间（外推）。\7 的 \6 个线程，机器与其他工作共用，\8，",
+    ),
     # speed
     (r"On a (\w+): not measured yet \((`[^`]+`)\)\.", r"\1：尚未测量（\2）。"),
     (
@@ -78,53 +109,6 @@ SENTENCES = (
         rf"{_NUMBER} GB/s measured beside it\. (.+?) \((.+?)\), (\d+) threads, ",
         r"随机权重；括号内为读取字节数占同时测得的带宽（\2 GB/s）的比例。\3（\4），\5 个线程，",
     ),
-    # quality
-    (rf"{_NUMBER} tokens, windows of (\d+) moved by (\d+)\. ", r"\1 个 token，窗口 \2，每次移动 \3。"),
-    (
-        rf"{_NUMBER} tokens, windows of (\d+) moved by (\d+); FP16 has perplexity {_NUMBER} ± {_NUMBER}\. ",
-        r"\1 个 token，窗口 \2，每次移动 \3；FP16 的困惑度为 \4 ± \5。",
-    ),
-    (
-        r"Differences are paired token by token; ± is their standard error, and those of less than two of them are in "
-        r"brackets\. ",
-        "差异逐 token 配对；± 为标准误差，不足两倍标准误差的差异放在括号内。",
-    ),
-    (
-        r"KL divergence is in 1e-4 nats per token, from the unquantized predictions; \*of official\* compares it with "
-        r"the official layout's\. ",
-        "KL 散度以未量化模型的预测为准，单位为每 token 1e-4 nat；“与官方之比”为它与官方格式的 KL 散度之比。",
-    ),
-    (
-        r"Everything is computed in float32, but for the last row; (\d+) questions are answered as in a chat\. ",
-        r"除最后一行外全部以 float32 计算；以对话方式回答 \1 道题。",
-    ),
-    (
-        r"Bits per weight count everything that is stored, embedding and norms included\. ",
-        "每权重位数计入存储的全部内容，包括词嵌入和归一化参数。",
-    ),
-    (r"Seconds of one processor, (.+?) \((\w+)\), ", r"时间为单个处理器的秒数，\1（\2），"),
-    # outliers
-    (
-        r"Loss is the KL divergence of the predictions, or the squared error of the layer's output on inputs that the "
-        r"calibration has not seen\. ",
-        "损失为预测的 KL 散度，或该层输出在校准时未见过的输入上的平方误差。",
-    ),
-    (
-        r"INT8 changes the perplexity of the mini model with outliers by (\(?[-+][^)]+? %\)?)\. ",
-        r"INT8 使带离群通道的迷你模型的困惑度变化 \1。",
-    ),
-    # gptq
-    (
-        rf"At the size of ChatGLM-6B, GPTQ on (\d+) x (\d+) tokens took {_NUMBER} minutes of processor time and "
-        rf"{_NUMBER} minutes on the clock for one layer, and {_NUMBER} GB of memory at most; ",
-        r"在 ChatGLM-6B 的规模上，以 \1 x \2 个 token 做 GPTQ，一层用去处理器时间 \3 分钟，"
-        r"实际 \4 分钟，内存至多 \5 GB；",
-    ),
-    (
-        rf"(\d+) layers come to {_NUMBER} hours of processor time \(extrapolated\)\. ",
-        r"\1 层合计处理器时间约 \2 小时（外推）。",
-    ),
-    (r"(\d+) threads of (.+?), a machine shared with other work, ", r"\2 的 \1 个线程，机器与其他工作共用，"),
     *_MACHINE,
 )
 # Whole cells of tables, and pieces of them.
@@ -149,28 +133,25 @@ CELLS = {
     "half precision": "半精度",
     "the official way, INT4": "官方方式，INT4",
     "not measured": "未测量",
-    "of the linears": "其中线性层",
     "more than FP16": "比 FP16 增加",
     "KL divergence, 1e-4": "KL 散度，1e-4",
     "of official": "与官方之比",
-    "top-1": "首选相同",
-    "answers": "答题正确率",
-    "FP16, INT8 cache": "FP16，INT8 缓存",
-    "INT4 official, per channel": "官方 INT4，逐行",
-    "GPTQ per channel": "GPTQ 逐行",
+    "answers": "答对",
     "loss, as a share of the official INT4's": "损失，与官方 INT4 之比",
+    "GPTQ per channel": "GPTQ 每行一组",
     "mini model with outliers": "带离群通道的迷你模型",
 }
 PIECES = (
+    (r", no clip search$", "，不搜索取值范围"),
+    (r"^mixed( GPTQ)?, as large as (.+)$", r"混合\1，与 \2 同样大小"),
+    (r", as computed on a CPU$", "，按 CPU 上的方式计算"),
+    (r", INT8 cache$", "，INT8 缓存"),
+    (r"official, per channel$", "官方格式，每行一组"),
+    (r"^layer of (\d+) inputs$", r"\1 个输入的一层"),
     (r"groups of (\d+)", r"每组 \1 个"),
     (r", prompt of (\d+)$", r"，读入 \1 token 的提示"),
     (r", (\d+) answers at once behind (\d+)$", r"，\2 token 之后同时生成 \1 个回答"),
     (r", answer behind (\d+)$", r"，\1 token 之后的生成"),
-    (r", no clip search$", "，不搜索范围"),
-    (r", INT8 cache$", "，INT8 缓存"),
-    (r", as computed on a CPU$", "，按 CPU 上的方式计算"),
-    (r"^mixed( GPTQ)?, as large as (.+)$", r"混合\1，与 \2 同样大小"),
-    (r"^layer of (\d+) inputs$", r"\1 个输入的层"),
     (r"(?<=\d) s\b", " 秒"),
 )
 

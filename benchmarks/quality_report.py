@@ -13,8 +13,8 @@ REFERENCE = "INT4 official, per channel"
 
 
 def read(key: str) -> tuple[list[dict], dict]:
-    """Rows of a benchmark, and what they were measured on."""
-    result = json.loads((RESULTS / "quality.json").read_text(encoding="utf-8"))[key]
+    """Rows of a benchmark, and what they were measured on; none where it was not run."""
+    result = json.loads((RESULTS / "quality.json").read_text(encoding="utf-8")).get(key, {"rows": [], "machine": {}})
     return result["rows"], result["machine"]
 
 
@@ -75,6 +75,8 @@ def _seconds(seconds: float) -> str:
 def outliers() -> str:
     """Outlier channels in the mini model, and layers of 6B widths."""
     rows, machine = read("bench_outliers")
+    if not rows:
+        return "Not measured yet (`pytest benchmarks/bench_outliers.py`)."
     cases = list(dict.fromkeys(row["case"] for row in rows))
     lines = [
         f"| loss, as a share of the official INT4's | {' | '.join(cases)} |",
@@ -130,7 +132,7 @@ def plot(path: Path) -> None:
     axes.set_ylabel("KL divergence from FP16, nats per token")
     axes.set_title(f"Mini model, {rows[0]['tokens']} tokens, commit {machine['commit']}")
     axes.grid(alpha=0.3, which="both")
-    axes.legend()
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 

@@ -130,12 +130,13 @@ def server() -> str:
         f"{result['clients']} clients with {result['requests']} requests of mixed lengths, on the mini model in INT4, "
         f"{result['parallel']} answers at a time: {many['tokens_per_s']:.0f} tokens/s, "
         f"{result['throughput_ratio']:.1f} times one client's {one['tokens_per_s']:.0f}. "
-        f"The first token came after {many['ttft_p50_ms']:.0f} ms "
-        f"(median; 95 % within {many['ttft_p95_ms']:.0f} ms, most of it in the queue), for one client after "
-        f"{one['ttft_p50_ms']:.0f} ms. Answers lost: {one['lost'] + many['lost']}; other than the engine's own: "
+        f"The first token came after {many['ttft_p50_ms']:.0f} ms (median; 95 % within {many['ttft_p95_ms']:.0f} ms, "
+        f"most of it in the queue), for one client after {one['ttft_p50_ms']:.0f} ms. "
+        f"Answers lost: {one['lost'] + many['lost']}; other than the engine's own: "
         f"{one['different'] + many['different']}.\n\n"
-        f"{result['threads']} threads of {result['cpu']} ({result['capability']}), a shared machine; "
-        f"torch {result['torch']}, {result['date']}, commit {result['commit']}."
+        f"{result['threads']} thread{'' if result['threads'] == 1 else 's'} of {result['cpu']} "
+        f"({result['capability']}), a shared machine; torch {result['torch']}, {result['date']}, "
+        f"commit {result['commit']}."
     )
 
 

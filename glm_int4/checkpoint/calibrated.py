@@ -69,11 +69,11 @@ class CalibratedQuantizer:
         assert weight is not None
         try:
             factor = hessian.factor()
-        except ValueError as error:
+        except ValueError as fault:
             raise CheckpointError(
-                f"expected finite inputs of {name} on the calibration text, got others ({error}); "
+                f"expected finite inputs of {name} on the calibration text, got others ({fault}); "
                 "the model overflows, or its weights are damaged"
-            ) from error
+            ) from fault
         quantized, error, norm = quantize_gptq(weight, scheme, factor)
         self._leave(name, quantized)
         zeros = quantized.zero_points
