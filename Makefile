@@ -46,6 +46,7 @@ report: $(VENV)/.dev
 	$(BIN)/python benchmarks/quality_report.py
 
 bench: $(VENV)/.dev
+	mkdir -p build
 	PYTHONPATH=. $(BIN)/python -m pytest benchmarks/bench_generate.py --benchmark-json=build/generate.json
 	$(BIN)/python benchmarks/generate_report.py build/generate.json --json benchmarks/results/generate_cpu.json
 

@@ -15,6 +15,7 @@ _MACHINE = (
         r"提交 \1。1 GB = 1e9 字节；文件已在页缓存中；取 3 次运行的中位数。",
     ),
     (r"commit (\w+)\.", r"提交 \1。"),
+    (r"(\d{4}-\d\d-\d\d), (?=提交)", r"\1，"),
 )
 SENTENCES = (
     # mini
@@ -136,9 +137,8 @@ CELLS = {
     "more than FP16": "比 FP16 增加",
     "KL divergence, 1e-4": "KL 散度，1e-4",
     "of official": "与官方之比",
-    "answers": "答对",
+    "answers": "答题正确率",
     "loss, as a share of the official INT4's": "损失，与官方 INT4 之比",
-    "GPTQ per channel": "GPTQ 每行一组",
     "mini model with outliers": "带离群通道的迷你模型",
 }
 PIECES = (

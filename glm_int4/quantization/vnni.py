@@ -10,7 +10,6 @@ beside it, so a row of a batch gets bit for bit what it would get alone.
 import functools
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -110,18 +109,15 @@ class VnniMatrix(nn.Module):
 
     def dequantize(self, rows: slice | Tensor) -> Tensor:
         """The chosen rows in float32."""
-        from glm_int4.quantization import cpu_loops, vnni_loops
+        from glm_int4.quantization import vnni_loops
 
         if isinstance(rows, slice):
             rows = torch.arange(*rows.indices(self.out_features))
-        packed = torch.empty(len(rows), self.packed.shape[1], dtype=torch.uint32)
-        scales, zeros = (x[rows // TILE_ROWS, :, rows % TILE_ROWS].contiguous() for x in (self.scales, self.zeros))
         out = torch.empty(len(rows), self.in_features)
-        vnni_loops.unpack_rows(self.packed.numpy(), rows.numpy(), self.bits, packed.numpy())
         with numba_threads():
-            cpu_loops.dequantize_rows(
-                packed.numpy().view(np.uint8), scales.view(torch.uint16).numpy(), zeros.numpy(), self.group_size,
-                self.bits, out.numpy(),
+            vnni_loops.dequantize_rows(
+                self.packed.numpy(), self.scales.view(torch.uint16).numpy(), self.zeros.numpy(), rows.numpy(),
+                self.bits, self.group_size, out.numpy(),
             )  # fmt: skip
         return out
 

@@ -8,7 +8,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from glm_int4.quantization.vnni_intrinsics import TILE_ROWS, tile_product
+from glm_int4.quantization.vnni_intrinsics import TILE_ROWS, float_of_half, tile_product
 
 # Sums may be reordered and multiplications fused, but nan and inf stay what they are.
 SAFE = {"reassoc", "contract", "nsz", "arcp"}
@@ -255,10 +255,19 @@ def pack_tiles(words, bits, out):
                     out[tile, i, row] = _sort_word(source[i], bits)
 
 
-@numba.njit(**LOOP)
-def unpack_rows(tiles, rows, bits, out):
-    """The chosen rows (n, W) of the file layout; ``tiles`` as of ``pack_tiles``."""
-    for i in range(rows.size):
+@numba.njit(parallel=True, **LOOP)
+def dequantize_rows(tiles, scales, zeros, rows, bits, group_size, out):
+    """out[i] = (q - zero) * scale of the chosen rows, float32; tiles as of ``pack_tiles``, scales and zeros
+    (N / 32, K / G, 32) float16 bits and uint8."""
+    weights, mask = 32 // bits, np.uint32((1 << bits) - 1)
+    for i in numba.prange(rows.size):
         tile, row = rows[i] // TILE_ROWS, rows[i] % TILE_ROWS
-        for j in range(tiles.shape[1]):
-            out[i, j] = _unsort_word(tiles[tile, j, row], bits)
+        target = out[i]
+        for group in range(scales.shape[1]):
+            scale = float_of_half(scales[tile, group, row])
+            zero = np.float32(zeros[tile, group, row])
+            for j in range(group * group_size // weights, (group + 1) * group_size // weights):
+                word = _unsort_word(tiles[tile, j, row], bits)
+                for k in range(weights):
+                    q = np.float32(np.int32(word >> np.uint32(k * bits) & mask))
+                    target[j * weights + k] = (q - zero) * scale
