@@ -15,6 +15,7 @@ _MACHINE = (
         r"提交 \1。1 GB = 1e9 字节；文件已在页缓存中；取 3 次运行的中位数。",
     ),
     (r"commit (\w+)\.", r"提交 \1。"),
+    (r"commits ([\w, ]+)\.$", r"提交 \1。"),
     (r"(\d{4}-\d\d-\d\d), (?=提交)", r"\1，"),
 )
 SENTENCES = (
@@ -103,6 +104,18 @@ SENTENCES = (
         r"在 ChatGLM-6B 的规模上，GPTQ 用 32 x 512 个 token，一层需 \1 分钟处理器时间、\2 分钟实际时间，"
         r"内存至多 \3 GB；\4 层合计约 \5 小时处理器时间（外推）。\7 的 \6 个线程，机器与其他工作共用，\8，",
     ),
+    # pairs
+    (
+        r"Tokens per second at (\d+) layers, and in brackets how many times that of llama\.cpp's Q4_0 "
+        r"\((.+?)\) in the same shapes: the median of (\d+) runs in turn, least and most\. ",
+        r"\1 层时的每秒 token 数；括号内为同样形状下相对 llama.cpp（\2）Q4_0 的倍数："
+        r"两者交替运行 \3 次的中位数，以及最小与最大。",
+    ),
+    (
+        r"The share is that of an answer's bytes a second in what a plain sum over memory reads\. (.+?) \((\w+)\), "
+        r"a shared machine; ",
+        r"占比为生成时每秒读取的字节数与单纯对内存求和的读取速度之比。\1（\2），机器与他人共用；",
+    ),
     # speed
     (r"On a (\w+): not measured yet \((`[^`]+`)\)\.", r"\1：尚未测量（\2）。"),
     (
@@ -129,11 +142,14 @@ CELLS = {
     "after a prompt of 512": "读入 512 token 的提示后",
     "peak": "峰值",
     "prompt of 128 tokens": "读入 128 token 的提示",
+    "prompt of 128": "读入 128 token 的提示",
     "prompt of 512": "读入 512 token 的提示",
     "answer": "生成",
     "half precision": "半精度",
     "the official way, INT4": "官方方式，INT4",
     "not measured": "未测量",
+    "answer behind 128": "128 token 之后的生成",
+    "share of the bandwidth": "占带宽",
     "more than FP16": "比 FP16 增加",
     "KL divergence, 1e-4": "KL 散度，1e-4",
     "of official": "与官方之比",
@@ -142,6 +158,9 @@ CELLS = {
     "mini model with outliers": "带离群通道的迷你模型",
 }
 PIECES = (
+    (r", (\d+) threads?$", r"，\1 个线程"),
+    (r"^(\d+ %) \((\d+) to (\d+)\)$", r"\1（\2 到 \3）"),
+    (r"^([\d.]+) \(([\d.]+); ([\d.]+) to ([\d.]+)\)$", r"\1（\2；\3 到 \4）"),
     (r", no clip search$", "，不搜索取值范围"),
     (r"^mixed( GPTQ)?, as large as (.+)$", r"混合\1，与 \2 同样大小"),
     (r", as computed on a CPU$", "，按 CPU 上的方式计算"),

@@ -185,6 +185,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "quality": quality_report.methods,
     "outliers": quality_report.outliers,
     "gptq": quality_report.full_size,
+    "pairs": generate_tables.pairs,
     "speed": generate_tables.speed,
     "floors": generate_tables.floors,
 }

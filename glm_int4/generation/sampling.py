@@ -101,18 +101,18 @@ class Sampler:
         Raises:
             NotFiniteError: the model computed nan or inf.
         """
-        if logits.is_cuda:
-            return self._pick_on_device(self._penalize(logits, seen) if self._penalty != 1.0 else logits)
-        if not bool(torch.isfinite(logits).all()):
+        if not logits.is_cuda and not bool(torch.isfinite(logits).all()):
             raise NotFiniteError(_NOT_FINITE)
         if self._penalty != 1.0:
             logits = self._penalize(logits, seen)
-        if not (self._presence or self._frequency):
-            return self._choose(logits)
-        self._picked = self._picked or [Counter() for _ in seen]
-        tokens = self._choose(self._subtract_penalties(logits))
-        for counts, token in zip(self._picked, tokens, strict=True):
-            counts[token] += 1
+        counted = bool(self._presence or self._frequency)
+        if counted:
+            self._picked = self._picked or [Counter() for _ in seen]
+            logits = self._subtract_penalties(logits)
+        tokens = self._choose_on_device(logits) if logits.is_cuda else self._choose(logits)
+        if counted:
+            for counts, token in zip(self._picked, tokens, strict=True):
+                counts[token] += 1
         return tokens
 
     def _choose(self, logits: Tensor) -> list[int]:
@@ -121,8 +121,8 @@ class Sampler:
         probabilities = self.probabilities(logits).cpu()
         return torch.multinomial(probabilities, 1, generator=self._generator).flatten().tolist()
 
-    def _pick_on_device(self, logits: Tensor) -> list[int]:
-        """As ``pick``, waiting for the device once: where the tokens are read."""
+    def _choose_on_device(self, logits: Tensor) -> list[int]:
+        """As ``_choose``, waiting for the device once: where the tokens are read."""
         if self._temperature == 0:
             tokens = logits.argmax(-1)
         else:

@@ -3,7 +3,6 @@
 Scores are never materialized, keys and values never repeated for the heads that share them.
 """
 
-import functools
 import math
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ from torch.nn.attention.bias import causal_lower_right
 from glm_int4.models.kv_cache import KVCache
 from glm_int4.models.prefix_encoder import Past
 from glm_int4.models.slots import RunningRows
-from glm_int4.quantization.threads import numba_threads
+from glm_int4.quantization.threads import has_numba, numba_threads
 
 # The official value for scores of invisible columns; finite, so that a fully masked row stays a number.
 MASKED_SCORE = -10000.0
@@ -145,16 +144,7 @@ def _one_token_attention(
 def _has_loop(q: Tensor, cache: KVCache) -> bool:
     """Whether the Numba loop of one-token attention takes this."""
     small = cache.dtype in (torch.float16, torch.int8) and q.device.type == "cpu"
-    return q.shape[1] == 1 and small and q.dtype == torch.float32 and _has_numba()
-
-
-@functools.cache
-def _has_numba() -> bool:
-    try:
-        import numba  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return q.shape[1] == 1 and small and q.dtype == torch.float32 and has_numba()
 
 
 def _prefix_attention(q: Tensor, k: Tensor, v: Tensor, *, first_row: int, context_length: int) -> Tensor:

@@ -138,12 +138,12 @@ def test_numbers_of_numpy_are_numbers():
 
 def test_a_gpu_draws_without_waiting_from_the_same_probabilities():
     sampler = Sampler(SamplingParams(seed=0, temperature=1.0, top_p=0.9, top_k=0), "1")
-    draws = torch.tensor(sampler._pick_on_device(LOGITS.expand(20000, -1)))
+    draws = torch.tensor(sampler._choose_on_device(LOGITS.expand(20000, -1)))
     expected = sampler.probabilities(LOGITS)[0]
     assert (draws.bincount(minlength=4) / 20000 - expected).abs().max() < 4 * 0.5 / 20000**0.5
     again = Sampler(SamplingParams(seed=0, temperature=1.0, top_p=0.9, top_k=0), "1")
-    assert again._pick_on_device(LOGITS.expand(20000, -1)) == draws.tolist()
-    assert Sampler(SamplingParams(temperature=0), "1")._pick_on_device(LOGITS) == [0]
+    assert again._choose_on_device(LOGITS.expand(20000, -1)) == draws.tolist()
+    assert Sampler(SamplingParams(temperature=0), "1")._choose_on_device(LOGITS) == [0]
 
 
 @pytest.mark.parametrize("temperature", [0, 1])
@@ -152,4 +152,4 @@ def test_a_gpu_names_logits_that_are_not_finite(value, temperature):
     logits = torch.cat((LOGITS, LOGITS))
     logits[1, 2] = value
     with pytest.raises(GLMError, match="got nan or inf"):
-        Sampler(SamplingParams(temperature=temperature), "1")._pick_on_device(logits)
+        Sampler(SamplingParams(temperature=temperature), "1")._choose_on_device(logits)
