@@ -43,3 +43,9 @@ def test_quantizing_and_chatting_work_without(blocked, tmp_path):
     assert result.returncode == 0, result.stderr
     expected = ("reference",) if "numba" in blocked else ("vnni", "packed", "rows")
     assert result.stdout.split()[-1] in expected
+
+
+def test_a_chat_on_a_cpu_loads_no_compiler_of_torch(tmp_path):
+    """Which takes a second and 0.1 GB; the script fails where a blocked module was imported all the same."""
+    result = run(["torch._dynamo", "triton"], tmp_path / "int4")
+    assert result.returncode == 0, result.stderr

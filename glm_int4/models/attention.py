@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
 from glm_int4.models.kv_cache import KVCache
 from glm_int4.models.prefix_encoder import Past
@@ -175,6 +174,9 @@ def _causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _lower_right_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """As ``_causal_attention`` without a mask: with one, a GPU would expand shared keys and materialize the scores."""
+    # Here, because it imports torch's compiler and Triton: a second and 0.1 GB that nothing else needs.
+    from torch.nn.attention.bias import causal_lower_right
+
     bias = causal_lower_right(q.shape[2], k.shape[2])
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=q.shape[1] != k.shape[1])
 
