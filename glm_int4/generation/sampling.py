@@ -149,7 +149,8 @@ class Sampler:
         if self._top_p < 1:
             probabilities = logits.softmax(-1)
             ordered, order = probabilities.topk(most) if most < size else probabilities.sort(-1, descending=True)
-            dropped = ordered.cumsum(-1) - ordered >= self._top_p  # mass in front of a token; the first stays
+            dropped = ordered.cumsum(-1) - ordered >= self._top_p  # mass in front of a token
+            dropped[..., 0] = False  # also where top_p is 0 in float32
             dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, dropped)
             logits = logits.masked_fill(dropped, -torch.inf)
         probabilities = logits.softmax(-1)

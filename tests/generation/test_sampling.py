@@ -153,3 +153,8 @@ def test_a_gpu_names_logits_that_are_not_finite(value, temperature):
     logits[1, 2] = value
     with pytest.raises(GLMError, match="got nan or inf"):
         Sampler(SamplingParams(temperature=temperature), "1")._choose_on_device(logits)
+
+
+def test_the_smallest_top_p_keeps_the_first_token():
+    sampler = Sampler(SamplingParams(top_p=6e-154, top_k=0, temperature=1.0), "1")
+    assert sampler.probabilities(LOGITS)[0].tolist() == [1.0] + [0.0] * (LOGITS.shape[1] - 1)
