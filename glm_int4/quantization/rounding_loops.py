@@ -14,14 +14,19 @@ def search(
 ) -> tuple[Tensor, Tensor, Tensor, float, float]:
     """As ``rounding.search_reference``, for a contiguous float32 or float16 weight on the CPU."""
     num_rows, in_features = weight.shape
-    source = weight.view(torch.uint16) if weight.dtype == torch.float16 else weight  # Numba has no float16
+    halves, floats = torch.empty(0, 0, dtype=torch.uint16), torch.empty(0, 0)  # one of them is the weight
+    if weight.dtype == torch.float16:
+        halves = weight.view(torch.uint16)  # Numba has no float16
+    else:
+        floats = weight
     packed = torch.empty(num_rows, in_features * scheme.bits // 8, dtype=torch.uint8)
     scales = torch.empty(num_rows, in_features // group_size, dtype=torch.float32)
     zeros = torch.empty(num_rows, in_features // group_size, dtype=torch.uint8)
     sums = np.empty((num_rows, 2), dtype=np.float64)  # squared errors, squared weights
     with numba_threads():
         _search_rows(
-            source.numpy(),
+            halves.numpy(),
+            floats.numpy(),
             group_size,
             np.array(shares, dtype=np.float32),
             scheme.symmetric,
@@ -69,26 +74,9 @@ def _widen_half(bits, out):
         out[k] = -value if bits[k] & np.uint16(0x8000) else value
 
 
-@numba.njit(fastmath=False)
-def _copy(values, out):
-    out[:] = values
-
-
-def _widen(source, out):
-    """Write a row of float32, or of float16 as bits, to ``out``."""
-    raise NotImplementedError("for Numba loops only")
-
-
-@numba.extending.overload(_widen)
-def _widen_row(source, out):
-    if source.dtype == numba.types.uint16:
-        return lambda source, out: _widen_half(source, out)
-    return lambda source, out: _copy(source, out)
-
-
 @numba.njit(parallel=True, cache=True, fastmath=True)
-def _search_rows(weight, group_size, shares, symmetric, middle, packed, scales, zeros, sums):
-    num_rows, in_features = weight.shape
+def _search_rows(halves, floats, group_size, shares, symmetric, middle, packed, scales, zeros, sums):
+    num_rows, in_features = halves.shape if halves.size else floats.shape
     top = np.float32(2 * middle - 1)
     half = np.float32(0.5)
     for row in numba.prange(num_rows):
@@ -96,7 +84,10 @@ def _search_rows(weight, group_size, shares, symmetric, middle, packed, scales, 
         q = np.empty(group_size, dtype=np.uint8)
         row_values = np.empty(in_features, dtype=np.float32)
         row_bits = row_values.view(np.int32)
-        _widen(weight[row], row_values)
+        if halves.size:
+            _widen_half(halves[row], row_values)
+        else:
+            row_values[:] = floats[row]
         for group in range(in_features // group_size):
             start = group * group_size
             values = row_values[start : start + group_size]
