@@ -205,8 +205,9 @@ def warm_up():
     """Have the Numba loop compiled before the first fork: it takes 30 times as long as a run on the tiny model."""
     torch.set_num_threads(1)
     numba.config.THREADING_LAYER, numba.config.NUMBA_NUM_THREADS = "workqueue", 1
-    floats, integers = np.zeros((1, 32), np.float32), np.zeros((1, 1), np.uint8)
-    arguments = (floats, 32, np.zeros(1, np.float32), True, 8, integers, floats, integers, np.zeros((1, 2)))
+    halves, floats, integers = (np.zeros((1, 32), dtype) for dtype in (np.uint16, np.float32, np.uint8))
+    shares, sums = np.zeros(1, np.float32), np.zeros((1, 2))
+    arguments = (halves, floats, 32, shares, True, 8, integers, floats, integers, sums)
     rounding_loops._search_rows.compile(tuple(map(numba.typeof, arguments)))
 
 
