@@ -1,4 +1,4 @@
-"""From how many rows on does dequantizing once beat the packed operation? For the switch points in cpu.py.
+"""From how many rows on does dequantizing once beat multiplying row by row? For the switch point in cpu.py.
 
 python benchmarks/cpu_switch.py --json benchmarks/results/cpu_switch.json
 """
@@ -14,19 +14,14 @@ from pathlib import Path
 import torch
 
 from glm_int4.quantization import cpu
-from glm_int4.quantization.cpu import PackedInt4Linear, PackedInt8Linear, RowsMatrix
+from glm_int4.quantization.cpu import RowsMatrix
 from glm_int4.quantization.rounding import quantize_rtn
 from glm_int4.quantization.scheme import QuantizationScheme
 
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 128)
 SHAPE = (16384, 4096)  # dense_h_to_4h of ChatGLM-6B
 PAIRS = 5
-WAYS = {
-    "int4 packed": (PackedInt4Linear, "PACKED_INT4_MAX_ROWS", 4, 128),
-    "int8 packed": (PackedInt8Linear, "PACKED_INT8_MAX_ROWS", 8, None),
-    "int4 rows": (RowsMatrix, "ROWS_MAX_ROWS", 4, 128),
-    "int8 rows": (RowsMatrix, "ROWS_MAX_ROWS", 8, None),
-}
+WAYS = {"int4 rows": (4, 128), "int8 rows": (8, None)}
 
 
 def milliseconds(function, x) -> float:
@@ -37,24 +32,24 @@ def milliseconds(function, x) -> float:
 
 def compare(name: str) -> list[dict[str, float]]:
     """Medians of interleaved pairs for every number of rows."""
-    module, switch, bits, group_size = WAYS[name]
+    bits, group_size = WAYS[name]
     scheme = QuantizationScheme(bits=bits, group_size=group_size, symmetric=bits == 8)
     weight, _, _ = quantize_rtn(torch.randn(SHAPE), scheme)
-    linear = module(weight) if module is RowsMatrix else module(weight, None)
-    kept, results = getattr(cpu, switch), []
+    linear = RowsMatrix(weight)
+    kept, results = cpu.ROWS_MAX_ROWS, []
     try:
         for rows in ROWS:
             x = torch.randn(rows, SHAPE[1])
             times: dict[str, list[float]] = {"direct": [], "dequantized": []}
             for _ in range(PAIRS + 1):
                 for way, limit in (("direct", rows), ("dequantized", 0)):
-                    setattr(cpu, switch, limit)
+                    cpu.ROWS_MAX_ROWS = limit
                     times[way].append(milliseconds(linear, x))
             direct, dequantized = (statistics.median(times[way][1:]) for way in ("direct", "dequantized"))
             results.append({"rows": rows, "direct_ms": direct, "dequantized_ms": dequantized})
             print(f"{name:12} {rows:4} rows: direct {direct:8.2f} ms, dequantized {dequantized:8.2f} ms")
     finally:
-        setattr(cpu, switch, kept)
+        cpu.ROWS_MAX_ROWS = kept
     return results
 
 

@@ -16,10 +16,6 @@ FLOAT32_RELATIVE_RMS = 1e-5
 # product in float16 before its epilogue a third time. What the kernels promise is 0.1 %.
 FLOAT16_RELATIVE_RMS = 1e-3
 
-# bfloat16 has 8 significant bits, so a rounding errs by at most 2**-9 = 0.2 %. Scale, offset, input, bias
-# and twice the output are rounded: at most 1.2 %, and half of that since they are independent.
-BFLOAT16_RELATIVE_RMS = 6e-3
-
 # Inputs as 16-bit integers: 0.29 steps of 1/32767 of the largest of 128 values, which of normal ones is 2.7
 # times their root mean square and of activations up to 10 times: 9e-5.
 INT16_RELATIVE_RMS = 1e-4

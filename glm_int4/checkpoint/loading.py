@@ -52,7 +52,6 @@ def build_model(reader: CheckpointReader, info: CheckpointInfo, plan: ComputePla
     config = info.config
     warn_of_untied_head(reader, config)
     matrices = layout.matrices(config)
-    vocabulary = {matrix.name for matrix in layout.vocabulary(config)}
 
     def vector(name: str, dtype: torch.dtype) -> Tensor:
         check_finite(name, reader[name])
@@ -67,8 +66,7 @@ def build_model(reader: CheckpointReader, info: CheckpointInfo, plan: ComputePla
         linear: nn.Module
         if info.schemes[name] is not None:
             bias = vector(f"{name}.bias", torch.float32) if has_bias else None
-            backend = vocabulary_backend(plan) if name in vocabulary else plan.backend
-            linear = QuantizedLinear(read_weight(reader, info, matrices[name]), bias, backend).to(plan.device)
+            linear = QuantizedLinear(read_weight(reader, info, matrices[name]), bias, plan.backend).to(plan.device)
         else:
             linear = DenseLinear(in_features, out_features, bias=has_bias, device="meta")
             linear.weight = nn.Parameter(vector(f"{name}.weight", plan.dense_dtype), requires_grad=False)
@@ -100,11 +98,6 @@ def build_model(reader: CheckpointReader, info: CheckpointInfo, plan: ComputePla
     return model.eval()
 
 
-def vocabulary_backend(plan: ComputePlan) -> str:
-    """The backend of embedding and head, whose logits stay in float32."""
-    return "rows" if plan.backend == "packed" else plan.backend
-
-
 def load_checked_tokenizer(folder: Path, config: Config) -> Tokenizer | None:
     """The tokenizer of a checkpoint folder, or None where it holds none.
 
@@ -134,7 +127,6 @@ def load_checked_tokenizer(folder: Path, config: Config) -> Tokenizer | None:
 def resident_bytes(info: CheckpointInfo, plan: ComputePlan) -> int:
     """Bytes that the weights of a checkpoint take in memory under a plan; scratch is not counted."""
     total, vectors = 0, layout.vectors(info.config)
-    vocabulary = {matrix.name for matrix in layout.vocabulary(info.config)}
     for name, matrix in layout.matrices(info.config).items():
         scheme = info.schemes[name]
         n, k = matrix.out_features, matrix.in_features
@@ -142,12 +134,9 @@ def resident_bytes(info: CheckpointInfo, plan: ComputePlan) -> int:
             total += n * k * plan.dense_dtype.itemsize
             continue
         num_groups = k // scheme.row_group_size(k)
-        if plan.backend == "vnni":
+        if plan.backend == "integer":
             total += 3 * n * num_groups  # float16 scale and a zero point
             total += 0 if f"{name}.bias" in vectors else 4 * n  # a bias of zeros
-        elif plan.backend == "packed" and name not in vocabulary and scheme.bits == 4:
-            num_groups = k // (scheme.group_size or next((size for size in (128, 64, 32) if k % size == 0), k))
-            total += n * num_groups * 4  # bfloat16 scale and offset
         else:
             total += n * num_groups * (2 if scheme.symmetric and plan.backend in ("reference", "triton") else 3)
         total += n * k * scheme.bits // 8

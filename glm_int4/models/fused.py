@@ -1,4 +1,4 @@
-"""Layers on the "vnni" backend: one new token runs through all of them in one compiled call."""
+"""Layers on the "integer" backend: one new token runs through all of them in one compiled call."""
 
 from dataclasses import dataclass
 
@@ -11,9 +11,9 @@ from glm_int4.models.config import Config
 from glm_int4.models.kv_cache import KVCache
 from glm_int4.models.prefix_encoder import Past
 from glm_int4.models.slots import RunningRows
+from glm_int4.quantization.integer import IntegerMatrix
 from glm_int4.quantization.linear import QuantizedLinear
 from glm_int4.quantization.threads import numba_threads
-from glm_int4.quantization.vnni import VnniMatrix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,7 @@ class LayerParts:
 
 
 class FusedLayers:
-    """All layers of a model whose linears are all on the "vnni" backend.
+    """All layers of a model whose linears are all on the "integer" backend.
 
     Args:
         layers: the parts of every layer.
@@ -99,13 +99,13 @@ class FusedLayers:
         return x[:, None]
 
 
-def _matrix(linear: nn.Module) -> VnniMatrix | None:
-    if isinstance(linear, QuantizedLinear) and isinstance(linear.matrix, VnniMatrix):
+def _matrix(linear: nn.Module) -> IntegerMatrix | None:
+    if isinstance(linear, QuantizedLinear) and isinstance(linear.matrix, IntegerMatrix):
         return linear.matrix
     return None
 
 
-def _row(matrix: VnniMatrix) -> list[int]:
+def _row(matrix: IntegerMatrix) -> list[int]:
     """A row of the table of ``fused_loops.py``."""
     num_groups = matrix.in_features // matrix.group_size
     return [*matrix.addresses, matrix.bits, num_groups, matrix.run, matrix.in_features]

@@ -1,4 +1,4 @@
-"""One new token through all layers in compiled code, on the "vnni" backend; ``fused.py`` calls this.
+"""One new token through all layers in compiled code, on the "integer" backend; ``fused.py`` calls this.
 
 Between the matrices, which read their weights at the memory's speed, nothing is left to Python: what a
 few small operations of torch take per layer adds up to a tenth of a token's time.
@@ -9,8 +9,8 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from glm_int4.quantization.vnni_intrinsics import float_of_half, half_of_float
-from glm_int4.quantization.vnni_loops import (
+from glm_int4.quantization.integer_intrinsics import float_of_half, half_of_float
+from glm_int4.quantization.integer_loops import (
     GELU,
     LOOP,
     PLAIN,

@@ -1,8 +1,7 @@
 """Numba loops over packed weights: matrix times vector, and dequantizing into scratch.
 
-Row-major loops read the file layout (rows of bytes, even k in the low nibble); tile loops read the
-layout that torch's packed INT4 operation keeps on this machine (see ``aten_layout.py``). Scales are
-passed as the bits of float16 or bfloat16, which Numba has no type for. Inner loops count from 0 over
+They read the file layout: rows of bytes, even k in the low nibble. Scales are passed as the bits of float16, which
+Numba has no type for. Inner loops count from 0 over
 slices: with any other start Numba allows for negative indices, and LLVM turns the loads into gathers
 (on an AMD EPYC, two threads, a 16384 x 4096 INT4 matrix times a vector took 12.7 ms instead of 3.1).
 """
@@ -24,19 +23,6 @@ def _half(bits):
     if bits < np.uint16(0x400):
         return np.float32(bits) * _SMALLEST
     return np.uint32((np.uint32(bits) << np.uint32(13)) + _REBIAS).view(np.float32)
-
-
-@numba.njit(inline="always")
-def _from_bfloat16(bits):
-    return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
-
-
-@numba.njit(inline="always")
-def _to_bfloat16(value):
-    """Bits of the nearest bfloat16, ties to even."""
-    bits = np.float32(value).view(np.uint32)
-    odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
-    return np.uint16(np.uint32(np.uint32(bits + np.uint32(0x7FFF)) + odd) >> np.uint32(16))
 
 
 @numba.njit(inline="always")
@@ -111,63 +97,3 @@ def dequantize_rows(packed, scales, zeros, group_size, bits, out):
                 for j in range(group_size // 2):
                     target[2 * j] = (_low(part[j]) - zero) * scale
                     target[2 * j + 1] = (_high(part[j]) - zero) * scale
-
-
-@numba.njit(parallel=True, cache=True)
-def pack_tiles(packed, low_rows, high_rows, out):
-    """Repack rows of the file layout as tiles.
-
-    packed: (tiles * width, K // 2) uint8. low_rows, high_rows: as ``dequantize_tiles``. out: (tiles, K,
-    width // 2) uint8.
-    """
-    num_tiles, _, half = out.shape
-    num_bytes = packed.shape[1]
-    low_nibble, high_nibble = np.uint8(15), np.uint8(240)
-    for tile in numba.prange(num_tiles):
-        rows = packed[tile * 2 * half : (tile + 1) * 2 * half]
-        for j in range(num_bytes):
-            even, odd = out[tile, 2 * j], out[tile, 2 * j + 1]
-            for d in range(half):
-                low, high = rows[low_rows[d], j], rows[high_rows[d], j]
-                even[d] = (low & low_nibble) | np.uint8(high << np.uint8(4))
-                odd[d] = np.uint8(low >> np.uint8(4)) | (high & high_nibble)
-
-
-@numba.njit(parallel=True, cache=True, fastmath=True)
-def dequantize_tiles(packed, params, group_size, low_rows, high_rows, first_row, out):
-    """out[k, n] = (q - 8) * scale + offset as bfloat16 bits, for whole tiles of rows.
-
-    packed: (tiles, K, width // 2) uint8. params: (K // G, N, 2) bfloat16 bits, scale and offset.
-    low_rows, high_rows: row inside the tile of each byte's low and high nibble. first_row: row of
-    the matrix that ``packed`` begins with. out: (K, tiles * width) uint16.
-    """
-    num_tiles, in_features, half = packed.shape
-    width, num_groups = 2 * half, in_features // group_size
-    contiguous = True
-    for d in range(half):
-        contiguous = contiguous and low_rows[d] == d and high_rows[d] == d + half
-    for task in numba.prange(num_tiles * num_groups):
-        # Neighbouring tasks write to the same rows of out, which stay in the cache.
-        group, tile = task // num_tiles, task % num_tiles
-        column = tile * width
-        scale_low, scale_high = np.empty(half, np.float32), np.empty(half, np.float32)
-        offset_low, offset_high = np.empty(half, np.float32), np.empty(half, np.float32)
-        tile_params = params[group, first_row + column : first_row + column + width]
-        for d in range(half):
-            scale_low[d] = _from_bfloat16(tile_params[low_rows[d], 0])
-            offset_low[d] = _from_bfloat16(tile_params[low_rows[d], 1]) - np.float32(8.0) * scale_low[d]
-            scale_high[d] = _from_bfloat16(tile_params[high_rows[d], 0])
-            offset_high[d] = _from_bfloat16(tile_params[high_rows[d], 1]) - np.float32(8.0) * scale_high[d]
-        for k in range(group * group_size, (group + 1) * group_size):
-            part = packed[tile, k]
-            if contiguous:
-                low, high = out[k, column : column + half], out[k, column + half : column + width]
-                for d in range(half):
-                    low[d] = _to_bfloat16(_low(part[d]) * scale_low[d] + offset_low[d])
-                for d in range(half):
-                    high[d] = _to_bfloat16(_high(part[d]) * scale_high[d] + offset_high[d])
-            else:
-                target = out[k, column : column + width]
-                for d in range(half):
-                    target[low_rows[d]] = _to_bfloat16(_low(part[d]) * scale_low[d] + offset_low[d])
-                    target[high_rows[d]] = _to_bfloat16(_high(part[d]) * scale_high[d] + offset_high[d])

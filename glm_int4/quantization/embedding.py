@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from glm_int4.quantization.cpu import RowsMatrix
 from glm_int4.quantization.gpu import ReferenceMatrix, TritonMatrix
 from glm_int4.quantization.gradient import multiply
+from glm_int4.quantization.integer import IntegerMatrix
 from glm_int4.quantization.scheme import QuantizedWeight
-from glm_int4.quantization.vnni import VnniMatrix
 
 
 class DenseEmbedding(nn.Embedding):
@@ -30,11 +30,11 @@ class QuantizedEmbedding(nn.Module):
 
     def __init__(self, weight: QuantizedWeight, backend: str, dtype: torch.dtype) -> None:
         super().__init__()
-        self.matrix: ReferenceMatrix | RowsMatrix | VnniMatrix
+        self.matrix: ReferenceMatrix | RowsMatrix | IntegerMatrix
         if backend == "triton":
             self.matrix = TritonMatrix(weight, None)
-        elif backend == "vnni" and VnniMatrix.takes(weight):
-            self.matrix = VnniMatrix(weight, None)
+        elif backend == "integer" and IntegerMatrix.takes(weight):
+            self.matrix = IntegerMatrix(weight, None)
         else:
             self.matrix = ReferenceMatrix(weight) if backend == "reference" else RowsMatrix(weight)
         self.scheme, self.dtype = weight.scheme, dtype

@@ -1,7 +1,7 @@
 """Linear layers: unquantized ones, and quantized ones on the backend that suits them.
 
-Backends: "vnni" (``vnni.py``), "packed" and "rows" (``cpu.py``), "triton" (``gpu.py``), and "reference" (plain
-torch on any device, exact in the input's dtype up to float32 accumulation).
+Backends: "integer" (``integer.py``), "rows" (``cpu.py``), "triton" (``gpu.py``), and "reference" (plain torch on any
+device, exact in the input's dtype up to float32 accumulation).
 """
 
 from collections.abc import Callable
@@ -10,16 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glm_int4.quantization.cpu import PackedInt4Linear, PackedInt8Linear, RowsMatrix
+from glm_int4.quantization.cpu import RowsMatrix
 from glm_int4.quantization.gpu import ReferenceMatrix, TritonMatrix
 from glm_int4.quantization.gradient import multiply
+from glm_int4.quantization.integer import IntegerMatrix
 from glm_int4.quantization.scheme import QuantizedWeight
-from glm_int4.quantization.vnni import VnniMatrix
 
 # (name of the layer in the checkpoint, in_features, out_features, has_bias) -> the module
 LinearFactory = Callable[[str, int, int, bool], nn.Module]
 
-BACKENDS = ("vnni", "packed", "rows", "triton", "reference")
+BACKENDS = ("integer", "rows", "triton", "reference")
 
 
 class DenseLinear(nn.Linear):
@@ -40,7 +40,7 @@ class QuantizedLinear(nn.Module):
     Args:
         weight: the quantized matrix (N, K).
         bias: (N,) or None.
-        backend: one of ``BACKENDS``. Shapes and schemes that "vnni" and "packed" cannot take use "rows".
+        backend: one of ``BACKENDS``. Shapes that "integer" cannot take use "rows".
     """
 
     bias: Tensor | None
@@ -49,16 +49,10 @@ class QuantizedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features, self.scheme = weight.in_features, weight.out_features, weight.scheme
         self.matrix: nn.Module
-        if backend == "vnni" and VnniMatrix.takes(weight):
-            self.matrix = VnniMatrix(weight, bias)
+        if backend == "integer" and IntegerMatrix.takes(weight):
+            self.matrix = IntegerMatrix(weight, bias)
             bias = None
-        elif backend == "packed" and PackedInt4Linear.takes(weight):
-            self.matrix = PackedInt4Linear(weight, bias)
-            bias = None
-        elif backend == "packed" and PackedInt8Linear.takes(weight):
-            self.matrix = PackedInt8Linear(weight, bias)
-            bias = None
-        elif backend in ("vnni", "packed", "rows"):
+        elif backend in ("integer", "rows"):
             self.matrix = RowsMatrix(weight)
         elif backend == "triton":
             self.matrix = TritonMatrix(weight, bias)
@@ -82,7 +76,7 @@ def activate_and_multiply(activation: str, x: Tensor, linear: nn.Module) -> Tens
         activation: "gelu" (tanh approximation), or "swiglu" of x (..., 2 * K), the gate first.
     """
     matrix = getattr(linear, "matrix", None)
-    if isinstance(matrix, VnniMatrix) and not (torch.is_grad_enabled() and x.requires_grad):
+    if isinstance(matrix, IntegerMatrix) and not (torch.is_grad_enabled() and x.requires_grad):
         return matrix(x, activation)
     if activation == "gelu":
         return linear(F.gelu(x, approximate="tanh"))

@@ -7,13 +7,12 @@ import sys
 import pytest
 import torch
 
-from glm_int4.quantization import aten_layout, cpu, rounding, vnni
+from glm_int4.quantization import cpu, instructions, rounding
 from glm_int4.quantization.cpu import RowsMatrix
 from glm_int4.quantization.embedding import QuantizedEmbedding
 from glm_int4.quantization.linear import QuantizedLinear
 from glm_int4.quantization.scheme import QuantizationScheme, QuantizedWeight
-from tests.tolerances import BFLOAT16_RELATIVE_RMS, FLOAT32_RELATIVE_RMS, relative_rms
-from triton_kernels import packing
+from tests.tolerances import FLOAT32_RELATIVE_RMS, relative_rms
 
 SCHEMES = [
     QuantizationScheme(bits=4, group_size=128, symmetric=False),
@@ -22,9 +21,8 @@ SCHEMES = [
     QuantizationScheme(bits=8, group_size=None, symmetric=True),
     QuantizationScheme(bits=8, group_size=128, symmetric=True),
 ]
-# Full tiles, a last tile of 48 rows, and a matrix smaller than a tile; (N, K).
+# (N, K)
 SHAPES = [(256, 256), (112, 384), (16, 128)]
-BOUNDS = {"packed": BFLOAT16_RELATIVE_RMS, "rows": FLOAT32_RELATIVE_RMS}
 
 
 def quantized(shape, scheme):
@@ -32,49 +30,20 @@ def quantized(shape, scheme):
     return rounding.quantize_rtn(weight, scheme)[0]
 
 
-@pytest.mark.parametrize("backend", ["packed", "rows"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
-def test_backends_agree_with_the_reference_on_both_sides_of_the_switch(scheme, shape, backend):
+def test_rows_agree_with_the_reference_on_both_sides_of_the_switch(scheme, shape):
     weight, bias = quantized(shape, scheme), torch.randn(shape[0])
-    fast, reference = QuantizedLinear(weight, bias, backend), QuantizedLinear(weight, bias, "reference")
+    fast, reference = QuantizedLinear(weight, bias, "rows"), QuantizedLinear(weight, bias, "reference")
     for num_rows in (1, 2, 5, 17, 33, 65):
         x = torch.randn(2 * num_rows, shape[1])[::2]  # not contiguous
         out = fast(x[None])[0]
         assert out.shape == (num_rows, shape[0])
-        assert relative_rms(out, reference(x)) < BOUNDS[backend]
-
-
-@pytest.mark.parametrize("shape", [*SHAPES, (192, 96)], ids=str)
-def test_repacking_for_torch_equals_torchs_own_packing(shape):
-    q = torch.randint(0, 16, shape).to(torch.uint8)
-    expected = aten_layout.pack_aten(q).view(shape[0], -1)
-    assert torch.equal(aten_layout.repack_aten(packing.pack_int4(q)), expected)
-
-
-def test_large_and_small_row_counts_share_one_copy_of_the_weights():
-    linear = QuantizedLinear(quantized((256, 256), SCHEMES[0]), None, "packed")
-    stored = sum(buffer.numel() * buffer.element_size() for buffer in linear.buffers())
-    assert stored == 256 * 256 // 2 + 256 * 2 * 4  # nibbles, and a bfloat16 scale and offset a group
-
-
-def test_shapes_that_torch_does_not_take_run_on_the_rows():
-    scheme = QuantizationScheme(bits=4, group_size=None, symmetric=True)
-    linear = QuantizedLinear(quantized((40, 48), scheme), None, "packed")
-    assert isinstance(linear.matrix, cpu.RowsMatrix)
-    assert linear(torch.randn(3, 48)).shape == (3, 40)
-
-
-@pytest.mark.parametrize("width", [64, 32, 48, 16])
-def test_the_tile_layout_is_learned(width):
-    layout = aten_layout.learn_tile_layout(width)
-    if layout is None:
-        pytest.fail(f"torch packs tiles of {width} rows in an unknown way here")
-    assert sorted([*layout.low_rows, *layout.high_rows]) == list(range(width))
+        assert relative_rms(out, reference(x)) < FLOAT32_RELATIVE_RMS
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
-@pytest.mark.parametrize("backend", ["packed", "reference"])
+@pytest.mark.parametrize("backend", ["rows", "reference"])
 def test_an_embedding_looks_up_and_projects_the_same_rows(scheme, backend):
     weight = quantized((112, 384), scheme)
     embedding = QuantizedEmbedding(weight, backend, torch.float32)
@@ -92,37 +61,36 @@ def test_an_unknown_backend_is_refused():
         QuantizedLinear(quantized((16, 128), SCHEMES[0]), None, "fpga")
 
 
-@pytest.mark.parametrize(("speedup", "backend"), [(5.5, "packed"), (1.5, "rows")])
-def test_the_probe_takes_what_is_fast(monkeypatch, speedup, backend):
-    times = iter([speedup, 1.0])
-    monkeypatch.setattr(cpu, "is_supported", lambda: False)
-    monkeypatch.setattr(cpu, "_best_time", lambda function: function() is None or next(times))
-    assert cpu.choose_backend.__wrapped__() == backend
-
-
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="needs a CPU with AVX2")
-def test_held_to_avx2_the_backends_agree():
+def test_held_to_avx2_the_integers_agree_too():
     environment = os.environ | {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
     code = (
         "import torch\n"
-        "from tests.quantization import test_linear as t\n"
+        "from tests.quantization import test_integer as i, test_linear as t\n"
         "assert torch.backends.cpu.get_cpu_capability() == 'AVX2'\n"
-        "assert t.cpu.choose_backend() == 'rows'\n"
+        "assert t.cpu.choose_backend() == 'integer'\n"
+        "assert i.instruction_set().lanes == 8\n"
         "for scheme in t.SCHEMES:\n"
-        "    for backend in ('packed', 'rows'):\n"
-        "        t.test_backends_agree_with_the_reference_on_both_sides_of_the_switch(scheme, (112, 384), backend)\n"
+        "    i.test_products_agree_with_the_reference(scheme, (96, 384))\n"
     )
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
 
+def test_held_to_less_than_avx2_rows_are_multiplied():
+    environment = os.environ | {"ATEN_CPU_CAPABILITY": "default"}
+    code = "from glm_int4.quantization import cpu; assert cpu.choose_backend() == 'rows'"
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize("changes", [{"CPU_NAME": "generic"}, {"CPU_FEATURES": "+avx2"}])
-def test_a_processor_that_numba_was_told_of_is_not_trusted_with_vnni(monkeypatch, changes):
+def test_a_processor_that_numba_was_told_of_is_not_trusted_with_vectors(monkeypatch, changes):
     import numba
 
     for name, value in changes.items():
         monkeypatch.setattr(numba.config, name, value)
-    assert not vnni.is_supported.__wrapped__()
+    assert instructions.instruction_set.__wrapped__() is None
 
 
 def test_without_numba_the_reference_runs(monkeypatch):

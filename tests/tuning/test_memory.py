@@ -27,7 +27,7 @@ CUDA = ComputePlan(
     kv_dtype=torch.float16, half_tables=True,
 )  # fmt: skip
 CPU = ComputePlan(
-    device=torch.device("cpu"), backend="packed", dense_dtype=torch.float32, stream_dtype=torch.float32,
+    device=torch.device("cpu"), backend="integer", dense_dtype=torch.float32, stream_dtype=torch.float32,
     kv_dtype=torch.float16, half_tables=True,
 )  # fmt: skip
 

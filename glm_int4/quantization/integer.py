@@ -1,4 +1,4 @@
-"""Quantized linear layers on a CPU with AVX-512 VNNI: inputs as 16-bit integers, exact integer sums.
+"""Quantized linear layers on a CPU with AVX2 or more: inputs as 16-bit integers, exact integer sums.
 
 Weights stay packed whatever the number of rows. In a tile of 32 output features, 32-bit words of the file
 layout lie feature by feature: (N / 32, K * bits / 32, 32) int32. Scales and zero points are (N / 32,
@@ -7,7 +7,6 @@ largest value: bfloat16 loses up to 4e-3 of every value. The sums of a row do no
 beside it, so a row of a batch gets bit for bit what it would get alone.
 """
 
-import functools
 from collections.abc import Iterator
 
 import torch
@@ -19,27 +18,10 @@ from glm_int4.quantization.threads import numba_threads
 
 TILE_ROWS = 32
 
-# What ``vnni_intrinsics.py`` uses beyond AVX-512's foundation, as LLVM names it.
-_FEATURES = ("avx512f", "avx512bw", "avx512vl", "avx512vnni", "f16c")
-
 _PIECE_TILES = 8  # of weights dequantized at a time
 
 
-@functools.cache
-def is_supported() -> bool:
-    """Whether this processor, and Numba for it, has the instructions."""
-    try:
-        import numba
-        from llvmlite import binding
-    except ImportError:
-        return False
-    if numba.config.CPU_NAME or numba.config.CPU_FEATURES:  # type: ignore[attr-defined]  # set by hand: may be less
-        return False
-    features = binding.get_host_cpu_features()
-    return torch.backends.cpu.get_cpu_capability().startswith("AVX512") and all(features.get(f) for f in _FEATURES)
-
-
-class VnniMatrix(nn.Module):
+class IntegerMatrix(nn.Module):
     """A quantized matrix (N, K) in tiles, with its bias.
 
     Args:
@@ -80,9 +62,9 @@ class VnniMatrix(nn.Module):
 
         SwiGLU takes x as (..., 2 * K), the gate first.
         """
-        from glm_int4.quantization import vnni_loops
+        from glm_int4.quantization import integer_loops
 
-        kind = {None: vnni_loops.PLAIN, "gelu": vnni_loops.GELU, "swiglu": vnni_loops.SWIGLU}[activation]
+        kind = {None: integer_loops.PLAIN, "gelu": integer_loops.GELU, "swiglu": integer_loops.SWIGLU}[activation]
         width = self.in_features * (2 if activation == "swiglu" else 1)
         rows = x.reshape(-1, width).float().contiguous()
         num_rows = rows.shape[0]
@@ -90,12 +72,12 @@ class VnniMatrix(nn.Module):
         if num_rows:
             q = torch.empty(num_rows * self.in_features, dtype=torch.int16).numpy()
             x_scales, x_sums = (torch.empty(num_rows * self.in_features // self.run).numpy() for _ in range(2))
-            small = rows.numel() <= vnni_loops.SERIAL_VALUES
-            quantize = vnni_loops.quantize_rows_here if small else vnni_loops.quantize_rows
+            small = rows.numel() <= integer_loops.SERIAL_VALUES
+            quantize = integer_loops.quantize_rows_here if small else integer_loops.quantize_rows
             num_groups = self.in_features // self.group_size
             with numba_threads():
                 quantize(rows.detach().numpy(), kind, self.run, q, x_scales, x_sums)
-                vnni_loops.multiply(
+                integer_loops.multiply(
                     self.addresses, self.bits, num_groups, q, x_scales, x_sums, num_rows, self.run, out.numpy()
                 )
         return out.view(*x.shape[:-1], self.out_features)
@@ -109,24 +91,24 @@ class VnniMatrix(nn.Module):
 
     def dequantize(self, rows: slice | Tensor) -> Tensor:
         """The chosen rows in float32."""
-        from glm_int4.quantization import vnni_loops
+        from glm_int4.quantization import integer_loops
 
         if isinstance(rows, slice):
             rows = torch.arange(*rows.indices(self.out_features))
         out = torch.empty(len(rows), self.in_features)
         with numba_threads():
-            vnni_loops.dequantize_rows(
+            integer_loops.dequantize_rows(
                 self.packed.numpy(), self.scales.view(torch.uint16).numpy(), self.zeros.numpy(), rows.numpy(),
                 self.bits, self.group_size, out.numpy(),
             )  # fmt: skip
         return out
 
     def _pack(self, words: Tensor) -> Tensor:
-        from glm_int4.quantization import vnni_loops
+        from glm_int4.quantization import integer_loops
 
         tiles = huge_pages.empty((words.shape[0] // TILE_ROWS, words.shape[1], TILE_ROWS), torch.uint32)
         with numba_threads():
-            vnni_loops.pack_tiles(words.numpy(), self.bits, tiles.numpy())
+            integer_loops.pack_tiles(words.numpy(), self.bits, tiles.numpy())
         return tiles
 
 

@@ -1,6 +1,6 @@
-"""Numba loops of the "vnni" backend: inputs to 16-bit integers, and their product with packed weights.
+"""Numba loops of the "integer" backend: inputs to 16-bit integers, and their product with packed weights.
 
-Layouts are in ``vnni.py``. Nothing here assumes finite numbers: a nan or inf in x comes out as nan.
+Layouts are in ``integer.py``. Nothing here assumes finite numbers: a nan or inf in x comes out as nan.
 """
 
 from typing import Any
@@ -8,7 +8,8 @@ from typing import Any
 import numba
 import numpy as np
 
-from glm_int4.quantization.vnni_intrinsics import TILE_ROWS, float_of_half, tile_product
+from glm_int4.quantization.instructions import instruction_set
+from glm_int4.quantization.integer_intrinsics import TILE_ROWS, float_of_half, tile_product
 
 # Sums may be reordered and multiplications fused, but nan and inf stay what they are.
 SAFE = {"reassoc", "contract", "nsz", "arcp"}
@@ -23,8 +24,9 @@ _RUNS_OF_A_TASK = 8
 _NAN = np.float32(np.nan)
 _INFINITE_BITS = np.uint32(0x7F800000)
 
-_int4_by_1, _int4_by_2, _int4_by_4, _int4_by_8 = (tile_product(4, rows) for rows in (1, 2, 4, 8))
-_int8_by_1, _int8_by_2, _int8_by_4, _int8_by_8 = (tile_product(8, rows) for rows in (1, 2, 4, 8))
+_SET = instruction_set()
+_int4_by_1, _int4_by_2, _int4_by_4, _int4_by_8 = (tile_product(4, rows, _SET) for rows in (1, 2, 4, 8))
+_int8_by_1, _int8_by_2, _int8_by_4, _int8_by_8 = (tile_product(8, rows, _SET) for rows in (1, 2, 4, 8))
 
 
 @numba.njit(**LOOP)
@@ -164,7 +166,7 @@ def quantize_rows(x, kind, run, q, scales, sums):
 def multiply(weights, bits, num_groups, q, x_scales, x_sums, num_rows, run, out):
     """out[m, n] = sum_k x[m, k] * (q[n, k] - zero) * scale + bias[n].
 
-    weights: addresses of packed, scales, zeros and bias; layouts in ``vnni.py``. q, x_scales, x_sums: of
+    weights: addresses of packed, scales, zeros and bias; layouts in ``integer.py``. q, x_scales, x_sums: of
     ``quantize_rows``. out: (M, N) float32, N whole tiles.
     """
     packed, scales, zeros, bias = weights
