@@ -8,7 +8,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from glm_int4.quantization.instructions import instruction_set
+from glm_int4.quantization.instructions import AVX2, instruction_set
 from glm_int4.quantization.integer_intrinsics import TILE_ROWS, float_of_half, tile_product
 
 # Sums may be reordered and multiplications fused, but nan and inf stay what they are.
@@ -24,7 +24,7 @@ _RUNS_OF_A_TASK = 8
 _NAN = np.float32(np.nan)
 _INFINITE_BITS = np.uint32(0x7F800000)
 
-_SET = instruction_set()
+_SET = instruction_set() or AVX2  # where there is none, nothing of this is compiled
 _int4_by_1, _int4_by_2, _int4_by_4, _int4_by_8 = (tile_product(4, rows, _SET) for rows in (1, 2, 4, 8))
 _int8_by_1, _int8_by_2, _int8_by_4, _int8_by_8 = (tile_product(8, rows, _SET) for rows in (1, 2, 4, 8))
 
