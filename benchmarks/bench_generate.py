@@ -15,9 +15,12 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
+import chatglm_cpp_peer
+import llama_peer
 import pytest
 import torch
 import torch.nn.functional as F
@@ -118,14 +121,13 @@ def llama(preset: str) -> dict[str, object]:
     return json.loads(result.stdout)
 
 
-@functools.cache
-def chatglm_cpp(preset: str) -> object:
-    """A pipeline of chatglm.cpp, from a file that its own converter has written."""
-    package = pytest.importorskip("chatglm_cpp", reason="chatglm-cpp is not installed")
-    variable = f"CHATGLM_CPP_{preset.replace('-', '_').upper()}"
-    if variable not in os.environ:
-        pytest.skip(f"set {variable} to a q4_0 file of chatglm.cpp's converter")
-    return package.Pipeline(os.environ[variable])
+@functools.lru_cache(maxsize=1)
+def chatglm_cpp(preset: str) -> chatglm_cpp_peer.ChatGLMCpp:
+    """A model of chatglm.cpp with random weights."""
+    pytest.importorskip("chatglm_cpp", reason="chatglm-cpp is not installed: see chatglm_cpp_peer.py")
+    with tempfile.TemporaryDirectory() as folder:  # loaded, it needs no name
+        path = chatglm_cpp_peer.write_model(Path(folder) / "random.bin", preset, LAYERS)
+        return chatglm_cpp_peer.ChatGLMCpp(path)
 
 
 def peer(way: str, preset: str, kind: str, length: int) -> float:
@@ -136,14 +138,11 @@ def peer(way: str, preset: str, kind: str, length: int) -> float:
         key = {"prefill": "tokens", "decode": "context"}[kind]
         found = [row["tokens_per_s"] for row in llama(preset)[kind] if row[key] == length]
         return found[0] if found else pytest.skip(f"llama_peer.py has no {kind} of {length}")
-    pipeline = chatglm_cpp(preset)
-    ids, count = list(range(100, 100 + length)), 1 if kind == "prefill" else 1 + STEPS
-    started, stamps = time.perf_counter(), []
-    for _ in pipeline.generate(ids, max_new_tokens=count, do_sample=False, stream=True):
-        stamps.append(time.perf_counter())
-    if kind == "prefill":
-        return length / (stamps[0] - started)
-    return (len(stamps) - 1) / (stamps[-1] - stamps[0])
+    model = chatglm_cpp(preset)
+    if kind == "decode":
+        return llama_peer.measure_decode(model, length, STEPS)
+    model.clear()
+    return length / model.read(llama_peer.tokens_of(length))
 
 
 def record(benchmark, preset: str, way: str, what: dict[str, object], rate: float) -> None:

@@ -106,15 +106,15 @@ SENTENCES = (
     ),
     # pairs
     (
-        r"Tokens per second at (\d+) layers, and in brackets how many times that of llama\.cpp's Q4_0 "
-        r"\((.+?)\) in the same shapes: the median of (\d+) runs in turn, least and most\. ",
-        r"\1 层时的每秒 token 数；括号内为同样形状下相对 llama.cpp（\2）Q4_0 的倍数："
-        r"两者交替运行 \3 次的中位数，以及最小与最大。",
+        r"Tokens per second at (\d+) layers, and in brackets how many times that of the other program's Q4_0 "
+        r"in the same shapes: the median of (\d+) runs in turn, least and most\. ",
+        r"\1 层时的每秒 token 数；括号内为同样形状下相对另一程序 Q4_0 的倍数："
+        r"两者交替运行 \2 次的中位数，以及最小与最大。",
     ),
     (
-        r"The share is that of an answer's bytes a second in what a plain sum over memory reads\. (.+?) \((\w+)\), "
-        r"a shared machine; ",
-        r"占比为生成时每秒读取的字节数与单纯对内存求和的读取速度之比。\1（\2），机器与他人共用；",
+        r"The share is that of an answer's bytes a second in what a plain sum over memory reads\. (.+?); "
+        r"shared machines: (.+?); ",
+        r"占比为生成时每秒读取的字节数与单纯对内存求和的读取速度之比。\1；机器与他人共用：\2；",
     ),
     # speed
     (r"On a (\w+): not measured yet \((`[^`]+`)\)\.", r"\1：尚未测量（\2）。"),
@@ -150,6 +150,7 @@ CELLS = {
     "not measured": "未测量",
     "answer behind 128": "128 token 之后的生成",
     "share of the bandwidth": "占带宽",
+    "beside": "对比",
     "more than FP16": "比 FP16 增加",
     "KL divergence, 1e-4": "KL 散度，1e-4",
     "of official": "与官方之比",
@@ -159,6 +160,7 @@ CELLS = {
 }
 PIECES = (
     (r", (\d+) threads?$", r"，\1 个线程"),
+    (r"^(AVX\w+), ", r"\1，"),
     (r"^(\d+ %) \((\d+) to (\d+)\)$", r"\1（\2 到 \3）"),
     (r"^([\d.]+) \(([\d.]+); ([\d.]+) to ([\d.]+)\)$", r"\1（\2；\3 到 \4）"),
     (r", no clip search$", "，不搜索取值范围"),

@@ -1,7 +1,8 @@
-"""glm-int4 and llama.cpp in turn on a CPU: INT4 against Q4_0, in the same shapes, within one process.
+"""glm-int4 and another program in turn on a CPU: INT4 against Q4_0, in the same shapes, within one process.
 
 pip install llama-cpp-python gguf
 python benchmarks/cpu_pairs.py --threads 2 --json benchmarks/results/cpu_pairs_2_threads.json
+python benchmarks/cpu_pairs.py --peer chatglm.cpp ...      see chatglm_cpp_peer.py
 
 Both hold random weights. Every figure is the median of single runs in turn; a ratio above 1 is in favour of
 glm-int4, its spread from the least to the largest pair. Bandwidth: a sum over 2 GiB by the same threads, best
@@ -9,6 +10,7 @@ of 10, before and after each decoding: memory shared with other machines changes
 """
 
 import argparse
+import importlib.metadata
 import itertools
 import json
 import os
@@ -18,6 +20,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import chatglm_cpp_peer
 import llama_peer
 import torch
 from cpu_switch import commit, cpu_name
@@ -29,6 +32,8 @@ from glm_int4.generation.sampling import SamplingParams
 from glm_int4.models.presets import CONFIGS
 
 GREEDY = SamplingParams(temperature=0)
+PACKAGES = {"llama.cpp": "llama_cpp_python", "chatglm.cpp": "chatglm_cpp"}
+Peer = llama_peer.Llama | chatglm_cpp_peer.ChatGLMCpp
 
 
 def our_prefill(engine: Engine, tokens: int, seed: int) -> float:
@@ -64,23 +69,32 @@ def in_turn(ours: Callable[[int], float], theirs: Callable[[int], float], pairs:
     ratios = [a / b for a, b in rates]
     return {
         "glm_int4": statistics.median(a for a, _ in rates),
-        "llama_cpp": statistics.median(b for _, b in rates),
+        "peer": statistics.median(b for _, b in rates),
         "ratio": statistics.median(ratios),
         "spread": [min(ratios), max(ratios)],
     }
 
 
-def measure(preset: str, layers: int, gguf: Path, prompts: list[int], context: int, pairs: int) -> dict[str, object]:
-    """Load both, and run everything in turn."""
-    threads = torch.get_num_threads()
+def load_peer(name: str, path: Path, preset: str, layers: int) -> Peer:
+    """Another program's model, from a file that is written where it is missing."""
+    if not path.exists():
+        write = llama_peer.write_gguf if name == "llama.cpp" else chatglm_cpp_peer.write_model
+        write(path, preset, layers)
+    if name == "llama.cpp":
+        return llama_peer.Llama(path, torch.get_num_threads())
+    return chatglm_cpp_peer.ChatGLMCpp(path)
+
+
+def measure(preset: str, layers: int, peer: Peer, prompts: list[int], context: int, pairs: int) -> dict[str, object]:
+    """Run everything in turn."""
     engine = random_engine(preset, CONFIGS[preset], 4, torch.device("cpu"), num_layers=layers)
-    llama = llama_peer.Llama(gguf, threads)
     our_decode(engine, 16, 4, 99)  # compiles
-    llama.read(llama_peer.tokens_of(16))
+    peer.clear()
+    peer.read(llama_peer.tokens_of(16))
 
     def their_prefill(tokens: int, seed: int) -> float:
-        llama.clear()
-        return tokens / llama.read(llama_peer.tokens_of(tokens, seed + 1))
+        peer.clear()
+        return tokens / peer.read(llama_peer.tokens_of(tokens, seed + 1))
 
     prefill = [
         {"tokens": n}
@@ -91,7 +105,7 @@ def measure(preset: str, layers: int, gguf: Path, prompts: list[int], context: i
     shares = [share_of_bandwidth(engine, context, step_bytes, seed) for seed in range(pairs)]
     decode = in_turn(
         lambda seed: our_decode(engine, context, 16, seed + 50),
-        lambda seed: llama_peer.measure_decode(llama, context, 16),
+        lambda seed: llama_peer.measure_decode(peer, context, 16),
         pairs,
     )
     return {
@@ -110,7 +124,8 @@ def main() -> None:
     parser.add_argument("--preset", choices=llama_peer.PRESETS, default="chatglm2-6b")
     parser.add_argument("--layers", type=int, default=28)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--gguf", type=Path, help="llama.cpp's file, written where it is missing and then kept")
+    parser.add_argument("--peer", choices=PACKAGES, default="llama.cpp")
+    parser.add_argument("--file", type=Path, help="the peer's model, written where it is missing and then kept")
     parser.add_argument("--prompt", type=int, nargs="*", default=[128, 512])
     parser.add_argument("--context", type=int, default=128)
     parser.add_argument("--pairs", type=int, default=5)
@@ -118,18 +133,16 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
-        gguf = arguments.gguf or Path(folder) / "random.gguf"
-        if not gguf.exists():
-            llama_peer.write_gguf(gguf, arguments.preset, arguments.layers)
+        path = arguments.file or Path(folder) / "random.bin"
         with llama_peer.quiet_stderr():
+            peer = load_peer(arguments.peer, path, arguments.preset, arguments.layers)
             figures = measure(
-                arguments.preset, arguments.layers, gguf, arguments.prompt, arguments.context, arguments.pairs
+                arguments.preset, arguments.layers, peer, arguments.prompt, arguments.context, arguments.pairs
             )
-    import llama_cpp
-
     result = {
-        "command": f"python benchmarks/cpu_pairs.py --preset {arguments.preset} --layers {arguments.layers} "
-        f"--threads {arguments.threads}",
+        "command": f"python benchmarks/cpu_pairs.py --peer {arguments.peer} --preset {arguments.preset} "
+        f"--layers {arguments.layers} --threads {arguments.threads}",
+        "peer": arguments.peer,
         "preset": arguments.preset,
         "layers": arguments.layers,
         "threads": arguments.threads,
@@ -137,7 +150,7 @@ def main() -> None:
         "cpu": cpu_name(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
-        "llama_cpp_python": llama_cpp.__version__,
+        "peer_version": importlib.metadata.version(PACKAGES[arguments.peer]),
         "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
     } | figures

@@ -29,29 +29,34 @@ def speed() -> str:
 
 
 def pairs() -> str:
-    """Tokens per second beside llama.cpp's, from what cpu_pairs.py measured in turn."""
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("cpu_pairs_*.json"))]
+    """Tokens per second beside other programs', from what cpu_pairs.py measured in turn."""
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("cpu_pairs_*.json")]
+    results.sort(key=lambda result: [result[key] for key in ("capability", "peer", "preset", "threads")], reverse=True)
     heads = ["prompt of 128", "prompt of 512", "answer behind 128", "share of the bandwidth"]
-    lines = [f"| INT4 | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    lines = [f"| INT4 | beside | {' | '.join(heads)} |", "|---" * (len(heads) + 2) + "|"]
     for result in results:
         prefill = {row["tokens"]: row for row in result["prefill"]}
         cells = [_pair(prefill.get(128)), _pair(prefill.get(512)), _pair(result["decode"][0])]
         low, high = (f"{100 * share:.0f}" for share in result["share_spread"])
         threads = f"{result['threads']} thread{'' if result['threads'] == 1 else 's'}"
         share = f"{100 * result['share_of_bandwidth']:.0f} % ({low} to {high})"
-        lines.append(f"| {NAMES[result['preset']]}, {threads} | {' | '.join([*cells, share])} |")
+        label = f"{result['capability']}, {NAMES[result['preset']]}, {threads}"
+        lines.append(f"| {label} | {result['peer']} | {' | '.join([*cells, share])} |")
+    versions, commits, dates, cpus = (
+        ", ".join(sorted({form.format_map(result) for result in results}))
+        for form in ("{peer} {peer_version}", "{commit}", "{date}", "{cpu} ({capability})")
+    )
     last = results[-1]
-    commits = ", ".join(dict.fromkeys(result["commit"] for result in results))
     return "\n".join(lines) + (
-        f"\n\nTokens per second at {last['layers']} layers, and in brackets how many times that of llama.cpp's Q4_0 "
-        f"({last['llama_cpp_python']}) in the same shapes: the median of {last['pairs']} runs in turn, least and most. "
-        f"The share is that of an answer's bytes a second in what a plain sum over memory reads. {last['cpu']} "
-        f"({last['capability']}), a shared machine; torch {last['torch']}, {last['date']}, commits {commits}."
+        f"\n\nTokens per second at {last['layers']} layers, and in brackets how many times that of the other program's "
+        f"Q4_0 in the same shapes: the median of {last['pairs']} runs in turn, least and most. "
+        f"The share is that of an answer's bytes a second in what a plain sum over memory reads. {versions}; "
+        f"shared machines: {cpus}; torch {last['torch']}, {dates}, commits {commits}."
     )
 
 
 def _pair(row: dict | None) -> str:
-    """Our speed, and how many times llama.cpp's it is."""
+    """Our speed, and how many times the other's it is."""
     if row is None:
         return MISSING
     low, high = row["spread"]

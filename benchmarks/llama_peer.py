@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from ctypes import c_int32
 from pathlib import Path
+from typing import Any
 
 PRESETS = {"chatglm-6b": "gptneox", "chatglm2-6b": "chatglm", "chatglm3-6b": "chatglm"}
 HIDDEN, HEADS, HEAD_DIM = 4096, 32, 128
@@ -144,7 +145,7 @@ def measure_prefill(llama: Llama, tokens: int, runs: int = 3) -> float:
     return tokens / statistics.median(times)
 
 
-def measure_decode(llama: Llama, context: int, new: int = 32) -> float:
+def measure_decode(llama: Any, context: int, new: int = 32) -> float:
     """Tokens a second behind ``context`` others, from the median of single steps."""
     llama.clear()
     llama.read(tokens_of(context))

@@ -170,7 +170,8 @@ def tile_product(bits: int, rows: int, instructions: InstructionSet) -> Any:
 
     Its arguments are addresses and counts: packed, scales, zeros and bias of the tile; x, x_scales and
     x_sums of the rows; runs in K; words of a run; 1 where every run has scales of its own, else 0; the
-    tile's first output, and bytes from one row of outputs to the next. All instruction sets give the same bits.
+    tile's first output, and bytes from one row of outputs to the next. All instruction sets add up the same
+    integers, and the same floats in the same order.
     """
 
     @intrinsic
