@@ -23,7 +23,8 @@ _kernels_failed = False
 @functools.cache
 def choose_gpu_backend(device: torch.device) -> str:
     """Probe a GPU once: "triton" where the kernels compile and run, otherwise "reference"."""
-    cause = obstacle(device)
+    absent = device.type == "cuda" and not torch.cuda.is_available()  # a plan may be made for a GPU that is elsewhere
+    cause = "there is no CUDA device here" if absent else obstacle(device)
     if cause is not None:
         logger.warning("GPU backend: reference (dequantize + cuBLAS), because %s", cause)
         return "reference"

@@ -73,6 +73,14 @@ def test_a_device_without_kernels_gets_the_reference(caplog):
     assert "because cpu is no CUDA device" in caplog.text
 
 
+def test_a_gpu_that_is_not_here_is_not_asked_for_its_capability(monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(gpu, "obstacle", lambda device: pytest.fail("torch's CUDA build would raise without a driver"))
+    with caplog.at_level(logging.WARNING):
+        assert gpu.choose_gpu_backend.__wrapped__(torch.device("cuda")) == "reference"
+    assert "because there is no CUDA device here" in caplog.text
+
+
 def test_the_probe_decides(monkeypatch):
     monkeypatch.setattr(gpu, "obstacle", lambda device: None)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
