@@ -124,9 +124,9 @@ def _search_rows(halves, floats, group_size, shares, symmetric, middle, packed, 
                 if gain > best_gain:
                     best_gain, best_product, best_square = gain, product, square
                     best_scale, best_zero = scale, zero
-            inverse, shift = np.float32(1.0) / best_scale, best_zero + half
             if num_trials > 1 and best_square > np.float32(0.0):
                 best_scale = _round_to_half(np.float32(np.sqrt(norm / best_square)))
+            inverse, shift = np.float32(1.0) / best_scale, best_zero + half
             error = np.float32(0.0)
             for j in range(group_size):
                 integer = np.int32(min(max(values[j] * inverse + shift, half), top + half))

@@ -114,9 +114,8 @@ def test_inputs_that_are_always_zero_leave_rounding():
     scheme = QuantizationScheme(bits=4, group_size=128, symmetric=False)
     quantized, *_ = quantize_gptq(weight, scheme, factor_of(torch.zeros_like(x)))
     rounded, error, _ = quantize_rtn(weight, scheme)
-    # Here integers are the nearest ones at the stored scale, there at that of the range, before it keeps the length:
-    # one weight in some hundred is rounded to the other side.
-    assert output_error(weight, quantized, torch.eye(256)) == pytest.approx(error, rel=5e-3)
+    # Sums in another order may break a tie between two ranges; the error stays the same.
+    assert output_error(weight, quantized, torch.eye(256)) == pytest.approx(error, rel=1e-4)
     assert (quantized.packed == rounded.packed).float().mean() > 0.9
 
 
