@@ -79,6 +79,9 @@ def _search_rows(halves, floats, group_size, shares, symmetric, middle, packed, 
     num_rows, in_features = halves.shape if halves.size else floats.shape
     top = np.float32(2 * middle - 1)
     half = np.float32(0.5)
+    num_trials = len(shares)
+    if len(shares) > 1:  # then the scale fitted to the best integers, and the zero points beside the best one
+        num_trials += 1 if symmetric else 3
     for row in numba.prange(num_rows):
         row_error = row_norm = 0.0
         q = np.empty(group_size, dtype=np.uint8)
@@ -92,38 +95,52 @@ def _search_rows(halves, floats, group_size, shares, symmetric, middle, packed, 
             start = group * group_size
             values = row_values[start : start + group_size]
             low, high = _range(row_bits[start : start + group_size])
-            best_error = np.float32(np.inf)
+            norm = np.float32(0.0)
+            for j in range(group_size):
+                norm += values[j] * values[j]
+            best_gain, best_product, best_square = np.float32(-1.0), np.float32(0.0), np.float32(0.0)
             best_scale, best_zero = np.float32(1.0), np.float32(middle)
-            for share in shares:
-                zero = np.float32(middle)
-                if symmetric:
-                    scale = _round_to_half(max(-low, high) * share / np.float32(middle - 1))
+            for trial in range(num_trials):
+                scale, zero = best_scale, best_zero
+                if trial >= len(shares):
+                    if trial > len(shares):  # one below the best, then one above
+                        step = np.float32(-1.0) if trial == len(shares) + 1 else np.float32(1.0)
+                        zero = min(max(zero + step, np.float32(0.0)), top)
+                    elif best_product > np.float32(0.0):
+                        scale = _round_to_half(best_product / best_square)
+                elif symmetric:
+                    scale = _round_to_half(max(-low, high) * shares[trial] / np.float32(middle - 1))
                 else:
-                    scale = _round_to_half((high - low) * share / top)
-                    zero = min(max(np.float32(np.rint(-low * share / scale)), np.float32(0.0)), top)
+                    scale = _round_to_half((high - low) * shares[trial] / top)
+                    zero = min(max(np.float32(np.rint(-low * shares[trial] / scale)), np.float32(0.0)), top)
                 inverse, shift = np.float32(1.0) / scale, zero + half
-                error = np.float32(0.0)
+                product = square = np.float32(0.0)
                 for j in range(group_size):
                     # Adding a half and cutting off rounds to nearest, since the sum is never negative.
-                    rounded = np.float32(np.int32(min(max(values[j] * inverse + shift, half), top + half)))
-                    difference = (rounded - zero) * scale - values[j]
-                    error += difference * difference
-                if error < best_error:
-                    best_error, best_scale, best_zero = error, scale, zero
+                    integer = np.float32(np.int32(min(max(values[j] * inverse + shift, half), top + half))) - zero
+                    product += values[j] * integer
+                    square += integer * integer
+                gain = product * (product / square) if square > np.float32(0.0) else np.float32(0.0)
+                if gain > best_gain:
+                    best_gain, best_product, best_square = gain, product, square
+                    best_scale, best_zero = scale, zero
+            if num_trials > 1 and best_square > np.float32(0.0):
+                best_scale = _round_to_half(np.float32(np.sqrt(norm / best_square)))
             inverse, shift = np.float32(1.0) / best_scale, best_zero + half
+            error = np.float32(0.0)
             for j in range(group_size):
-                q[j] = np.uint8(np.int32(min(max(values[j] * inverse + shift, half), top + half)))
+                integer = np.int32(min(max(values[j] * inverse + shift, half), top + half))
+                q[j] = np.uint8(integer)
+                difference = (np.float32(integer) - best_zero) * best_scale - values[j]
+                error += difference * difference
             if middle == 8:
                 target = packed[row, start // 2 : (start + group_size) // 2]
                 for j in range(group_size // 2):
                     target[j] = q[2 * j] | np.uint8(q[2 * j + 1] << np.uint8(4))
             else:
                 packed[row, start : start + group_size] = q
-            norm = np.float32(0.0)
-            for j in range(group_size):
-                norm += values[j] * values[j]
             row_norm += norm
             scales[row, group] = best_scale
             zeros[row, group] = np.uint8(best_zero)
-            row_error += best_error
+            row_error += error
         sums[row, 0], sums[row, 1] = row_error, row_norm

@@ -66,12 +66,12 @@ def test_the_second_of_two_equal_inputs_takes_up_the_error_of_the_first():
     x[:, 2:] = 0
     weight = torch.zeros(1, 32)
     weight[0, :2] = torch.tensor([0.4, 0.4])
-    weight[0, 2:4] = torch.tensor([-8.0, 7.0])  # the range: steps of 1
+    weight[0, 2:4] = torch.tensor([-8.0, 7.0])  # the range: steps of 1, and 0.1 % that keep the length
     scheme = QuantizationScheme(bits=4, group_size=32, symmetric=False)
     plain, *_ = quantize_rtn(weight, scheme)
     quantized, *_ = quantize_gptq(weight, scheme, factor_of(x, 1e-4))
     assert dequantize(plain)[0, :2].tolist() == [0, 0]
-    assert dequantize(quantized)[0, :2].tolist() == [0, 1]
+    assert dequantize(quantized)[0, :2].tolist() == pytest.approx([0, 1], rel=2e-3)
 
 
 def test_column_by_column_it_is_the_plain_definition():

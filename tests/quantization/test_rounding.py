@@ -1,11 +1,13 @@
 """Rounding: errors within bounds, edge cases, and loops equal to the plain-torch definition."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from glm_int4.errors import InputError
 from glm_int4.quantization import rounding, rounding_loops
-from glm_int4.quantization.scheme import QuantizationScheme
+from glm_int4.quantization.scheme import QuantizationScheme, QuantizedWeight
 from triton_kernels.packing import unpack_int4
 
 SCHEMES = [
@@ -28,6 +30,11 @@ def gaussian(rows=64, columns=512):
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)) * 0.02
 
 
+def chi():
+    """What turns ``gaussian(256, 4096)`` into Student's t with 5 degrees of freedom."""
+    return torch.randn(5, 256, 4096, generator=torch.Generator().manual_seed(1)).square().mean(0).sqrt()
+
+
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_reported_errors_are_those_of_the_stored_weights(scheme):
     weight = gaussian()
@@ -48,6 +55,48 @@ def test_inside_the_range_errors_are_at_most_half_a_step(scheme):
     assert (errors[inside] <= steps[inside] * (0.5 + 1e-3)).all()
 
 
+def groups_of(weight, scheme):
+    return weight.unflatten(1, (-1, scheme.row_group_size(weight.shape[1])))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES[:3], ids=str)
+def test_groups_are_shortened_less_than_by_the_least_squared_error(scheme):
+    weight = gaussian()
+    rounded = dequantize(rounding.quantize_rtn(weight, scheme)[0])
+    groups, integers = groups_of(weight, scheme), groups_of(rounded, scheme)
+    fitted = (groups * integers).sum(-1, keepdim=True) / integers.square().sum(-1, keepdim=True)
+    shrunk, least = (((w - groups) * groups).sum() / groups.square().sum() for w in (integers, fitted * integers))
+    assert 0.8 * least < shrunk < 0
+
+
+@pytest.mark.parametrize("heavy_tails", [False, True])
+@pytest.mark.parametrize("scheme", [SCHEMES[0], SCHEMES[2], replace(SCHEMES[0], group_size=32)], ids=str)
+def test_fitting_scale_and_zero_point_gains_more_than_keeping_the_length_costs(scheme, heavy_tails):
+    weight = gaussian(256, 4096)
+    if heavy_tails:
+        weight = weight / chi()
+    best = torch.inf
+    for share in rounding.clip_shares(scheme):
+        packed, scales, zeros, *_ = rounding_loops.search(weight, scheme, scheme.row_group_size(4096), (share,))
+        quantized = QuantizedWeight(scheme=scheme, packed=packed, scales=scales, zero_points=zeros)
+        best = groups_of(dequantize(quantized) - weight, scheme).square().sum(-1).clamp(max=best)
+    _, error, _ = rounding.quantize_rtn(weight, scheme)
+    assert error < best.sum()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+@pytest.mark.parametrize("search", [rounding_loops.search, rounding.search_reference])
+def test_one_share_is_taken_as_it_is(scheme, search):
+    weight = gaussian()
+    _, scales, *_ = search(weight, scheme, scheme.row_group_size(512), (1.0,))
+    groups = groups_of(weight, scheme)
+    steps = 2 * scheme.zero - 1
+    full = groups.amax(-1) - groups.amin(-1)
+    if scheme.symmetric:
+        full, steps = groups.abs().amax(-1), scheme.zero - 1
+    assert torch.equal(scales, (full / steps).half())
+
+
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 @pytest.mark.parametrize("heavy_tails", [False, True])
 def test_loops_equal_the_definition(scheme, heavy_tails):
@@ -57,8 +106,8 @@ def test_loops_equal_the_definition(scheme, heavy_tails):
     arguments = weight, scheme, scheme.row_group_size(512), rounding.clip_shares(scheme)
     packed, scales, zeros, error, norm = rounding_loops.search(*arguments)
     packed2, scales2, zeros2, error2, norm2 = rounding.search_reference(*arguments)
-    # Sums in another order may break a tie between two ranges, never change the error.
-    assert error == pytest.approx(error2, rel=1e-4)
+    # Sums in another order may break a tie between two shares, from which a group's search ends in another range.
+    assert error == pytest.approx(error2, rel=1e-3)
     assert norm == pytest.approx(norm2, rel=1e-5)
     assert (scales == scales2).float().mean() > 0.99
     assert (zeros == zeros2).float().mean() > 0.99
@@ -70,9 +119,8 @@ def test_loops_equal_the_definition(scheme, heavy_tails):
 def test_a_much_finer_search_gains_less_than_one_percent(group_size, heavy_tails):
     scheme = QuantizationScheme(bits=4, group_size=group_size, symmetric=False)
     weight = gaussian(256, 4096)
-    if heavy_tails:  # Student's t with 5 degrees of freedom
-        chi = torch.randn(5, *weight.shape, generator=torch.Generator().manual_seed(1)).square().sum(0)
-        weight = weight / (chi / 5).sqrt()
+    if heavy_tails:
+        weight = weight / chi()
     _, error, norm = rounding.quantize_rtn(weight, scheme)
     fine_shares = tuple(i / 100 for i in range(100, 9, -1))
     *_, fine_error, _ = rounding_loops.search(weight, scheme, scheme.row_group_size(4096), fine_shares)
