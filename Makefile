@@ -1,4 +1,4 @@
-# make demo: quantize the mini model and talk to it.  make test: everything that CI runs.
+# make demo: quantize the mini model and talk to it.  make test: everything that CI runs, in JOBS=2 processes.
 # make gpu-gate: compile all kernels for all GPUs, without one.  make gate TRITON=3.9.0: the same with another Triton.
 # make sanitize: run each kernel once under compute-sanitizer, on a GPU.
 # make gpu-test, gpu-bench, gpu-tune, gpu-profile: on a GPU, with PYTHON's own torch and Triton, no network and no
@@ -11,6 +11,7 @@ DEMO ?= demo
 BIN := $(VENV)/bin
 MINI := examples/mini-chatglm
 
+JOBS ?= 2
 SECONDS ?= 600
 TRITON ?= 3.7.1
 GATE := benchmarks/kernel_gate.py --json benchmarks/results/kernel_gate.json
@@ -30,7 +31,7 @@ demo: $(VENV)/.runtime
 		--text examples/heldout.txt --questions examples/heldout.jsonl --ask "3加5等于几?"
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

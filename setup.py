@@ -42,6 +42,7 @@ setup(
         "dev": [
             "pytest",
             "pytest-benchmark",
+            "pytest-xdist",
             "hypothesis",
             "ruff",
             "mypy",
