@@ -31,7 +31,7 @@ demo: $(VENV)/.runtime
 		--text examples/heldout.txt --questions examples/heldout.jsonl --ask "3加5等于几?"
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -18,6 +18,13 @@ TINY = FIXTURES / "v1_tiny"
 EXAMPLES = TESTS.parent / "examples"
 MINI = EXAMPLES / "mini-chatglm"
 
+# Files that take minutes: begun first, so that no process is left alone with one in the end.
+LONG = ("test_interpreter.py", "test_readme.py", "test_killed_runs.py", "test_commands.py", "test_ptune.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONG)
+
 
 @pytest.fixture(scope="session")
 def cases():

@@ -21,12 +21,13 @@ class PseudoTerminal:
         self.master, slave = pty.openpty()
         self.resize(columns, rows)
         self.sane = termios.tcgetattr(slave)
+        inherited = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}  # xdist's
         self.process = subprocess.Popen(
             [sys.executable, "-m", *map(str, arguments)],
             stdin=slave,
             stdout=slave,
             stderr=slave,
-            env=os.environ | {"TERM": "xterm-256color", "HF_HUB_OFFLINE": "1"} | (env or {}),
+            env=inherited | {"TERM": "xterm-256color", "HF_HUB_OFFLINE": "1"} | (env or {}),
             start_new_session=True,
             preexec_fn=_take_terminal,
         )
@@ -68,8 +69,10 @@ class PseudoTerminal:
         os.write(self.master, text.encode() + (b"\r" if enter else b""))
 
     def ask(self, text):
-        """Type a line and wait for the next prompt."""
+        """Type a line and wait for the next prompt, after this one has switched bracketed paste off."""
         self.type(text)
+        self.wait_until(lambda: b"\x1b[?2004l" in self.written, "end of the line")
+        self.written = self.written.partition(b"\x1b[?2004l")[2]
         self.wait_for_prompt()
         return self.text
 
