@@ -7,6 +7,7 @@ The weights are random. It takes as many threads as there are cores, up to four,
 """
 
 import struct
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,7 +19,9 @@ import numpy as np
 from glm_int4.checkpoint import layout
 from glm_int4.models.config import Config, parse_config
 from glm_int4.models.presets import CONFIGS
-from tools.make_random_checkpoint import write_tokenizer
+
+sys.path.append(str(Path(__file__).parent.parent))
+from tools.make_random_checkpoint import write_tokenizer  # noqa: E402
 
 F32, Q4_0 = 0, 2  # ggml's numbers of the types
 ALIGNMENT, BLOCK_WEIGHTS, BLOCK_BYTES = 16, 32, 18
