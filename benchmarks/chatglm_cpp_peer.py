@@ -21,7 +21,7 @@ from glm_int4.models.config import Config, parse_config
 from glm_int4.models.presets import CONFIGS
 
 sys.path.append(str(Path(__file__).parent.parent))
-from tools.make_random_checkpoint import write_tokenizer  # noqa: E402
+from tools.make_random_checkpoint import write_tokenizer
 
 F32, Q4_0 = 0, 2  # ggml's numbers of the types
 ALIGNMENT, BLOCK_WEIGHTS, BLOCK_BYTES = 16, 32, 18
