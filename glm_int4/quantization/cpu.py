@@ -24,7 +24,7 @@ _thread = threading.local()
 
 # Rows of x up to which multiplying row by row beats dequantize + matmul, from
 #   python benchmarks/cpu_switch.py
-# on 2 cores of an AMD EPYC held to AVX2 (benchmarks/results/cpu_switch.json).
+# on 2 cores of an AMD EPYC with AVX-512 (benchmarks/results/cpu_switch.json).
 ROWS_MAX_ROWS = 20
 
 # Scratch of one dequantized piece: small enough to stay in the last-level cache.
