@@ -128,7 +128,7 @@ def test_a_question_that_is_too_long_does_not_cost_the_conversation(mini_int4, o
 
 
 def test_a_full_context_and_a_cut_answer_are_said(mini_int4, open_terminal):
-    terminal = open_terminal(mini_int4, *ENDLESS, "--max-length", 96, "--max-new-tokens", 30)
+    terminal = open_terminal(mini_int4, *ENDLESS, "--max-length", 96, "--max-new-tokens", 30, "--seed", 1)
     assert "(cut after 30 tokens: --max-new-tokens)" in terminal.ask("hello")
     assert "dropped the oldest 1 round" in terminal.ask("hello" * 12)
 
