@@ -202,7 +202,10 @@ def said(trial):
 
 
 def warm_up():
-    """Have the Numba loop compiled before the first fork: it takes 30 times as long as a run on the tiny model."""
+    """Have the Numba loop compiled before the first fork: it takes 30 times as long as a run on the tiny model.
+
+    Calling it would compile it too, but start Numba's threads, which a child does not have: it would wait for them.
+    """
     torch.set_num_threads(1)
     numba.config.THREADING_LAYER, numba.config.NUMBA_NUM_THREADS = "workqueue", 1
     halves, floats, integers = (np.zeros((1, 32), dtype) for dtype in (np.uint16, np.float32, np.uint8))
