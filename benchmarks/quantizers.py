@@ -17,6 +17,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
 from cpu_switch import commit, cpu_name
 
 from glm_int4.checkpoint import layout
@@ -117,6 +118,7 @@ def main() -> None:
         "runs": runs,
         "speed_ratio": {"median": statistics.median(ratios), "least": min(ratios), "largest": max(ratios)},
         "cpu": cpu_name(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": os.cpu_count(),
         "versions": {name: version(name) for name in ("torch", "llama-cpp-python")},
         "commit": commit(),

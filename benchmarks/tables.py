@@ -86,7 +86,7 @@ def _cells(row: dict) -> list[str]:
 
 
 def quantizers() -> str:
-    """One line: our quantizer beside llama.cpp's."""
+    """Our quantizer beside llama.cpp's."""
     result = json.loads((RESULTS / "quantizers.json").read_text(encoding="utf-8"))
     medians = {
         name: {key: statistics.median(run[key] for run in runs) for key in ("seconds", "peak_rss_bytes")}
@@ -103,7 +103,9 @@ def quantizers() -> str:
         f"Quantizing the same {size:.1f} GB of float16 to 4 bits, in turn, {len(result['runs']['glm-int4'])} times: "
         f"ours {parts[0]}, with a search for every group's range; llama.cpp's Q4_0 ({release}) "
         f"{parts[1]}, without one. Ours has {ratio['median']:.2f} times llama.cpp's speed "
-        f"({ratio['least']:.2f} to {ratio['largest']:.2f})."
+        f"({ratio['least']:.2f} to {ratio['largest']:.2f}).\n\n"
+        f"{result['threads']} threads of {result['cpu']} ({result['capability']}), a shared machine; "
+        f"torch {result['versions']['torch']}, {result['date']}, commit {result['commit']}."
     )
 
 
