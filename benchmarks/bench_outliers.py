@@ -92,20 +92,10 @@ class WithOutliers:
 
 
 @pytest.fixture(scope="module")
-def mini():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def mini(one_thread):
     model = WithOutliers()
     parts = list(score_tokens(model.reference, model.ids, window=510, stride=510))
-    yield model, torch.cat([part.losses for part in parts]), {}
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def rows(write_results):
-    found = []
-    yield found
-    write_results("bench_outliers", found)
+    return model, torch.cat([part.losses for part in parts]), {}
 
 
 @pytest.mark.parametrize("name", METHODS)

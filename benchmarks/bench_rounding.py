@@ -57,18 +57,8 @@ def divergence(model, method, order):
 
 
 @pytest.fixture(scope="module")
-def mini():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield WithOutliers()
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def rows(write_results):
-    found = []
-    yield found
-    write_results("bench_rounding", found)
+def mini(one_thread):
+    return WithOutliers()
 
 
 @pytest.mark.parametrize("name", METHODS)

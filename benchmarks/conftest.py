@@ -44,3 +44,22 @@ def write_results(request):
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
     return write
+
+
+@pytest.fixture(scope="module")
+def rows(request, write_results):
+    """What a module's benchmarks find, written under the module's name in the end."""
+    found = []
+    yield found
+    write_results(request.module.__name__, found)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Torch on one thread: sums have one order, and a small model is no slower."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
