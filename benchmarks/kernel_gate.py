@@ -32,7 +32,7 @@ WEIGHTS_A_BLOCK = 128
 TYPES = {
     "zeros_ptr": "*u8",
     **dict.fromkeys(("bias_ptr", "parts_ptr", "stats_ptr", "cos_ptr", "sin_ptr"), "*fp32"),
-    **dict.fromkeys(("length_ptr", "column_ptr", "positions_ptr", "padding_ptr"), "*i64"),
+    **dict.fromkeys(("slots_ptr", "columns_ptr", "lengths_ptr", "positions_ptr", "padding_ptr"), "*i64"),
     **dict.fromkeys(("alpha", "eps", "softmax_scale"), "fp32"),
 }
 

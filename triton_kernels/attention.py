@@ -15,7 +15,8 @@ def attend_kernel(
     v_ptr,
     k_scales_ptr,
     v_scales_ptr,
-    length_ptr,
+    slots_ptr,
+    lengths_ptr,
     padding_ptr,
     parts_ptr,
     stats_ptr,
@@ -32,23 +33,24 @@ def attend_kernel(
 ):
     """One program computes one split of BLOCK_S columns, for one query head or for all that share a key head.
 
-    q: (B, Hkv * HEADS, D) fp16. k, v: (B, Hkv, max_length, D) fp16, or int8 with scales (B, Hkv, max_length)
-    fp16. length: (1,) int64, valid columns. padding: (B,) int64, columns that a row does not see, behind the
-    first prefix_length ones. parts: (B, H, num_splits, D) and stats: (B, H, num_splits, 2) fp32 receive the
-    weighted values, the largest score and the sum of weights; not of splits behind the length. The grid is
-    (B, Hkv, num_splits), HEADS query heads on tensor cores, where BLOCK_H >= 16; with BLOCK_H 1 it is
-    (B, H, num_splits). The caller guarantees contiguous tensors, D a power of two of 16 or more.
+    q: (B, Hkv * HEADS, D) fp16. k, v: (slots, Hkv, max_length, D) fp16, or int8 with scales (slots, Hkv,
+    max_length) fp16. slots, lengths: (B,) int64, where a row's cache is and its valid columns. padding: (B,)
+    int64, columns that a row does not see, behind the first prefix_length ones. parts: (B, H, num_splits, D) and
+    stats: (B, H, num_splits, 2) fp32 receive the weighted values, the largest score and the sum of weights; not of
+    splits behind the row's length. The grid is (B, Hkv, num_splits), HEADS query heads on tensor cores, where
+    BLOCK_H >= 16; with BLOCK_H 1 it is (B, H, num_splits). The caller guarantees contiguous tensors, D a power of
+    two of 16 or more.
     """
     row = tl.program_id(0).to(tl.int64)
     split = tl.program_id(2)
-    length = tl.load(length_ptr).to(tl.int32)
+    length = tl.load(lengths_ptr + row).to(tl.int32)
     offs_s = split * BLOCK_S + tl.arange(0, BLOCK_S)
     if split * BLOCK_S < length:
         offs_d = tl.arange(0, HEAD_DIM)
         group = tl.program_id(1) if BLOCK_H > 1 else tl.program_id(1) // HEADS
         padding = tl.load(padding_ptr + row).to(tl.int32)
         visible = (offs_s < length) & ((offs_s < prefix_length) | (offs_s >= prefix_length + padding))
-        entry = (row * num_kv_heads + group) * max_length + offs_s
+        entry = (tl.load(slots_ptr + row) * num_kv_heads + group) * max_length + offs_s
         k = tl.load(k_ptr + entry[:, None] * HEAD_DIM + offs_d[None, :], mask=visible[:, None], other=0)
         v = tl.load(v_ptr + entry[:, None] * HEAD_DIM + offs_d[None, :], mask=visible[:, None], other=0)
         score_scale = tl.zeros([BLOCK_S], tl.float32) + softmax_scale
@@ -90,13 +92,14 @@ def attend_kernel(
             tl.store(stats_ptr + 2 * part + 1, total, mask=mask_h)
 
 
-@triton.jit(do_not_specialize=["num_splits"])
+@triton.jit(do_not_specialize=["num_splits", "num_heads"])
 def merge_kernel(
     parts_ptr,
     stats_ptr,
-    length_ptr,
+    lengths_ptr,
     out_ptr,
     num_splits,
+    num_heads,
     BLOCK_S: tl.constexpr,
     BLOCK_P: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -105,7 +108,7 @@ def merge_kernel(
     head = tl.program_id(0).to(tl.int64)
     offs_d = tl.arange(0, HEAD_DIM)
     offs_p = tl.arange(0, BLOCK_P)
-    used = tl.cdiv(tl.load(length_ptr).to(tl.int32), BLOCK_S)
+    used = tl.cdiv(tl.load(lengths_ptr + head // num_heads).to(tl.int32), BLOCK_S)
     stats_ptr += head * num_splits * 2
     parts_ptr += head * num_splits * HEAD_DIM
     largest = tl.full([BLOCK_P], -float("inf"), tl.float32)

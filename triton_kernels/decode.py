@@ -1,7 +1,7 @@
 """Runs the kernels of a one-token step that are no linears: norms, rotary embedding and cache, attention.
 
-What they compute is defined by the functions of the same names in ``reference.py``. Lengths and columns are
-tensors on the GPU, so that a captured graph serves every length up to a bound.
+What they compute is defined by the functions of the same names in ``reference.py``. Slots, lengths and columns are
+tensors on the GPU, so that a captured graph serves rows of any slots and of every length up to a bound.
 """
 
 import torch
@@ -51,7 +51,8 @@ def rotary_to_cache(
     cos: Tensor,
     sin: Tensor,
     positions: Tensor,
-    column: Tensor,
+    slots: Tensor,
+    columns: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
     k_scales: Tensor,
@@ -61,15 +62,17 @@ def rotary_to_cache(
     two_dimensional: bool,
 ) -> Tensor:
     """Rotated queries (B, H, D); keys and values go to the cache; see ``reference.rotary_to_cache``."""
-    check_rotary(qkv, cos, positions, k_cache, v_cache, k_scales, v_scales, num_heads, two_dimensional)
-    batch_size, num_kv_heads, max_length, head_dim = k_cache.shape
+    check_rotary(qkv, cos, positions, slots, columns, k_cache, v_cache, k_scales, v_scales, num_heads, two_dimensional)
+    num_kv_heads, max_length, head_dim = k_cache.shape[1:]
+    batch_size = len(qkv)
     q = torch.empty(batch_size, num_heads, head_dim, dtype=qkv.dtype, device=qkv.device)
     rotary_kernel[(batch_size, num_heads + 2 * num_kv_heads)](
         qkv,
         cos,
         sin,
         positions,
-        column,
+        slots,
+        columns,
         q,
         k_cache,
         v_cache,
@@ -92,14 +95,15 @@ def one_token_attention(
     v_cache: Tensor,
     k_scales: Tensor,
     v_scales: Tensor,
-    length: Tensor,
+    slots: Tensor,
+    lengths: Tensor,
     padding: Tensor,
     *,
     prefix_length: int = 0,
     max_columns: int,
 ) -> Tensor:
     """Attention (B, H * D) of one query a row to the cache; see ``reference.one_token_attention``."""
-    check_attention(q, k_cache, v_cache, k_scales, v_scales, padding, max_columns)
+    check_attention(q, k_cache, v_cache, k_scales, v_scales, slots, lengths, padding, max_columns)
     batch_size, num_heads, head_dim = q.shape
     num_kv_heads, max_length = k_cache.shape[1:3]
     tensor_cores = not q.is_cuda or torch.cuda.get_device_capability(q.device) >= (8, 0)
@@ -113,7 +117,8 @@ def one_token_attention(
         v_cache,
         k_scales,
         v_scales,
-        length,
+        slots,
+        lengths,
         padding,
         parts,
         stats,
@@ -133,9 +138,10 @@ def one_token_attention(
     merge_kernel[(batch_size * num_heads,)](
         parts,
         stats,
-        length,
+        lengths,
         out,
         num_splits,
+        num_heads,
         BLOCK_S=row.block_s,
         BLOCK_P=launch.MERGE_BLOCK,
         HEAD_DIM=head_dim,

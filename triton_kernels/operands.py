@@ -111,6 +111,8 @@ def check_rotary(
     qkv: Tensor,
     cos: Tensor,
     positions: Tensor,
+    slots: Tensor,
+    columns: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
     k_scales: Tensor,
@@ -120,7 +122,7 @@ def check_rotary(
 ) -> None:
     """Raise ValueError where the arguments of ``rotary_to_cache`` do not agree."""
     _check_cache(qkv, k_cache, v_cache, k_scales, v_scales)
-    batch_size, num_kv_heads, _, head_dim = k_cache.shape
+    batch_size, (num_kv_heads, _, head_dim) = len(qkv), k_cache.shape[1:]
     width = (num_heads + 2 * num_kv_heads) * head_dim
     fits = tuple(qkv.shape) == (batch_size, width) and qkv.is_contiguous()
     _check(fits, f"qkv must be contiguous ({batch_size}, {width})", qkv)
@@ -129,6 +131,7 @@ def check_rotary(
     kinds = 2 if two_dimensional else 1
     fits = tuple(positions.shape) == (batch_size, kinds) and positions.dtype == torch.int64
     _check(fits and positions.is_contiguous(), f"positions must be contiguous int64 ({batch_size}, {kinds})", positions)
+    _check_rows(qkv, slots=slots, columns=columns)
     fits = cos.ndim == 2 and cos.shape[1] == head_dim // 4 and cos.dtype == torch.float32
     _check(fits and cos.is_contiguous(), f"cos must be contiguous float32 (positions, {head_dim // 4})", cos)
 
@@ -139,25 +142,33 @@ def check_attention(
     v_cache: Tensor,
     k_scales: Tensor,
     v_scales: Tensor,
+    slots: Tensor,
+    lengths: Tensor,
     padding: Tensor,
     max_columns: int,
 ) -> None:
     """Raise ValueError where the arguments of ``one_token_attention`` do not agree."""
     _check_cache(q, k_cache, v_cache, k_scales, v_scales)
-    batch_size, num_kv_heads, max_length, head_dim = k_cache.shape
-    fits = q.ndim == 3 and (q.shape[0], q.shape[2]) == (batch_size, head_dim) and q.shape[1] % num_kv_heads == 0
-    _check(fits and q.is_contiguous(), f"q must be contiguous ({batch_size}, heads, {head_dim})", q)
-    fits = tuple(padding.shape) == (batch_size,) and padding.dtype == torch.int64
-    _check(fits, f"padding must be int64 ({batch_size},)", padding)
+    num_kv_heads, max_length, head_dim = k_cache.shape[1:]
+    fits = q.ndim == 3 and q.shape[2] == head_dim and q.shape[1] % num_kv_heads == 0
+    _check(fits and q.is_contiguous(), f"q must be contiguous (B, heads, {head_dim})", q)
+    _check_rows(q, slots=slots, lengths=lengths, padding=padding)
     if not 1 <= max_columns <= max_length:
         raise ValueError(f"max_columns must be from 1 to {max_length}, got {max_columns}")
+
+
+def _check_rows(x: Tensor, **numbers: Tensor) -> None:
+    """Of numbers of which each row of x has one."""
+    for name, tensor in numbers.items():
+        fits = tuple(tensor.shape) == (len(x),) and tensor.dtype == torch.int64 and tensor.is_contiguous()
+        _check(fits and tensor.device == x.device, f"{name} must be contiguous int64 ({len(x)},) on {x.device}", tensor)
 
 
 def _check_cache(x: Tensor, k_cache: Tensor, v_cache: Tensor, k_scales: Tensor, v_scales: Tensor) -> None:
     head_dim = k_cache.shape[-1]
     dtypes = (torch.int8, x.dtype)
     fits = k_cache.ndim == 4 and k_cache.dtype in dtypes and k_cache.is_contiguous() and k_cache.device == x.device
-    _check(fits, f"k_cache must be contiguous (B, Hkv, S, D), int8 or {x.dtype}, on {x.device}", k_cache)
+    _check(fits, f"k_cache must be contiguous (slots, Hkv, S, D), int8 or {x.dtype}, on {x.device}", k_cache)
     if head_dim < 16 or head_dim & (head_dim - 1):
         raise ValueError(f"heads must have a power of two of 16 elements or more, got {head_dim}")
     fits = v_cache.shape == k_cache.shape and v_cache.dtype == k_cache.dtype and v_cache.is_contiguous()

@@ -107,7 +107,8 @@ def rotary_to_cache(
     cos: Tensor,
     sin: Tensor,
     positions: Tensor,
-    column: Tensor,
+    slots: Tensor,
+    columns: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
     k_scales: Tensor,
@@ -125,8 +126,9 @@ def rotary_to_cache(
         positions: (B, P) int64. ``two_dimensional``: P = 2, the first half of a head turns by the first
             position, the second by the second, and inside a half element i pairs with i + D / 4. Otherwise
             P = 1, elements 2 i and 2 i + 1 of the first half are a pair, and the second half stays.
-        column: (1,) int64, the cache's column that is written.
-        k_cache, v_cache: (B, Hkv, S, D) of qkv's dtype; or int8, with k_scales and v_scales (B, Hkv, S)
+        slots, columns: (B,) int64, each row's place in the cache and the column that is written there. Rows that
+            agree in all they are given may share a place.
+        k_cache, v_cache: (slots, Hkv, S, D) of qkv's dtype; or int8, with k_scales and v_scales (slots, Hkv, S)
             float16, which are empty otherwise: an integer is a value over its head's largest one, times 127.
         num_heads: H.
     Returns:
@@ -134,7 +136,7 @@ def rotary_to_cache(
     Raises:
         ValueError: shapes, dtypes, devices or strides do not agree.
     """
-    check_rotary(qkv, cos, positions, k_cache, v_cache, k_scales, v_scales, num_heads, two_dimensional)
+    check_rotary(qkv, cos, positions, slots, columns, k_cache, v_cache, k_scales, v_scales, num_heads, two_dimensional)
     num_kv_heads, head_dim = k_cache.shape[1], k_cache.shape[3]
     angles = [[table[positions[:, i]][:, None] for i in range(positions.shape[1])] for table in (cos, sin)]
     if two_dimensional:
@@ -154,9 +156,9 @@ def rotary_to_cache(
     for x, cache, scales in ((rotate(k), k_cache, k_scales), (v, v_cache, v_scales)):
         if cache.dtype == torch.int8:
             scale = (x.abs().amax(-1).float() / 127).clamp(min=2.0**-24).half()
-            scales[:, :, column] = scale[..., None]
+            scales[slots, :, columns] = scale
             x = (x.float() / scale[..., None].float()).round().clamp(-127, 127).to(torch.int8)
-        cache[:, :, column] = x[:, :, None]
+        cache[slots, :, columns] = x
     return rotate(q)
 
 
@@ -166,7 +168,8 @@ def one_token_attention(
     v_cache: Tensor,
     k_scales: Tensor,
     v_scales: Tensor,
-    length: Tensor,
+    slots: Tensor,
+    lengths: Tensor,
     padding: Tensor,
     *,
     prefix_length: int = 0,
@@ -177,23 +180,24 @@ def one_token_attention(
     Args:
         q: (B, H, D), rotated; query head h uses key head ``h // (H / Hkv)``.
         k_cache, v_cache, k_scales, v_scales: as in ``rotary_to_cache``.
-        length: (1,) int64, columns that are valid. max_columns: at least that.
+        slots, lengths: (B,) int64, each row's place in the cache and the columns that are valid there.
+        max_columns: at least the largest of the lengths.
         padding: (B,) int64, columns that a row does not see, the leading ones behind ``prefix_length``.
     Returns:
         (B, H * D) of q's dtype.
     Raises:
         ValueError: shapes, dtypes, devices or strides do not agree.
     """
-    check_attention(q, k_cache, v_cache, k_scales, v_scales, padding, max_columns)
+    check_attention(q, k_cache, v_cache, k_scales, v_scales, slots, lengths, padding, max_columns)
     num_kv_heads, head_dim = k_cache.shape[1], k_cache.shape[3]
-    keys, values = (cache[:, :, :max_columns].float() for cache in (k_cache, v_cache))
+    keys, values = (cache[slots, :, :max_columns].float() for cache in (k_cache, v_cache))
     if k_cache.dtype == torch.int8:
         keys, values = (
-            x * scales[:, :, :max_columns, None].float() for x, scales in ((keys, k_scales), (values, v_scales))
+            x * scales[slots, :, :max_columns, None].float() for x, scales in ((keys, k_scales), (values, v_scales))
         )
     column = torch.arange(max_columns, device=q.device)
     visible = (column < prefix_length) | (column >= prefix_length + padding[:, None])
-    visible = (visible & (column < length))[:, None, None]  # (B, 1, 1, S)
+    visible = (visible & (column < lengths[:, None]))[:, None, None]  # (B, 1, 1, S)
     grouped = q.float().unflatten(1, (num_kv_heads, -1))
     scores = (grouped @ keys.transpose(-1, -2)) * head_dim**-0.5
     weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)

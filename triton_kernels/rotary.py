@@ -25,7 +25,8 @@ def rotary_kernel(
     cos_ptr,
     sin_ptr,
     positions_ptr,
-    column_ptr,
+    slots_ptr,
+    columns_ptr,
     q_ptr,
     k_ptr,
     v_ptr,
@@ -42,16 +43,17 @@ def rotary_kernel(
 
     qkv: (B, (H + 2 Hkv) D) fp16; [q | k | v] head by head where TWO_DIMENSIONAL, else all queries, keys, values.
     cos, sin: (positions, D / 4) fp32. positions: (B, 2 or 1) int64, where TWO_DIMENSIONAL one for each half of
-    a head. column: (1,) int64, where the cache is written. q: (B, H, D) fp16. k, v: (B, Hkv, max_length, D)
-    fp16, or int8 with scales (B, Hkv, max_length) fp16. The grid is (B, H + 2 Hkv). The caller guarantees
-    contiguous tensors, D a power of two, and a column and positions that exist.
+    a head. slots, columns: (B,) int64, where a row's cache is and where it is written. q: (B, H, D) fp16.
+    k, v: (slots, Hkv, max_length, D) fp16, or int8 with scales (slots, Hkv, max_length) fp16. The grid is
+    (B, H + 2 Hkv). The caller guarantees contiguous tensors, D a power of two, and slots, columns and positions
+    that exist.
     """
     QUARTER: tl.constexpr = HEAD_DIM // 4
     row = tl.program_id(0).to(tl.int64)
-    slot = tl.program_id(1)
-    is_query = slot < num_heads
-    is_value = slot >= num_heads + num_kv_heads
-    head = tl.where(is_query, slot, tl.where(is_value, slot - num_heads - num_kv_heads, slot - num_heads))
+    part = tl.program_id(1)
+    is_query = part < num_heads
+    is_value = part >= num_heads + num_kv_heads
+    head = tl.where(is_query, part, tl.where(is_value, part - num_heads - num_kv_heads, part - num_heads))
     offs_d = tl.arange(0, HEAD_DIM)
     if TWO_DIMENSIONAL:  # element i of a half pairs with i + D / 4; each half has a position of its own
         kind = tl.where(is_query, 0, tl.where(is_value, 2, 1))
@@ -62,7 +64,7 @@ def rotary_kernel(
         position = tl.load(positions_ptr + 2 * row + offs_d // (2 * QUARTER))
         rotated = offs_d >= 0
     else:  # neighbours of the first half are pairs; the second half stays
-        start = slot * HEAD_DIM
+        start = part * HEAD_DIM
         angle = offs_d // 2 % QUARTER
         second = offs_d % 2
         partner = offs_d + 1 - 2 * second
@@ -70,7 +72,7 @@ def rotary_kernel(
         rotated = offs_d < 2 * QUARTER
     source_ptr = qkv_ptr + row * (num_heads + 2 * num_kv_heads) * HEAD_DIM + start
     x = tl.load(source_ptr + offs_d)
-    entry = (row * num_kv_heads + head) * max_length + tl.load(column_ptr)
+    entry = (tl.load(slots_ptr + row) * num_kv_heads + head) * max_length + tl.load(columns_ptr + row)
     if is_value:
         store_head(x, v_ptr, v_scales_ptr, entry, offs_d, HEAD_DIM, INT8)
     else:

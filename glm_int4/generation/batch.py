@@ -28,7 +28,8 @@ class Batch:
             token_ids[i, self.num_tokens - len(row) :] = torch.tensor(row)
             positions[i, :, self.num_tokens - len(row) :] = row_positions[i]
         self.token_ids, self.positions = token_ids.to(device), positions.to(device)
-        self._next = torch.tensor([model.next_position_ids(row) for row in rows], device=device)[..., None]
+        self._next_rows = [model.next_position_ids(row) for row in rows]
+        self._next = torch.tensor(self._next_rows, device=device)[..., None]
         self._padding = torch.tensor([self.num_tokens - len(row) for row in rows]).to(device)
         self._padded = min(map(len, rows)) < self.num_tokens
 
@@ -38,6 +39,10 @@ class Batch:
             return AttentionMask(context_length=self.prefix_length + self._model.context_length(self.rows[0]))
         bias = attention_mask_func(self._model.get_masks(self.rows, self._device), dtype)
         return AttentionMask(bias=F.pad(bias, (self.prefix_length, 0)))
+
+    def next_position_ids(self, step: int) -> list[list[int]]:
+        """As ``decode_positions``, on the host: by row, its P positions."""
+        return [[*row[:-1], row[-1] + step] for row in self._next_rows]
 
     def decode_positions(self, step: int) -> Tensor:
         """Positions (B, P, 1) of the new token number ``step``, from 0; the last kind of position counts."""

@@ -8,13 +8,15 @@ a sampler of its own, so that what runs beside a sequence does not change what i
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from glm_int4.checkpoint.memory import trim_heap
-from glm_int4.errors import InputError
+from glm_int4.errors import InputError, NotFiniteError
 from glm_int4.generation.batch import Batch
+from glm_int4.generation.cuda_graphs import make_stepper
 from glm_int4.generation.decoding import PREFILL_ROWS, TRIM_TOKENS
 from glm_int4.generation.engine import Engine
 from glm_int4.generation.sampling import Sampler, SamplingParams
@@ -78,6 +80,7 @@ class Batcher:
         )
         if engine.prefix:
             self._cache.write_prefix(engine.prefix.k, engine.prefix.v)
+        self._stepper = make_stepper(engine.model, plan)
         self.num_slots = num_slots
         self._free = deque(range(num_slots))  # the one that was left first comes first
         self._kept: list[list[int]] = [[] for _ in range(num_slots)]  # ids that a slot has read in whole pieces
@@ -207,19 +210,28 @@ class Batcher:
         rows = RunningRows(self._cache, [s.slot for s in sequences], [cache.length for cache in caches])
         ids = torch.tensor([[sequence.ids[-1]] for sequence in sequences], device=self._plan.device)
         steps = [len(sequence.ids) - 1 for sequence in sequences]
-        positions = torch.cat([b.decode_positions(step) for b, step in zip(batches, steps, strict=True)])
-        logits = self._model(ids, positions, batches[0].decode_mask(), rows, last_only=True)
+        numbers = [b.next_position_ids(step)[0] for b, step in zip(batches, steps, strict=True)]
+        positions = torch.tensor(numbers, device=self._plan.device)[..., None]
+        decode = partial(self._model, last_only=True) if self._stepper is None else self._stepper.step
+        logits = decode(ids, positions, batches[0].decode_mask(), rows)
         for cache in caches:
             cache.advance(1)
         return logits
 
     def _pick(self, sequences: list[Sequence], logits: Tensor) -> list[Event]:
-        """The next token of every sequence from its logits (B, 1, V)."""
-        events = []
+        """The next token of every sequence from its logits (B, 1, V); a GPU is waited for once."""
+        events, choices = [], {}
         for sequence, row in zip(sequences, logits, strict=True):
             try:
-                token = sequence.sampler.pick(row, [sequence.seen])[0]
+                choices[sequence] = sequence.sampler.choose(row, [sequence.seen])
             except Exception as error:
+                self.remove(sequence)
+                events.append(Event(sequence, error=error))
+        tokens = torch.cat([*choices.values()]).tolist() if choices else []
+        for sequence, token in zip(choices, tokens, strict=True):
+            try:
+                sequence.sampler.accept([token])
+            except NotFiniteError as error:
                 self.remove(sequence)
                 events.append(Event(sequence, error=error))
                 continue

@@ -1,12 +1,14 @@
 """Decoding on a GPU: fused one-token steps, replayed from CUDA graphs.
 
 A step of 28 layers is some 400 launches, and a GPU is done with most of them before Python has made the next.
-A graph replays them all at once. Graphs are kept for a cache, by the power of two that bounds its length; they
-are captured when a bound has been met for the second time, share one pool of memory, and go with their cache.
+A graph replays them all at once. Graphs are kept for a cache, by the powers of two that bound the number of rows
+and their length; they are captured when the two have been met for the second time, share one pool of memory, and go
+with their cache. Rows are filled up with copies of the first.
 Where fused kernels or graphs fail, the log says so once, and decoding goes on without them.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -20,11 +22,12 @@ from glm_int4.models import Model
 from glm_int4.models.attention import AttentionMask
 from glm_int4.models.decode_step import DecodeStep
 from glm_int4.models.kv_cache import KVCache
+from glm_int4.models.slots import RunningRows
 from glm_int4.quantization.kernels import decode_kernels
 
 logger = logging.getLogger(__name__)
 
-# Rows that decode together from a graph; more run eagerly. Every number of rows has graphs of its own.
+# Rows that decode together from a graph; more run eagerly.
 MAX_ROWS = 16
 _LEAST_COLUMNS = 256
 # Steps within a bound before a graph is captured: the first compiles kernels, which a capture must not do.
@@ -48,19 +51,20 @@ def make_stepper(model: Model, plan: ComputePlan) -> "GraphStepper | None":
 
 @dataclass(slots=True)
 class _Graphs:
-    """The steps of one cache: static inputs, and by their bound of the length a replay and its output."""
+    """The steps of one cache: the inputs that graphs read, and replays by rows and the bound of their length."""
 
     step: DecodeStep
     token_ids: Tensor
     positions: Tensor
-    column: Tensor
+    slots: Tensor
+    columns: Tensor
     padding: Tensor
-    counts: dict[int, int] = field(default_factory=dict)
-    replays: dict[int, Callable[[], Tensor]] = field(default_factory=dict)
+    counts: Counter[tuple[int, int]] = field(default_factory=Counter)
+    replays: dict[tuple[int, int], Callable[[], Tensor]] = field(default_factory=dict)
 
 
 class GraphStepper:
-    """Decodes a token for every row of a cache.
+    """Decodes a token for every row of a cache, or of some of its slots.
 
     Args:
         ops: ``triton_kernels.decode``. capture: makes a replay of a function.
@@ -77,20 +81,22 @@ class GraphStepper:
         self._caches: WeakKeyDictionary[KVCache, _Graphs] = WeakKeyDictionary()
         self.fused = self.captures = True
 
-    def step(self, token_ids: Tensor, positions: Tensor, mask: AttentionMask, cache: KVCache) -> Tensor:
+    def step(self, token_ids: Tensor, positions: Tensor, mask: AttentionMask, past: KVCache | RunningRows) -> Tensor:
         """Feed a token a row; returns the logits (B, 1, V) float32, which the next step may overwrite.
 
         Args:
-            token_ids: (B, 1) int64. positions: (B, P, 1) int64. mask: of one new token. cache: is extended.
+            token_ids: (B, 1) int64. positions: (B, P, 1) int64. mask: of one new token.
+            past: a cache, which is extended; or slots, whose caches the caller extends.
         Raises:
             ValueError: the cache is full.
         """
-        if cache.length >= cache.max_length:
-            raise ValueError(f"the cache holds {cache.max_length} tokens, {cache.length + 1} were asked for")
+        if isinstance(past, KVCache):
+            past.check_room(1)
         if self.fused:
             try:
-                logits = self._fused_step(token_ids[:, 0], positions[:, :, 0], mask, cache)
-                cache.advance(1)
+                logits = self._fused_step(token_ids[:, 0], positions[:, :, 0], mask, past)
+                if isinstance(past, KVCache):
+                    past.advance(1)
                 return logits[:, None]
             except torch.OutOfMemoryError:
                 raise
@@ -98,47 +104,67 @@ class GraphStepper:
                 self.fused = False
                 self._caches.clear()
                 logger.warning("GPU decoding: layer by layer in torch, because a fused step failed: %s", _cause(error))
-        return self._model(token_ids, positions, mask, cache, last_only=True)
+        return self._model(token_ids, positions, mask, past, last_only=True)
 
-    def _fused_step(self, token_ids: Tensor, positions: Tensor, mask: AttentionMask, cache: KVCache) -> Tensor:
+    def _fused_step(
+        self, token_ids: Tensor, positions: Tensor, mask: AttentionMask, past: KVCache | RunningRows
+    ) -> Tensor:
+        num_rows = row_bucket(len(token_ids))
+        if isinstance(past, KVCache):
+            cache, length = past, past.length + 1
+        else:
+            cache, length = past.cache, max(end for _, end in past.numbers)
         graphs = self._caches.get(cache)
         if graphs is None:
-            graphs = self._caches[cache] = self._new_graphs(token_ids, positions, cache)
-        graphs.token_ids.copy_(token_ids)
-        graphs.positions.copy_(positions)
-        graphs.column.fill_(cache.length)
-        if mask.padding is not None:
-            graphs.padding.copy_(mask.padding)
-        bound = column_bound(cache.length + 1, cache.max_length)
-        if bound in graphs.replays:
-            return graphs.replays[bound]()
+            graphs = self._caches[cache] = self._new_graphs(positions, cache)
+        fill_rows(graphs.token_ids[:num_rows], token_ids)
+        fill_rows(graphs.positions[:num_rows], positions)
+        if isinstance(past, KVCache):
+            graphs.columns.fill_(past.length)
+            if mask.padding is not None:
+                fill_rows(graphs.padding[:num_rows], mask.padding)
+        else:
+            fill_rows(graphs.slots[:num_rows], past.slots)
+            fill_rows(graphs.columns[:num_rows], past.columns)
+        key = (num_rows, column_bound(length, cache.max_length))
 
         def run() -> Tensor:
             return graphs.step(
-                graphs.token_ids,
-                graphs.positions,
-                graphs.column,
-                graphs.padding,
+                graphs.token_ids[:num_rows],
+                graphs.positions[:num_rows],
+                graphs.slots[:num_rows],
+                graphs.columns[:num_rows],
+                graphs.padding[:num_rows],
                 prefix_length=mask.prefix_length,
-                max_columns=bound,
+                max_columns=key[1],
             )
 
-        seen = graphs.counts[bound] = graphs.counts.get(bound, 0) + 1
-        if seen >= _WARM_UP_STEPS and self.captures and len(token_ids) <= MAX_ROWS:
-            replay = self._try_capture(run)
-            if replay is not None:
-                graphs.replays[bound] = replay
-                return replay()
-        return run()
+        replay = graphs.replays.get(key)
+        if replay is None:
+            graphs.counts[key] += 1
+            if graphs.counts[key] >= _WARM_UP_STEPS and self.captures and num_rows <= MAX_ROWS:
+                replay = self._try_capture(run)
+                if replay is not None:
+                    graphs.replays[key] = replay
+        return (replay or run)()[: len(token_ids)]
 
-    def _new_graphs(self, token_ids: Tensor, positions: Tensor, cache: KVCache) -> _Graphs:
-        return _Graphs(
+    def _new_graphs(self, positions: Tensor, cache: KVCache) -> _Graphs:
+        num_slots = cache.k.shape[1]
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.int64, device=positions.device)
+
+        num_rows = row_bucket(num_slots)
+        graphs = _Graphs(
             step=DecodeStep(self._model, cache, self._ops),
-            token_ids=torch.empty_like(token_ids, memory_format=torch.contiguous_format),
-            positions=torch.empty_like(positions, memory_format=torch.contiguous_format),
-            column=torch.zeros(1, dtype=torch.int64, device=token_ids.device),
-            padding=torch.zeros(len(token_ids), dtype=torch.int64, device=token_ids.device),
+            token_ids=zeros(num_rows),
+            positions=zeros(num_rows, positions.shape[1]),
+            slots=zeros(num_rows),
+            columns=zeros(num_rows),
+            padding=zeros(num_rows),
         )
+        fill_rows(graphs.slots, torch.arange(num_slots, device=positions.device))
+        return graphs
 
     def _try_capture(self, run: Callable[[], Tensor]) -> Callable[[], Tensor] | None:
         try:
@@ -147,6 +173,26 @@ class GraphStepper:
             self.captures = False
             logger.warning("GPU decoding: without CUDA graphs, because capturing one failed: %s", _cause(error))
             return None
+
+
+class TokenReading:
+    """Tokens (B,) on their way to the host: what a GPU is given next runs while they are read."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        self.tokens, self._host = tokens, tokens
+        self._arrival: torch.cuda.Event | None = None
+        if tokens.is_cuda:
+            self._host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
+            self._host.copy_(tokens, non_blocking=True)
+            self._arrival = torch.cuda.Event()
+            self._arrival.record()
+
+    def read(self) -> list[int]:
+        """The tokens, once they have arrived."""
+        if self._arrival is not None:
+            self._arrival.synchronize()
+        numbers: list[int] = self._host.tolist()
+        return numbers
 
 
 class _GraphPool:
@@ -165,6 +211,18 @@ class _GraphPool:
             return out
 
         return replay
+
+
+def row_bucket(num_rows: int) -> int:
+    """The power of two of rows that a step computes for so many; more than ``MAX_ROWS`` stay as many as they are."""
+    return 1 << (num_rows - 1).bit_length() if num_rows <= MAX_ROWS else num_rows
+
+
+def fill_rows(target: Tensor, rows: Tensor) -> None:
+    """Copy rows, and the first of them into what is left: a copy writes to the cache what its original writes."""
+    target[: len(rows)].copy_(rows)
+    if len(rows) < len(target):
+        target[len(rows) :] = rows[0]
 
 
 def column_bound(length: int, max_length: int) -> int:

@@ -16,7 +16,7 @@ from glm_int4.checkpoint.loading import ComputePlan
 from glm_int4.checkpoint.memory import trim_heap
 from glm_int4.errors import NotFiniteError, is_out_of_memory
 from glm_int4.generation.batch import Batch
-from glm_int4.generation.cuda_graphs import make_stepper
+from glm_int4.generation.cuda_graphs import TokenReading, make_stepper
 from glm_int4.generation.faults import find_first_not_finite, release_memory
 from glm_int4.generation.prompt_lookup import PromptLookup
 from glm_int4.generation.sampling import Sampler
@@ -92,15 +92,25 @@ class Decoder:
         seen = [list(row) for row in batch.rows]
         logits = self._prefill(batch, sequence)
         for step in range(limit):
-            tokens = self._pick(sampler, logits[:, -1], seen)
+            reading = TokenReading(sampler.choose(logits[:, -1], seen))
+            last = step + 1 == limit
+            ahead = self._stepper is not None and not sampler.looks_back and not last
+            if ahead:  # the GPU has the next step before it is known whether the answer ends here
+                logits = self._decode(batch, sequence, reading.tokens.clamp(min=0), step)
+            tokens = self._accept(sampler, reading.read(), seen)
             running = [alive and token not in stops for alive, token in zip(running, tokens, strict=True)]
             if not any(running):
+                if ahead:
+                    sequence.cache.truncate(sequence.cache.length - 1)
                 return
             for row, token in zip(seen, tokens, strict=True):
                 row.append(token)
+            if ahead:
+                sequence.ids.append(tokens[0])
             yield [token if alive else None for alive, token in zip(running, tokens, strict=True)]
-            if step + 1 < limit:
-                logits = self._decode(batch, sequence, tokens, step)
+            if not ahead and not last:
+                logits = self._decode(batch, sequence, torch.tensor(tokens, device=self._plan.device), step)
+                sequence.ids.append(tokens[0])
 
     def _steps_with_lookup(
         self,
@@ -117,7 +127,7 @@ class Decoder:
         logits = self._prefill(batch, sequence)
         while True:
             for i, guess in enumerate([*draft, None]):
-                token = self._pick(sampler, logits[:, i], [seen])[0]
+                token = self._accept(sampler, sampler.choose(logits[:, i], [seen]).tolist(), [seen])[0]
                 if token != guess:  # what was guessed from here on was never said
                     sequence.cut(len(draft) - i)
                 if token in stops:
@@ -135,20 +145,19 @@ class Decoder:
             if draft:
                 logits = self._verify(batch, sequence, [seen[-1], *draft], step - 1)
             else:
-                logits = self._decode(batch, sequence, seen[-1:], step - 1)
+                logits = self._decode(batch, sequence, torch.tensor(seen[-1:], device=self._plan.device), step - 1)
+                sequence.ids.append(seen[-1])
 
-    def _pick(self, sampler: Sampler, logits: Tensor, seen: list[list[int]]) -> list[int]:
-        """Pick every row's token; with the log on, numbers that are none are traced to their layer."""
+    def _accept(self, sampler: Sampler, tokens: list[int], seen: list[list[int]]) -> list[int]:
+        """Every row's token, as chosen; with the log on, numbers that are none are traced to their layer."""
         try:
-            return sampler.pick(logits, seen)
+            sampler.accept(tokens)
         except NotFiniteError as error:
             if not logger.isEnabledFor(logging.INFO):
                 raise NotFiniteError(f"{error}; --debug names the layer") from error
-            bad = ~torch.isfinite(logits).all(-1)
-            place = find_first_not_finite(
-                self._model, seen[int(bad.int().argmax())], self._plan.stream_dtype, self._prefix
-            )
+            place = find_first_not_finite(self._model, seen[tokens.index(-1)], self._plan.stream_dtype, self._prefix)
             raise NotFiniteError(f"{error}; the first come out of {place}") from error
+        return tokens
 
     @torch.inference_mode()
     def _verify(self, batch: Batch, sequence: _Sequence, tokens: list[int], step: int) -> Tensor:
@@ -180,14 +189,10 @@ class Decoder:
         return self._model.lm_head(x[:, -1:])
 
     @torch.inference_mode()
-    def _decode(self, batch: Batch, sequence: _Sequence, tokens: Sequence[int], step: int) -> Tensor:
-        """Feed the tokens of one step; returns the logits (B, 1, V) that follow them."""
-        ids = torch.tensor(tokens, device=self._plan.device)[:, None]
-        mask = batch.decode_mask()
+    def _decode(self, batch: Batch, sequence: _Sequence, tokens: Tensor, step: int) -> Tensor:
+        """Feed the tokens (B,) of one step to the cache; returns the logits (B, 1, V) that follow them."""
         decode = partial(self._model, last_only=True) if self._stepper is None else self._stepper.step
-        logits = decode(ids, batch.decode_positions(step), mask, sequence.cache)
-        sequence.ids.append(tokens[0])
-        return logits
+        return decode(tokens[:, None], batch.decode_positions(step), batch.decode_mask(), sequence.cache)
 
     def _take(self, batch_size: int, length: int) -> _Sequence:
         """The sequence kept for single rows, of ``max_length``, if no other stream has it; or a new one."""

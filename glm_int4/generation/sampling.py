@@ -12,6 +12,9 @@ from glm_int4.errors import InputError, NotFiniteError
 # temperature, top_p and top_k of the official chat(); top_k is the implicit default beneath it.
 OFFICIAL_DEFAULTS = {"1": (0.95, 0.7, 50), "2": (0.8, 0.8, 50), "3": (0.8, 0.8, 50)}
 
+# Tokens behind the top k that may be as likely as the last of them, and stay then. With more, top-p keeps too many.
+_TIES = 64
+
 _NOT_FINITE = "expected finite logits, got nan or inf; the weights are damaged or overflow this dtype"
 
 
@@ -92,67 +95,81 @@ class Sampler:
         else:
             self._generator.manual_seed(params.seed)
 
-    def pick(self, logits: Tensor, seen: list[list[int]]) -> list[int]:
-        """Pick a token for every row.
+    @property
+    def looks_back(self) -> bool:
+        """Whether a choice depends on the tokens before it beyond their logits."""
+        return self._penalty != 1.0 or bool(self._presence or self._frequency)
 
-        Args:
-            logits: (B, V) float32.
-            seen: per row, the ids so far, prompt included.
+    def pick(self, logits: Tensor, seen: list[list[int]]) -> list[int]:
+        """Choose a token for every row and accept it; arguments as of ``choose``.
+
         Raises:
             NotFiniteError: the model computed nan or inf.
         """
-        if not logits.is_cuda and not bool(torch.isfinite(logits).all()):
-            raise NotFiniteError(_NOT_FINITE)
-        if self._penalty != 1.0:
-            logits = self._penalize(logits, seen)
-        counted = bool(self._presence or self._frequency)
-        if counted:
-            self._picked = self._picked or [Counter() for _ in seen]
-            logits = self._subtract_penalties(logits)
-        tokens = self._choose_on_device(logits) if logits.is_cuda else self._choose(logits)
-        if counted:
-            for counts, token in zip(self._picked, tokens, strict=True):
-                counts[token] += 1
+        tokens: list[int] = self.choose(logits, seen).tolist()
+        self.accept(tokens)
         return tokens
 
-    def _choose(self, logits: Tensor) -> list[int]:
-        if self._temperature == 0:
-            return logits.argmax(-1).tolist()
-        probabilities = self.probabilities(logits).cpu()
-        return torch.multinomial(probabilities, 1, generator=self._generator).flatten().tolist()
+    def choose(self, logits: Tensor, seen: list[list[int]]) -> Tensor:
+        """Choose a token for every row, without waiting for a GPU.
 
-    def _choose_on_device(self, logits: Tensor) -> list[int]:
-        """As ``_choose``, waiting for the device once: where the tokens are read."""
-        if self._temperature == 0:
-            tokens = logits.argmax(-1)
-        else:
-            probabilities = self.probabilities(logits)
-            if self._generator.device != logits.device:
-                self._generator = torch.Generator(logits.device).manual_seed(self._generator.initial_seed())
-            # The first of exponential clocks with these rates: torch.multinomial would wait to check its input.
-            clocks = torch.empty_like(probabilities).exponential_(generator=self._generator)
-            tokens = (probabilities / clocks).argmax(-1)
-        picked: list[int] = torch.where(torch.isfinite(logits).all(-1), tokens, -1).tolist()
-        if min(picked) < 0:
+        Args:
+            logits: (B, V) float32.
+            seen: per row, the ids so far, prompt included; they count where the sampler ``looks_back``.
+        Returns:
+            (B,) int64 on the logits' device, -1 for a row whose logits are nan or inf.
+        """
+        finite = torch.isfinite(logits).all(-1)
+        if not logits.is_cuda and not bool(finite.all()):
+            logits = logits.masked_fill(~finite[:, None], 0.0)  # torch.multinomial refuses them
+        if self._penalty != 1.0:
+            logits = self._penalize(logits, seen)
+        if self._presence or self._frequency:
+            self._picked = self._picked or [Counter() for _ in seen]
+            logits = self._subtract_penalties(logits)
+        return torch.where(finite, self._draw(logits), -1)
+
+    def accept(self, tokens: list[int]) -> None:
+        """Take note of tokens that were chosen.
+
+        Raises:
+            NotFiniteError: one is -1: the model computed nan or inf.
+        """
+        if min(tokens) < 0:
             raise NotFiniteError(_NOT_FINITE)
-        return picked
+        for counts, token in zip(self._picked, tokens, strict=False):  # empty unless a penalty needs them
+            counts[token] += 1
+
+    def _draw(self, logits: Tensor) -> Tensor:
+        if self._temperature == 0:
+            return logits.argmax(-1)
+        probabilities = self.probabilities(logits)
+        if logits.is_cuda:
+            return self._draw_without_waiting(probabilities)
+        return torch.multinomial(probabilities, 1, generator=self._generator).flatten()
+
+    def _draw_without_waiting(self, probabilities: Tensor) -> Tensor:
+        """The first of exponential clocks with these rates: torch.multinomial would wait to check its input."""
+        if self._generator.device != probabilities.device:
+            self._generator = torch.Generator(probabilities.device).manual_seed(self._generator.initial_seed())
+        clocks = torch.empty_like(probabilities).exponential_(generator=self._generator)
+        return (probabilities / clocks).argmax(-1)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Temperature, then top-k, top-p and min-p: (B, V) to probabilities (B, V)."""
         logits = logits / self._temperature
-        most = size = logits.shape[-1]
+        size = logits.shape[-1]
+        listed = min(self._top_k + _TIES, size) if self._top_k else size
+        if 0 < self._top_k < size or self._top_p < 1:
+            values, order = logits.topk(listed) if listed < size else logits.sort(-1, descending=True)
         if 0 < self._top_k < size:
-            kept = logits >= logits.topk(self._top_k).values[:, -1:]
-            logits = logits.masked_fill(~kept, -torch.inf)
-            if not logits.is_cuda:  # where the sort is quick and to count would be to wait
-                most = int(kept.sum(-1).max())  # more than top_k where the last ones are equal
+            logits = logits.masked_fill(logits < values[:, self._top_k - 1, None], -torch.inf)
         if self._top_p < 1:
-            probabilities = logits.softmax(-1)
-            ordered, order = probabilities.topk(most) if most < size else probabilities.sort(-1, descending=True)
-            dropped = ordered.cumsum(-1) - ordered >= self._top_p  # mass in front of a token
-            dropped[..., 0] = False  # also where top_p is 0 in float32
-            dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, dropped)
-            logits = logits.masked_fill(dropped, -torch.inf)
+            ordered = logits.softmax(-1).gather(-1, order)
+            before = ordered.cumsum(-1) - ordered  # mass in front of a token
+            before[..., 0] = -1.0  # the first stays, also where top_p is 0 in float32
+            dropped = (ordered.sum(-1, keepdim=True) >= self._top_p).repeat(1, size)  # what is not listed comes after
+            logits = logits.masked_fill(dropped.scatter(-1, order, before >= self._top_p), -torch.inf)
         probabilities = logits.softmax(-1)
         if self._min_p > 0:
             probabilities = probabilities * (probabilities >= self._min_p * probabilities.amax(-1, keepdim=True))

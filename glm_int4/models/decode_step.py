@@ -2,8 +2,8 @@
 
 The same arithmetic as the modules' own ``forward``, in a fifth of the launches: the residual is added where
 the next norm is computed, queries are rotated where keys and values are written to the cache, and attention
-reads the cache as it is stored. Shapes do not depend on the length, which is a tensor, so that a CUDA graph
-of a step serves many tokens. ``generation/cuda_graphs.py`` makes the graphs.
+reads the cache as it is stored. Shapes do not depend on where a row's cache is, nor on its length, which are
+tensors, so that a CUDA graph of a step serves many tokens. ``generation/cuda_graphs.py`` makes the graphs.
 """
 
 from types import ModuleType
@@ -21,7 +21,7 @@ class DecodeStep:
 
     Args:
         model: of any version, in float16.
-        cache: in float16 or int8. Only its tensors are kept, not the cache.
+        cache: in float16 or int8, of rows or of slots. Only its tensors are kept, not the cache.
         ops: ``triton_kernels.decode`` or ``triton_kernels.reference``.
     """
 
@@ -47,7 +47,8 @@ class DecodeStep:
         self,
         token_ids: Tensor,
         positions: Tensor,
-        column: Tensor,
+        slots: Tensor,
+        columns: Tensor,
         padding: Tensor,
         *,
         prefix_length: int,
@@ -57,18 +58,19 @@ class DecodeStep:
 
         Args:
             token_ids: (B,) int64. positions: (B, P) int64, as the model takes them.
-            column: (1,) int64, the cache's column for the new tokens: how many were valid before.
+            slots: (B,) int64, each row's place in the cache.
+            columns: (B,) int64, the column for its new token: how many were valid before.
             padding: (B,) int64, hidden columns behind the first ``prefix_length``.
-            max_columns: at least ``column + 1``; a bound that the launches are made for.
+            max_columns: at least the largest of ``columns + 1``; a bound that the launches are made for.
         Returns:
             (B, V) float32.
         """
-        length = column + 1
+        places = (slots, columns, columns + 1)
         x = self._embedding(token_ids).half()  # (B, hidden_size)
         norms = [layer.input_layernorm for layer in self._layers] + [self._final_norm]
         total, x = self._add_norm(x, norms[0])
         for i, layer in enumerate(self._layers):
-            out = self._attend(layer, i, x, positions, column, length, padding, prefix_length, max_columns)
+            out = self._attend(layer, i, x, positions, places, padding, prefix_length, max_columns)
             # The residual is the normalized input in version 1, the sum so far in the others.
             total, x = self._add_norm(out, layer.post_attention_layernorm, x if self._first_version else total)
             out = self._mlp(layer.mlp, x)
@@ -85,8 +87,7 @@ class DecodeStep:
         layer_id: int,
         x: Tensor,
         positions: Tensor,
-        column: Tensor,
-        length: Tensor,
+        places: tuple[Tensor, Tensor, Tensor],
         padding: Tensor,
         prefix_length: int,
         max_columns: int,
@@ -95,18 +96,20 @@ class DecodeStep:
         assert isinstance(attention, nn.Module)
         stored = [part[layer_id] for part in (self._k, self._v, self._k_scales, self._v_scales)]
         config = self._model.config
+        slots, columns, lengths = places
         q = self._ops.rotary_to_cache(
             attention.query_key_value(x).half(),  # type: ignore[operator]
             self._cos,
             self._sin,
             positions,
-            column,
+            slots,
+            columns,
             *stored,
             num_heads=config.num_heads,
             two_dimensional=self._first_version,
         )
         out = self._ops.one_token_attention(
-            q, *stored, length, padding, prefix_length=prefix_length, max_columns=max_columns
+            q, *stored, slots, lengths, padding, prefix_length=prefix_length, max_columns=max_columns
         )
         return attention.dense(out)  # type: ignore[operator]
 

@@ -28,8 +28,9 @@ class RunningRows:
     """Slots whose sequences take one new token together.
 
     Attributes:
-        cache: all slots. slots: (B,) int64, the row's slot. ends: (B,) int64, columns that a slot holds
-            with the new token. numbers: the two as numbers, which need not wait for a device.
+        cache: all slots. slots: (B,) int64, the row's slot. columns: (B,) int64, the slot's column for the new
+            token. ends: (B,) int64, columns that it holds with it. numbers: slots and ends as numbers, which
+            need not wait for a device.
     """
 
     def __init__(self, cache: SlotCache, slots: list[int], lengths: list[int]) -> None:
@@ -39,8 +40,8 @@ class RunningRows:
         self.cache = cache
         self.numbers = [(slot, length + 1) for slot, length in zip(slots, lengths, strict=True)]
         self.slots = torch.tensor(slots, device=device)
-        self._columns = torch.tensor(lengths, device=device)
-        self.ends = self._columns + 1
+        self.columns = torch.tensor(lengths, device=device)
+        self.ends = self.columns + 1
 
     @property
     def dtype(self) -> torch.dtype:
@@ -48,7 +49,7 @@ class RunningRows:
 
     def places(self, batch_size: int) -> tuple[Tensor, Tensor]:
         """Of every row, its slot and the column of its new token."""
-        return self.slots, self._columns
+        return self.slots, self.columns
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """All slots' keys, values and scales; as of ``KVCache``."""
@@ -60,5 +61,5 @@ class RunningRows:
         for x, values, scales in ((k, cache.k, cache.k_scales), (v, cache.v, cache.v_scales)):
             x = x[:, 0]
             if cache.dtype == torch.int8:
-                x, scales[layer_id][self.slots, :, self._columns] = quantize_rows(x)
-            values[layer_id][self.slots, :, self._columns] = x.to(cache.dtype)
+                x, scales[layer_id][self.slots, :, self.columns] = quantize_rows(x)
+            values[layer_id][self.slots, :, self.columns] = x.to(cache.dtype)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import glm_int4
-from glm_int4.errors import GLMError, InputError
+from glm_int4.errors import InputError, NotFiniteError
 from glm_int4.generation import batching
 from glm_int4.generation.batching import Batcher
 from glm_int4.generation.decoding import PREFILL_ROWS
@@ -202,8 +202,11 @@ def test_logits_that_are_not_finite_end_one_answer(mini_int4):
     engine = glm_int4.load(mini_int4, device="cpu")
     batcher = Batcher(engine, 2)
     bad, good = make(batcher, engine, [engine.tokenizer.encode_prompt("你好")] * 2, 4)
-    bad.sampler.pick = lambda logits, seen: (_ for _ in ()).throw(GLMError("nan"))
-    assert list(run(batcher, [bad, good])) == [bad]
+    choose = bad.sampler.choose
+    bad.sampler.choose = lambda logits, seen: choose(logits * torch.nan, seen)
+    ((sequence, error),) = run(batcher, [bad, good]).items()
+    assert sequence is bad
+    assert isinstance(error, NotFiniteError)
     assert good.ids
 
 

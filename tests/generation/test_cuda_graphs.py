@@ -9,8 +9,11 @@ import torch
 
 import glm_int4
 from glm_int4.generation import cuda_graphs
-from glm_int4.generation.cuda_graphs import GraphStepper, column_bound, make_stepper
+from glm_int4.generation.batching import Batcher
+from glm_int4.generation.cuda_graphs import GraphStepper, TokenReading, column_bound, make_stepper, row_bucket
+from glm_int4.generation.decoding import Decoder
 from glm_int4.generation.sampling import SamplingParams
+from glm_int4.models.decode_step import DecodeStep
 from tests.conftest import FIXTURES
 from triton_kernels import reference
 
@@ -71,6 +74,78 @@ def test_rows_of_a_batch_have_graphs_of_their_own_which_go_with_their_cache(half
     assert len(half._decoder._stepper._caches) == 1  # of the sequence that is kept
 
 
+def test_a_step_runs_for_a_power_of_two_of_rows_filled_up_with_the_first(half, capture, monkeypatch):
+    shapes = []
+
+    class Step(DecodeStep):
+        def __call__(self, token_ids, *inputs, **options):
+            shapes.append(token_ids.shape)
+            for x in (token_ids, *inputs):
+                assert torch.equal(x[-1], x[0])
+            return super().__call__(token_ids, *inputs, **options)
+
+    monkeypatch.setattr(cuda_graphs, "DecodeStep", Step)
+    rows = [PROMPT, [17, 18, 19, 141, 144, 33], PROMPT[1:]]
+    assert half.generate(rows, 6, GREEDY, []) == plain_tokens(rows, 6)
+    assert shapes == [(4,)] * 5
+
+
+def test_sequences_that_come_and_go_share_the_graphs_of_their_numbers(half, capture):
+    prompts = [[20 + i, 31, 42, *range(17, 17 + 3 * i), 141, 144] for i in range(7)]
+    alone = [half.generate(prompt, 12 + i, GREEDY, []) for i, prompt in enumerate(prompts)]
+    batcher = Batcher(half, 5)
+    batcher._stepper = stepper = GraphStepper(half.model, reference, Capture())
+    sequences = [batcher.sequence(prompt, 12 + i, GREEDY, frozenset()) for i, prompt in enumerate(prompts)]
+    for sequence in sequences:
+        batcher.add(sequence)
+    while batcher.num_running or batcher.num_waiting:
+        for event in batcher.step():
+            assert event.error is None
+    assert [sequence.ids for sequence in sequences] == alone
+    ((cache, graphs),) = stepper._caches.items()
+    assert cache is batcher._cache
+    assert {rows for rows, _ in graphs.replays} == {1, 2, 4, 8}
+    assert {bound for _, bound in graphs.replays} == {16, 32, 64}
+
+
+def test_a_sequence_whose_slot_is_full_ends_alone(half, capture):
+    half = glm_int4.load(FIXTURES / "v1_tiny", device="cpu", dtype=torch.float16, max_length=16)
+    batcher = Batcher(half, 2)
+    batcher._stepper = GraphStepper(half.model, reference, Capture())
+    long, short = (batcher.sequence(prompt, None, GREEDY, frozenset()) for prompt in (PROMPT * 2, PROMPT))
+    for sequence in (long, short):
+        batcher.add(sequence)
+    while batcher.num_running or batcher.num_waiting:
+        assert all(event.error is None for event in batcher.step())
+    assert (len(long.ids), len(short.ids)) == (16 - 10, 16 - 5)
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_the_next_step_runs_while_tokens_are_read(version, monkeypatch):
+    """A step too many, where an answer ends, leaves nothing behind."""
+    order = []
+    half = glm_int4.load(FIXTURES / f"v{version}_tiny", device="cpu", dtype=torch.float16, model_version=version)
+    prompt = PROMPT if version == "1" else [20, 31, 42, 44]
+    expected = half.generate(prompt, 12, GREEDY, [])
+    stop = next(i for i in range(3, 12) if expected[i] not in expected[:i])
+    half._decoder = Decoder(half.model, half.plan, half.max_length)
+    half._decoder._stepper = stepper = GraphStepper(half.model, reference, Capture())
+    step, read = stepper.step, TokenReading.read
+    monkeypatch.setattr(stepper, "step", lambda *inputs: order.append("step") or step(*inputs))
+    monkeypatch.setattr(TokenReading, "read", lambda reading: order.append("read") or read(reading))
+    assert half.generate(prompt, 12, GREEDY, [expected[stop]]) == expected[:stop]
+    assert order == ["step", "read"] * (stop + 1)
+    sequence = half._decoder._kept
+    assert sequence.ids == [*prompt, *expected[:stop]]
+    assert sequence.cache.length == len(sequence.ids)
+    order.clear()
+    assert half.generate(prompt, 5, GREEDY, []) == expected[:5]
+    assert order == [*["step", "read"] * 4, "read"]  # none behind the last
+    order.clear()
+    half.generate(prompt, 3, SamplingParams(temperature=0, repetition_penalty=1.1), [])
+    assert order == ["read", "step", "read", "step", "read"]  # the tokens so far decide about the next
+
+
 def test_many_rows_run_without_graphs(half, capture, monkeypatch):
     monkeypatch.setattr(cuda_graphs, "MAX_ROWS", 2)
     rows = [PROMPT] * 3
@@ -121,6 +196,10 @@ def test_memory_that_runs_out_is_not_hidden(half):
     with pytest.raises(torch.OutOfMemoryError):
         half.generate(PROMPT, 3, GREEDY, [])
     assert stepper.fused
+
+
+def test_rows_are_counted_in_powers_of_two_up_to_sixteen():
+    assert [row_bucket(n) for n in (1, 2, 3, 5, 8, 9, 16, 17, 30)] == [1, 2, 4, 8, 8, 16, 16, 17, 30]
 
 
 def test_bounds_are_powers_of_two_up_to_the_caches_end():

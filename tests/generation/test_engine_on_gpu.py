@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 import glm_int4
+from glm_int4.generation.batching import Batcher
 from glm_int4.generation.bench import random_engine, random_row
 from glm_int4.generation.sampling import SamplingParams
 from glm_int4.models.presets import CONFIGS
@@ -55,6 +56,27 @@ def test_greedy_ids_are_the_same_with_and_without_graphs(bits, kv_bits, tmp_path
         for rows in (prompt, [prompt, glm.tokenizer.encode_prompt("一周有几天?")]):
             ways = decode_ways(glm, rows, 40)
             assert ways["graphs"] == ways["fused"] == ways["modules"]
+    assert not caplog.records
+
+
+def test_sequences_that_come_and_go_say_the_same_with_and_without_graphs(tmp_path, caplog):
+    glm_int4.quantize_checkpoint(MINI, tmp_path / "mini", bits=4)
+    glm = glm_int4.load(tmp_path / "mini", device="cuda")
+    prompts = [glm.tokenizer.encode_prompt(f"{i}加{3 * i}等于几?" + "你好" * i) for i in range(12)]
+    results = []
+    for captures in (True, False):
+        batcher = Batcher(glm, 5)
+        batcher._stepper.captures = captures
+        sequences = [batcher.sequence(prompt, 20 + i, GREEDY, frozenset()) for i, prompt in enumerate(prompts)]
+        with caplog.at_level(logging.WARNING):
+            for sequence in sequences:
+                batcher.add(sequence)
+            while batcher.num_running or batcher.num_waiting:
+                assert all(event.error is None for event in batcher.step())
+        assert batcher._stepper.fused
+        assert batcher._stepper.captures == captures
+        results.append([sequence.ids for sequence in sequences])
+    assert results[0] == results[1]
     assert not caplog.records
 
 

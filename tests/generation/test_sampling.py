@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from glm_int4.errors import GLMError, InputError
+from glm_int4.errors import InputError, NotFiniteError
 from glm_int4.generation.sampling import Sampler, SamplingParams
 
 LOGITS = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
@@ -48,10 +48,11 @@ def test_sorting_the_most_likely_alone_gives_the_same_probabilities(top_k, top_p
     assert torch.equal(sampler.probabilities(logits), _by_sorting_everything(logits, top_k, top_p))
 
 
-def test_equal_values_beyond_top_k_are_cut_by_top_p():
-    sampler = Sampler(SamplingParams(temperature=1.0, top_k=2, top_p=0.5), "1")
-    probabilities = sampler.probabilities(torch.zeros(1, 10))
-    assert (probabilities > 0).sum() == 5  # top-k keeps all ten, which are equal; top-p half of them
+@pytest.mark.parametrize(("size", "top_p", "expected"), [(10, 0.5, 5), (60, 0.5, 30), (500, 0.1, 50), (500, 1.0, 500)])
+def test_equal_values_beyond_top_k_are_cut_by_top_p(size, top_p, expected):
+    sampler = Sampler(SamplingParams(temperature=1.0, top_k=2, top_p=top_p), "1")
+    probabilities = sampler.probabilities(torch.zeros(2, size))
+    assert (probabilities > 0).sum(-1).tolist() == [expected] * 2  # top-k keeps all, which are equal
 
 
 def test_none_means_the_official_defaults_of_the_version():
@@ -89,7 +90,7 @@ def test_repetition_penalty_lowers_what_has_occurred():
 
 
 def test_logits_that_are_not_finite_are_a_fault():
-    with pytest.raises(GLMError, match="finite logits"):
+    with pytest.raises(NotFiniteError, match="finite logits"):
         Sampler(SamplingParams(), "1").pick(torch.tensor([[torch.nan, 1.0]]), [[]])
 
 
@@ -138,21 +139,22 @@ def test_numbers_of_numpy_are_numbers():
 
 def test_a_gpu_draws_without_waiting_from_the_same_probabilities():
     sampler = Sampler(SamplingParams(seed=0, temperature=1.0, top_p=0.9, top_k=0), "1")
-    draws = torch.tensor(sampler._choose_on_device(LOGITS.expand(20000, -1)))
-    expected = sampler.probabilities(LOGITS)[0]
-    assert (draws.bincount(minlength=4) / 20000 - expected).abs().max() < 4 * 0.5 / 20000**0.5
+    expected = sampler.probabilities(LOGITS)
+    draws = sampler._draw_without_waiting(expected.expand(20000, -1))
+    assert (draws.bincount(minlength=4) / 20000 - expected[0]).abs().max() < 4 * 0.5 / 20000**0.5
     again = Sampler(SamplingParams(seed=0, temperature=1.0, top_p=0.9, top_k=0), "1")
-    assert again._choose_on_device(LOGITS.expand(20000, -1)) == draws.tolist()
-    assert Sampler(SamplingParams(temperature=0), "1")._choose_on_device(LOGITS) == [0]
+    assert torch.equal(again._draw_without_waiting(expected.expand(20000, -1)), draws)
 
 
 @pytest.mark.parametrize("temperature", [0, 1])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_a_gpu_names_logits_that_are_not_finite(value, temperature):
+def test_a_row_that_is_not_finite_has_no_token(value, temperature):
     logits = torch.cat((LOGITS, LOGITS))
     logits[1, 2] = value
-    with pytest.raises(GLMError, match="got nan or inf"):
-        Sampler(SamplingParams(temperature=temperature), "1")._choose_on_device(logits)
+    sampler = Sampler(SamplingParams(temperature=temperature, top_k=1), "1")
+    assert sampler.choose(logits, [[], []]).tolist() == [0, -1]
+    with pytest.raises(NotFiniteError, match="got nan or inf"):
+        sampler.pick(logits, [[], []])
 
 
 def test_the_smallest_top_p_keeps_the_first_token():

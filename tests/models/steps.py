@@ -52,8 +52,9 @@ def run(engine, rows, num_steps, prefix_length, ops):
             results.append(model(ids, positions, mask, cache)[:, 0])
             continue
         padding = torch.zeros(len(rows), dtype=torch.int64) if mask.padding is None else mask.padding
-        column = torch.tensor([cache.length])
+        slots = torch.arange(len(rows))
+        columns = torch.full_like(slots, cache.length)
         options = {"prefix_length": prefix_length, "max_columns": 40}
-        results.append(step(ids[:, 0], positions[:, :, 0].contiguous(), column, padding, **options))
+        results.append(step(ids[:, 0], positions[:, :, 0].contiguous(), slots, columns, padding, **options))
         cache.advance(1)
     return results

@@ -67,15 +67,14 @@ def one_token(num_kv_heads, dtype):
     scale_length = 300 if dtype == torch.int8 else 0
     stored = [torch.zeros(2, num_kv_heads, 300, 128, dtype=dtype) for _ in range(2)]
     stored += [torch.zeros(2, num_kv_heads, scale_length, dtype=torch.float16) for _ in range(2)]
-    tables, column = torch.zeros(300, 32), torch.zeros(1, dtype=torch.int64)
+    tables, (slots, columns, padding) = torch.zeros(300, 32), torch.zeros(3, 2, dtype=torch.int64)
     two_dimensional = num_kv_heads == 4
     positions = torch.zeros(2, 2 if two_dimensional else 1, dtype=torch.int64)
     qkv = torch.zeros(2, (4 + 2 * num_kv_heads) * 128, dtype=torch.float16)
     options = {"num_heads": 4, "two_dimensional": two_dimensional}
-    q = decode.rotary_to_cache(qkv, tables, tables, positions, column, *stored, **options)
-    padding = torch.zeros(2, dtype=torch.int64)
+    q = decode.rotary_to_cache(qkv, tables, tables, positions, slots, columns, *stored, **options)
     for bound in (256, 300):
-        decode.one_token_attention(q, *stored, column + 1, padding, max_columns=bound)
+        decode.one_token_attention(q, *stored, slots, columns + 1, padding, max_columns=bound)
 
 
 if __name__ == "__main__":

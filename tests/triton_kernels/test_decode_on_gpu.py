@@ -35,8 +35,10 @@ def attend(version, batch_size, length, int8, max_columns, path):
     padding = torch.arange(batch_size, device="cuda") % length
     q = random(batch_size, VERSIONS[version][0], HEAD_DIM)
     stored = cache(version, batch_size, max_columns, int8)
-    where = torch.tensor([length], device="cuda")
-    return path.one_token_attention(q, *stored, where, padding, max_columns=max_columns)
+    slots = torch.arange(batch_size, device="cuda").flip(0)
+    lengths = (length - slots).clamp(min=1)
+    padding = padding.minimum(lengths - 1)
+    return path.one_token_attention(q, *stored, slots, lengths, padding, max_columns=max_columns)
 
 
 @pytest.fixture
@@ -59,10 +61,10 @@ def test_attention_to_real_caches(decode, version, int8):
 def test_attention_repeats_bit_for_bit_whatever_the_bound(decode, version):
     q = random(2, VERSIONS[version][0], HEAD_DIM)
     stored = cache(version, 2, 2048, False)
-    length, padding = torch.tensor([700], device="cuda"), torch.zeros(2, dtype=torch.int64, device="cuda")
-    first = decode.one_token_attention(q, *stored, length, padding, max_columns=1024)
+    numbers = torch.tensor([[1, 0], [700, 400], [0, 0]], device="cuda")
+    first = decode.one_token_attention(q, *stored, *numbers, max_columns=1024)
     for bound in (2048,) * 100:
-        assert torch.equal(decode.one_token_attention(q, *stored, length, padding, max_columns=bound), first)
+        assert torch.equal(decode.one_token_attention(q, *stored, *numbers, max_columns=bound), first)
 
 
 @pytest.mark.parametrize("int8", [False, True], ids=["fp16", "int8"])
@@ -75,12 +77,12 @@ def test_rotation_and_what_the_cache_keeps(decode, version, int8):
     positions = torch.tensor([[3, 1999], [0, 7], [2049, 1]], device="cuda")[
         :, : 2 if two_dimensional else 1
     ].contiguous()
-    column = torch.tensor([1000], device="cuda")
+    slots, columns = torch.tensor([[2, 0, 1], [1000, 3, 2047]], device="cuda")
     results = []
     for path in (decode, reference):
         stored = [part.clone() for part in cache(version, 3, 2048, int8)]
         options = {"num_heads": num_heads, "two_dimensional": two_dimensional}
-        q = path.rotary_to_cache(qkv, angles.cos(), angles.sin(), positions, column, *stored, **options)
+        q = path.rotary_to_cache(qkv, angles.cos(), angles.sin(), positions, slots, columns, *stored, **options)
         results.append([q, *(part.float() for part in stored)])
     for i, (ours, theirs) in enumerate(zip(*results, strict=True)):
         if i in (1, 2) and int8:
