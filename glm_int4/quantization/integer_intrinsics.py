@@ -6,12 +6,14 @@ Numba's own types have no vectors, and its loops do not reach ``vpdpwssd`` and `
 
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from glm_int4.quantization.instructions import InstructionSet
+
+binding.initialize_native_asmparser()  # Numba itself has no use for one
 
 TILE_ROWS = 32  # output features that one call computes
 
@@ -61,8 +63,9 @@ class _TileProduct:
         )
         self.fma = self._function(f"llvm.fma.v{self.lanes}f32", ir.FunctionType(self.floats, [self.floats] * 3))
         if self.has_dot:
-            name = f"llvm.x86.avx512.vpdpwssd.{32 * self.lanes}"
-            self.dot = self._function(name, ir.FunctionType(self.ints, [self.ints] * 3))
+            # As assembly: LLVM takes its own intrinsic apart into vpmaddwd and vpaddd for Intel's processors.
+            kind = ir.FunctionType(self.ints, [self.ints] * 3)
+            self.dot = ir.InlineAsm(kind, "vpdpwssd $2, $1, $0", "=v,v,v,0")
         else:
             self.dot = self._function("llvm.x86.avx2.pmadd.wd", ir.FunctionType(self.ints, [self.words] * 2))
 
@@ -140,7 +143,7 @@ class _TileProduct:
 
     def _add_product(self, acc: Any, pair: Any, weight: Any) -> Any:
         if self.has_dot:
-            return self.b.call(self.dot, [acc, pair, self.b.bitcast(weight, self.ints)])
+            return self.b.call(self.dot, [self.b.bitcast(weight, self.ints), pair, acc])
         return self.b.add(acc, self.b.call(self.dot, [self.b.bitcast(pair, self.words), weight]))
 
     def _scale_run(self, run: Any, rows: range, vectors: range) -> None:

@@ -5,6 +5,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from glm_int4.quantization.rounding_intrinsics import STEP, round_group, sum_of_squares, try_range
 from glm_int4.quantization.scheme import QuantizationScheme
 from glm_int4.quantization.threads import numba_threads
 
@@ -74,7 +75,7 @@ def _widen_half(bits, out):
         out[k] = -value if bits[k] & np.uint16(0x8000) else value
 
 
-@numba.njit(parallel=True, cache=True, fastmath=True)
+@numba.njit(parallel=True, cache=True, error_model="numpy")
 def _search_rows(halves, floats, group_size, shares, symmetric, middle, packed, scales, zeros, sums):
     num_rows, in_features = halves.shape if halves.size else floats.shape
     top = np.float32(2 * middle - 1)
@@ -84,20 +85,19 @@ def _search_rows(halves, floats, group_size, shares, symmetric, middle, packed, 
         num_trials += 1 if symmetric else 3
     for row in numba.prange(num_rows):
         row_error = row_norm = 0.0
-        q = np.empty(group_size, dtype=np.uint8)
-        row_values = np.empty(in_features, dtype=np.float32)
+        count = (group_size + STEP - 1) // STEP * STEP  # more than group_size only where the row is one group
+        q = np.empty(count, dtype=np.uint8)
+        row_values = np.zeros(in_features + count - group_size, dtype=np.float32)
         row_bits = row_values.view(np.int32)
         if halves.size:
-            _widen_half(halves[row], row_values)
+            _widen_half(halves[row], row_values[:in_features])
         else:
-            row_values[:] = floats[row]
+            row_values[:in_features] = floats[row]
         for group in range(in_features // group_size):
             start = group * group_size
-            values = row_values[start : start + group_size]
+            values = row_values.ctypes.data + 4 * start
             low, high = _range(row_bits[start : start + group_size])
-            norm = np.float32(0.0)
-            for j in range(group_size):
-                norm += values[j] * values[j]
+            norm = sum_of_squares(values, count)
             best_gain, best_product, best_square = np.float32(-1.0), np.float32(0.0), np.float32(0.0)
             best_scale, best_zero = np.float32(1.0), np.float32(middle)
             for trial in range(num_trials):
@@ -114,12 +114,7 @@ def _search_rows(halves, floats, group_size, shares, symmetric, middle, packed, 
                     scale = _round_to_half((high - low) * shares[trial] / top)
                     zero = min(max(np.float32(np.rint(-low * shares[trial] / scale)), np.float32(0.0)), top)
                 inverse, shift = np.float32(1.0) / scale, zero + half
-                product = square = np.float32(0.0)
-                for j in range(group_size):
-                    # Adding a half and cutting off rounds to nearest, since the sum is never negative.
-                    integer = np.float32(np.int32(min(max(values[j] * inverse + shift, half), top + half))) - zero
-                    product += values[j] * integer
-                    square += integer * integer
+                product, square = try_range(values, count, inverse, shift, top + half, zero)
                 gain = product * (product / square) if square > np.float32(0.0) else np.float32(0.0)
                 if gain > best_gain:
                     best_gain, best_product, best_square = gain, product, square
@@ -127,20 +122,14 @@ def _search_rows(halves, floats, group_size, shares, symmetric, middle, packed, 
             if num_trials > 1 and best_square > np.float32(0.0):
                 best_scale = _round_to_half(np.float32(np.sqrt(norm / best_square)))
             inverse, shift = np.float32(1.0) / best_scale, best_zero + half
-            error = np.float32(0.0)
-            for j in range(group_size):
-                integer = np.int32(min(max(values[j] * inverse + shift, half), top + half))
-                q[j] = np.uint8(integer)
-                difference = (np.float32(integer) - best_zero) * best_scale - values[j]
-                error += difference * difference
+            row_error += round_group(values, count, inverse, shift, top + half, best_zero, best_scale, q.ctypes.data)
             if middle == 8:
                 target = packed[row, start // 2 : (start + group_size) // 2]
                 for j in range(group_size // 2):
                     target[j] = q[2 * j] | np.uint8(q[2 * j + 1] << np.uint8(4))
             else:
-                packed[row, start : start + group_size] = q
+                packed[row, start : start + group_size] = q[:group_size]
             row_norm += norm
             scales[row, group] = best_scale
             zeros[row, group] = np.uint8(best_zero)
-            row_error += error
         sums[row, 0], sums[row, 1] = row_error, row_norm

@@ -10,10 +10,10 @@ from llvmlite import binding, ir
 from glm_int4.quantization.instructions import AVX2, AVX512_VNNI
 from glm_int4.quantization.integer_intrinsics import _TileProduct
 
-# The instructions of each set, a processor that has it, and what must do the work: LLVM is free to take a
-# VNNI instruction apart where it expects the pair of instructions to end sooner.
+# The instructions of each set, a processor that has it, and what must do the work.
 SETS = {
-    "AVX-512 VNNI": (AVX512_VNNI, "znver4", r"vp(?:dpwssd|maddwd)\s.*%zmm"),
+    "AVX-512 VNNI of AMD": (AVX512_VNNI, "znver4", r"vpdpwssd\s.*%zmm"),
+    "AVX-512 VNNI of Intel": (AVX512_VNNI, "cascadelake", r"vpdpwssd\s.*%zmm"),
     "AVX2": (AVX2, "znver3", r"vpmaddwd\s.*%ymm"),
 }
 

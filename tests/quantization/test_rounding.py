@@ -1,5 +1,8 @@
 """Rounding: errors within bounds, edge cases, and loops equal to the plain-torch definition."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -8,6 +11,7 @@ import torch
 from glm_int4.errors import InputError
 from glm_int4.quantization import rounding, rounding_loops
 from glm_int4.quantization.scheme import QuantizationScheme, QuantizedWeight
+from tests.conftest import MINI
 from triton_kernels.packing import unpack_int4
 
 SCHEMES = [
@@ -165,6 +169,40 @@ def test_shapes_that_do_not_fit_are_named():
 def test_schemes_that_do_not_exist_are_refused(values):
     with pytest.raises(InputError, match="expected"):
         QuantizationScheme(**({"bits": 4, "group_size": 128, "symmetric": True} | values))
+
+
+@pytest.mark.parametrize("in_features", [2, 30, 38, 70])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_rows_that_end_within_a_vector(bits, in_features):
+    scheme = QuantizationScheme(bits=bits, group_size=None, symmetric=bits == 8)
+    weight = gaussian(64, in_features)
+    arguments = weight, scheme, in_features, rounding.clip_shares(scheme)
+    packed, scales, zeros, error, _ = rounding_loops.search(*arguments)
+    packed2, scales2, zeros2, error2, _ = rounding.search_reference(*arguments)
+    assert error == pytest.approx(error2, rel=1e-3)
+    for ours, theirs in ((packed, packed2), (scales, scales2), (zeros, zeros2)):
+        assert (ours == theirs).float().mean() > 0.98
+
+
+def test_the_process_that_compiles_the_loop_and_those_that_load_it_find_the_same_integers(tmp_path):
+    """Tens of weights in a million lie in the middle of two integers; with --resume they must fall to the same side."""
+    program = (
+        "import hashlib, torch\n"
+        "from glm_int4.quantization.rounding import quantize_rtn\n"
+        "from glm_int4.quantization.scheme import QuantizationScheme\n"
+        "weight = 0.02 * torch.randn(1024, 4096, generator=torch.Generator().manual_seed(0)).half()\n"
+        "quantized, *sums = quantize_rtn(weight, QuantizationScheme(bits=4, group_size=128, symmetric=False))\n"
+        "parts = (quantized.packed, quantized.scales, quantized.zero_points)\n"
+        "print(*(hashlib.sha256(part.numpy().tobytes()).hexdigest() for part in parts), *sums)\n"
+    )
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(MINI.parents[1])}
+
+    def run():
+        return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True).stdout
+
+    compiled = run()
+    assert list(tmp_path.rglob("*.nbc"))
+    assert run() == compiled
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
