@@ -107,14 +107,14 @@ SENTENCES = (
     # pairs
     (
         r"Tokens per second at (\d+) layers, and in brackets how many times that of the other program's Q4_0 "
-        r"in the same shapes: the median of (\d+) runs in turn, least and most\. ",
+        r"in the same shapes: the median of ([\d or]+) runs in turn, least and most\. ",
         r"\1 层时的每秒 token 数；括号内为同样形状下相对另一程序 Q4_0 的倍数："
         r"两者交替运行 \2 次的中位数，以及最小与最大。",
     ),
     (
         r"The share is that of an answer's bytes a second in what a plain sum over memory reads\. (.+?); "
-        r"shared machines: (.+?); ",
-        r"占比为生成时每秒读取的字节数与单纯对内存求和的读取速度之比。\1；机器与他人共用：\2；",
+        r"shared machines; ",
+        r"占比为生成时每秒读取的字节数与单纯对内存求和的读取速度之比。\1；机器与他人共用；",
     ),
     # speed
     (r"On a (\w+): not measured yet \((`[^`]+`)\)\.", r"\1：尚未测量（\2）。"),

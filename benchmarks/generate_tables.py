@@ -31,7 +31,10 @@ def speed() -> str:
 def pairs() -> str:
     """Tokens per second beside other programs', from what cpu_pairs.py measured in turn."""
     results = [json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("cpu_pairs_*.json")]
-    results.sort(key=lambda result: [result[key] for key in ("capability", "peer", "preset", "threads")], reverse=True)
+    for result in results:
+        result["cpu"] = result["cpu"].replace("(R)", "").removesuffix(" Processor")
+    keys = ("capability", "cpu", "peer", "preset", "threads")
+    results.sort(key=lambda result: [result[key] for key in keys], reverse=True)
     heads = ["prompt of 128", "prompt of 512", "answer behind 128", "share of the bandwidth"]
     lines = [f"| INT4 | beside | {' | '.join(heads)} |", "|---" * (len(heads) + 2) + "|"]
     for result in results:
@@ -40,18 +43,19 @@ def pairs() -> str:
         low, high = (f"{100 * share:.0f}" for share in result["share_spread"])
         threads = f"{result['threads']} thread{'' if result['threads'] == 1 else 's'}"
         share = f"{100 * result['share_of_bandwidth']:.0f} % ({low} to {high})"
-        label = f"{result['capability']}, {NAMES[result['preset']]}, {threads}"
+        label = f"{result['cpu']} ({result['capability']}), {NAMES[result['preset']]}, {threads}"
         lines.append(f"| {label} | {result['peer']} | {' | '.join([*cells, share])} |")
-    versions, commits, dates, cpus = (
+    versions, commits, dates = (
         ", ".join(sorted({form.format_map(result) for result in results}))
-        for form in ("{peer} {peer_version}", "{commit}", "{date}", "{cpu} ({capability})")
+        for form in ("{peer} {peer_version}", "{commit}", "{date}")
     )
     last = results[-1]
+    pairs = " or ".join(sorted({str(result["pairs"]) for result in results}))
     return "\n".join(lines) + (
         f"\n\nTokens per second at {last['layers']} layers, and in brackets how many times that of the other program's "
-        f"Q4_0 in the same shapes: the median of {last['pairs']} runs in turn, least and most. "
+        f"Q4_0 in the same shapes: the median of {pairs} runs in turn, least and most. "
         f"The share is that of an answer's bytes a second in what a plain sum over memory reads. {versions}; "
-        f"shared machines: {cpus}; torch {last['torch']}, {dates}, commits {commits}."
+        f"shared machines; torch {last['torch']}, {dates}, commits {commits}."
     )
 
 
