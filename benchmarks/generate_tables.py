@@ -67,6 +67,11 @@ def _pair(row: dict | None) -> str:
     return f"{row['glm_int4']:.1f} ({row['ratio']:.2f}; {low:.2f} to {high:.2f})"
 
 
+def _rate(tokens_per_s: float) -> str:
+    """With a digit more where a token takes seconds."""
+    return f"{tokens_per_s:.1f}" if tokens_per_s >= 1 else f"{tokens_per_s:.2f}"
+
+
 def floors() -> str:
     """Bytes and launches of a step, which nothing but less of them makes faster."""
     rows = json.loads((RESULTS / "floors.json").read_text(encoding="utf-8"))["rows"]
@@ -92,7 +97,7 @@ def speed_of(place: str, result: dict | None) -> str:
     for row in result["rows"]:
         line = cells.setdefault(f"{NAMES[row['model']]}, {work(row)}", {})
         share = f" ({100 * row['share']:.0f} %)" if "share" in row else ""
-        line[row["way"]] = f"{row['tokens_per_s']:.1f}{share}"
+        line[row["way"]] = _rate(row["tokens_per_s"]) + share
     for label, line in cells.items():
         lines.append(f"| {label} | {' | '.join(line.get(way, MISSING) for way in ways)} |")
     return "\n".join([*lines, "", provenance(result)])

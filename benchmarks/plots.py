@@ -29,7 +29,7 @@ def speed(axes: Any, result: dict) -> None:
         bars = axes.bar(
             places, [rate for _, rate in found], width, label=generate_tables.WAYS[way], color=COLORS.get(way)
         )
-        axes.bar_label(bars, fmt="%.1f", fontsize=7)
+        axes.bar_label(bars, fmt="%.2g", fontsize=7)
     axes.set_xticks(range(len(models)), [generate_tables.NAMES[model] for model in models])
     axes.set(ylabel="tokens/s", title=f"one answer, behind {context} tokens")
     axes.legend(fontsize=7)
@@ -49,7 +49,7 @@ def memory(axes: Any, result: dict) -> None:
                 axes.plot(shown, size, style, color=color, label=label)
     for card in CARDS_GB:
         axes.axhline(card, color="black", linewidth=0.5)
-        axes.text(lengths[0], card, f" {card} GB", va="bottom", fontsize=7)
+        axes.text(0.99, card, f"{card} GB", transform=axes.get_yaxis_transform(), ha="right", va="bottom", fontsize=7)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:.0f}")
     axes.set(xlabel="tokens of context", ylabel="GB of weights and cache", ylim=(0, None))

@@ -66,7 +66,7 @@ def _range(bits):
     return -np.int32(low).view(np.float32), np.int32(high).view(np.float32)
 
 
-@numba.njit(fastmath=False)  # which would merge the factor with what is multiplied later, and overflow
+@numba.njit
 def _widen_half(bits, out):
     """Float32 of finite float16, a row of bits; subnormals too."""
     for k in range(len(out)):
