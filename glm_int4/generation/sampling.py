@@ -100,16 +100,6 @@ class Sampler:
         """Whether a choice depends on the tokens before it beyond their logits."""
         return self._penalty != 1.0 or bool(self._presence or self._frequency)
 
-    def pick(self, logits: Tensor, seen: list[list[int]]) -> list[int]:
-        """Choose a token for every row and accept it; arguments as of ``choose``.
-
-        Raises:
-            NotFiniteError: the model computed nan or inf.
-        """
-        tokens: list[int] = self.choose(logits, seen).tolist()
-        self.accept(tokens)
-        return tokens
-
     def choose(self, logits: Tensor, seen: list[list[int]]) -> Tensor:
         """Choose a token for every row, without waiting for a GPU.
 

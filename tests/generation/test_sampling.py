@@ -63,7 +63,7 @@ def test_none_means_the_official_defaults_of_the_version():
 
 
 def test_temperature_zero_takes_the_largest():
-    assert Sampler(SamplingParams(temperature=0), "1").pick(LOGITS, [[]]) == [0]
+    assert Sampler(SamplingParams(temperature=0), "1").choose(LOGITS, [[]]).tolist() == [0]
 
 
 def test_a_seed_repeats_and_another_differs():
@@ -71,27 +71,22 @@ def test_a_seed_repeats_and_another_differs():
 
     def draws(seed):
         sampler = Sampler(SamplingParams(seed=seed, **OPEN), "1")
-        return [sampler.pick(logits, [[]])[0] for _ in range(20)]
+        return [sampler.choose(logits, [[]]).item() for _ in range(20)]
 
     assert draws(1) == draws(1) != draws(2)
 
 
 def test_frequencies_follow_the_probabilities():
     sampler = Sampler(SamplingParams(seed=0, **OPEN), "1")
-    draws = torch.tensor(sampler.pick(LOGITS.expand(20000, -1), [[]] * 20000))
+    draws = sampler.choose(LOGITS.expand(20000, -1), [[]] * 20000)
     # Four standard errors of a share of 20000 draws are at most 4 * 0.5 / sqrt(20000).
     torch.testing.assert_close(draws.bincount() / 20000, LOGITS.exp()[0], atol=0.0142, rtol=0)
 
 
 def test_repetition_penalty_lowers_what_has_occurred():
     sampler = Sampler(SamplingParams(temperature=0, repetition_penalty=2.0), "1")
-    assert sampler.pick(torch.tensor([[3.0, 2.0, -1.0]]), [[0]]) == [1]
-    assert sampler.pick(torch.tensor([[-1.0, -1.5, -9.0]]), [[0]]) == [1]
-
-
-def test_logits_that_are_not_finite_are_a_fault():
-    with pytest.raises(NotFiniteError, match="finite logits"):
-        Sampler(SamplingParams(), "1").pick(torch.tensor([[torch.nan, 1.0]]), [[]])
+    assert sampler.choose(torch.tensor([[3.0, 2.0, -1.0]]), [[0]]).tolist() == [1]
+    assert sampler.choose(torch.tensor([[-1.0, -1.5, -9.0]]), [[0]]).tolist() == [1]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +149,7 @@ def test_a_row_that_is_not_finite_has_no_token(value, temperature):
     sampler = Sampler(SamplingParams(temperature=temperature, top_k=1), "1")
     assert sampler.choose(logits, [[], []]).tolist() == [0, -1]
     with pytest.raises(NotFiniteError, match="got nan or inf"):
-        sampler.pick(logits, [[], []])
+        sampler.accept([0, -1])
 
 
 def test_the_smallest_top_p_keeps_the_first_token():

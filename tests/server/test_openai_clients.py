@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
+import torch
 from langchain_openai import ChatOpenAI
 
 import glm_int4
@@ -41,7 +42,7 @@ def says(monkeypatch):
         def sequence(*arguments):
             made = make(*arguments)
             ids = iter([*tokenizer.encode(text), tokenizer.eos_id])
-            monkeypatch.setattr(made.sampler, "pick", lambda logits, seen: [next(ids)])
+            monkeypatch.setattr(made.sampler, "choose", lambda logits, seen: torch.tensor([next(ids)]))
             return made
 
         monkeypatch.setattr(batcher, "sequence", sequence)
