@@ -35,6 +35,14 @@ def _load(builder: ir.IRBuilder, address: Any, kind: Any, align: int) -> Any:
     return builder.load(builder.inttoptr(address, kind.as_pointer()), align=align)
 
 
+def splat(builder: ir.IRBuilder, value: Any, kind: ir.VectorType) -> Any:
+    """A vector with a value in every lane."""
+    empty = ir.Constant(kind, ir.Undefined)
+    first = builder.insert_element(empty, value, ir.Constant(_I32, 0))
+    lanes = ir.Constant(ir.VectorType(_I32, kind.count), [0] * kind.count)
+    return builder.shuffle_vector(first, empty, lanes)
+
+
 class _TileProduct:
     """Writes the body of one ``tile_product`` for ``rows`` rows of x.
 
@@ -71,12 +79,6 @@ class _TileProduct:
 
     def _function(self, name: str, kind: ir.FunctionType) -> Any:
         return cgutils.get_or_insert_function(self.b.module, kind, name)
-
-    def _splat(self, value: Any, kind: ir.VectorType) -> Any:
-        empty = ir.Constant(kind, ir.Undefined)
-        first = self.b.insert_element(empty, value, ir.Constant(_I32, 0))
-        lanes = ir.Constant(ir.VectorType(_I32, kind.count), [0] * kind.count)
-        return self.b.shuffle_vector(first, empty, lanes)
 
     def write(self) -> None:
         b = self.b
@@ -127,7 +129,7 @@ class _TileProduct:
         for plane in range(self.planes):
             q = [self._plane(word, plane) for word in words]
             for m in rows:
-                pair = self._splat(_load(b, b.add(x, _int((plane * self.rows + m) * 4)), _I32, 4), self.ints)
+                pair = splat(b, _load(b, b.add(x, _int((plane * self.rows + m) * 4)), _I32, 4), self.ints)
                 for t, weight in zip(vectors, q, strict=True):
                     chain = self.acc[m, t][plane % self.chains]
                     b.store(self._add_product(b.load(chain), pair, weight), chain)
@@ -158,8 +160,8 @@ class _TileProduct:
             offsets[t] = b.fneg(b.fmul(scales[t], zero))
         for m in rows:
             at = b.mul(b.add(b.mul(run, _int(self.rows)), _int(m)), _int(4))
-            x_scale = self._splat(_load(b, b.add(self.x_scales, at), _FLOAT, 4), self.floats)
-            x_sum = self._splat(_load(b, b.add(self.x_sums, at), _FLOAT, 4), self.floats)
+            x_scale = splat(b, _load(b, b.add(self.x_scales, at), _FLOAT, 4), self.floats)
+            x_sum = splat(b, _load(b, b.add(self.x_sums, at), _FLOAT, 4), self.floats)
             for t in vectors:
                 acc = b.load(self.acc[m, t][0])
                 for chain in self.acc[m, t][1:]:

@@ -16,17 +16,13 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from glm_int4.quantization.integer_intrinsics import splat
+
 STEP = 32
 _LANES, _VECTORS = 16, 2  # whatever the processor's registers hold
 
 _I8, _I32, _I64, _FLOAT = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _BYTES, _INTS, _FLOATS = (ir.VectorType(kind, _LANES) for kind in (_I8, _I32, _FLOAT))
-
-
-def _splat(b: ir.IRBuilder, value: Any) -> Any:
-    empty = ir.Constant(_FLOATS, ir.Undefined)
-    first = b.insert_element(empty, value, ir.Constant(_I32, 0))
-    return b.shuffle_vector(first, empty, ir.Constant(_INTS, [0] * _LANES))
 
 
 def _fma(b: ir.IRBuilder, x: Any, y: Any, z: Any) -> Any:
@@ -87,7 +83,7 @@ def try_range(typing_context, address, count, inverse, shift, most, zero):
 
     def generate(context, builder, signature, arguments):
         b = builder
-        inverse, shift, most, zero = (_splat(b, value) for value in arguments[2:])
+        inverse, shift, most, zero = (splat(b, value, _FLOATS) for value in arguments[2:])
 
         def step(values, index, sums):
             q = b.fsub(b.sitofp(_round(b, values, inverse, shift, most), _FLOATS), zero)
@@ -107,7 +103,7 @@ def round_group(typing_context, address, count, inverse, shift, most, zero, scal
 
     def generate(context, builder, signature, arguments):
         b, out = builder, arguments[7]
-        inverse, shift, most, zero, scale = (_splat(b, value) for value in arguments[2:7])
+        inverse, shift, most, zero, scale = (splat(b, value, _FLOATS) for value in arguments[2:7])
 
         def step(values, index, sums):
             q = _round(b, values, inverse, shift, most)

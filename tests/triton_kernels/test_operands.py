@@ -67,3 +67,74 @@ def test_no_rows_give_no_rows(shape):
 def test_the_result_may_have_another_dtype(learned, num_rows):
     x = torch.zeros(num_rows, 256, dtype=torch.float16, requires_grad=learned)
     assert int8_linear(**ARGUMENTS | {"x": x}, out_dtype=torch.float32).dtype == torch.float32
+
+
+def integers(*values, device="cpu"):
+    return torch.tensor(values, device=device)
+
+
+# Two rows of four heads, in three slots of ten columns, two key heads of 16 elements.
+CACHE = {
+    "k_cache": torch.zeros(3, 2, 10, 16),
+    "v_cache": torch.zeros(3, 2, 10, 16),
+    "k_scales": torch.zeros(3, 2, 0).half(),
+    "v_scales": torch.zeros(3, 2, 0).half(),
+}
+ROTARY = CACHE | {
+    "qkv": torch.zeros(2, 8 * 16),
+    "cos": torch.zeros(20, 4),
+    "sin": torch.zeros(20, 4),
+    "positions": integers([3], [4]),
+    "slots": integers(2, 0),
+    "columns": integers(5, 9),
+    "num_heads": 4,
+    "two_dimensional": False,
+}
+ATTENTION = CACHE | {
+    "q": torch.zeros(2, 4, 16),
+    "slots": integers(2, 0),
+    "lengths": integers(6, 10),
+    "padding": integers(0, 0),
+    "max_columns": 10,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"qkv": torch.zeros(2, 100)}, r"qkv must be contiguous \(2, 128\), got torch.float32 \(2, 100\)"),
+        ({"positions": integers([3, 4], [5, 6])}, r"positions must be contiguous int64 \(2, 1\)"),
+        ({"slots": integers(2)}, r"slots must be contiguous int64 \(2,\) on cpu, got torch.int64 \(1,\)"),
+        ({"slots": integers(2, 0, device="meta")}, r"slots must be contiguous int64 \(2,\) on cpu, got .* on meta"),
+        ({"columns": integers(5, 9).int()}, r"columns must be contiguous int64 \(2,\) on cpu, got torch.int32"),
+        ({"columns": integers(5, 0, 9, 0)[::2]}, r"columns must be contiguous int64 \(2,\)"),
+        ({"two_dimensional": True}, "two-dimensional positions need a key head for each of 4 heads, got 2"),
+        ({"v_cache": torch.zeros(3, 2, 9, 16)}, "v_cache must be as k_cache is"),
+        ({"k_cache": torch.zeros(3, 2, 10, 16).int()}, r"k_cache must be contiguous \(slots, Hkv, S, D\)"),
+    ],
+)
+def test_rows_and_caches_of_a_step_that_do_not_agree_are_named(change, message):
+    assert reference.rotary_to_cache(**ROTARY).shape == (2, 4, 16)
+    with pytest.raises(ValueError, match=message):
+        reference.rotary_to_cache(**ROTARY | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"q": torch.zeros(2, 4, 8)}, r"q must be contiguous \(B, heads, 16\), got torch.float32 \(2, 4, 8\)"),
+        ({"slots": integers(2)}, r"slots must be contiguous int64 \(2,\) on cpu, got torch.int64 \(1,\)"),
+        ({"lengths": integers(6, 10).float()}, r"lengths must be contiguous int64 \(2,\) on cpu, got torch.float32"),
+        (
+            {"lengths": integers(6, 10, device="meta")},
+            r"lengths must be contiguous int64 \(2,\) on cpu, got .* on meta",
+        ),
+        ({"padding": integers(0, 0, 0)}, r"padding must be contiguous int64 \(2,\)"),
+        ({"max_columns": 11}, "max_columns must be from 1 to 10, got 11"),
+        ({"max_columns": 0}, "max_columns must be from 1 to 10, got 0"),
+    ],
+)
+def test_arguments_of_attention_that_do_not_agree_are_named(change, message):
+    assert reference.one_token_attention(**ATTENTION).shape == (2, 64)
+    with pytest.raises(ValueError, match=message):
+        reference.one_token_attention(**ATTENTION | change)
