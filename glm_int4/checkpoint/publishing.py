@@ -150,10 +150,7 @@ def tidy(output: Path, fingerprint: Any = None) -> None:
     partial = partial_folder(output)
     try:
         (output / PROGRESS).unlink(missing_ok=True)
-        for folder in [holder / output.name for holder in _replaced(output)]:
-            if folder.is_dir():
-                _remove_folder(folder)
-            folder.parent.rmdir()
+        _remove_replaced(output)
         if fingerprint is not None and partial.is_dir():
             _tidy_partial(partial, output, fingerprint)
     except OSError as error:
@@ -189,13 +186,28 @@ def _remove_folder(folder: Path) -> None:
     folder.rmdir()
 
 
-def put_back(output: Path) -> None:
-    """Undo half a replacement: the old folder moved aside, and the run was killed before the new one came."""
-    for holder in [] if output.exists() else _replaced(output):
-        with contextlib.suppress(OSError):
-            os.rename(holder / output.name, output)
-            holder.rmdir()
+def settle(output: Path) -> None:
+    """End a replacement that was killed, or undo it where the old folder moved aside and no new one came."""
+    with contextlib.suppress(OSError):
+        if output.exists():
+            _remove_replaced(output)
             return
+        for holder in _replaced(output):
+            if (holder / output.name).is_dir():
+                os.rename(holder / output.name, output)
+                holder.rmdir()
+                return
+
+
+def _remove_replaced(output: Path) -> None:
+    """Delete outputs on their way out, under another name first: what is half deleted is never put back."""
+    for holder in _replaced(output):
+        whole, doomed = holder / output.name, holder / f"{output.name}.deleted"
+        if whole.is_dir():
+            os.rename(whole, doomed)
+        if doomed.is_dir():
+            _remove_folder(doomed)
+        holder.rmdir()
 
 
 def exchange(first: Path, second: Path) -> bool:

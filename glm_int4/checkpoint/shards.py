@@ -25,7 +25,7 @@ from glm_int4.checkpoint.publishing import (
     noted_progress,
     partial_folder,
     publish,
-    put_back,
+    settle,
 )
 from glm_int4.checkpoint.safetensors_file import SafetensorsWriter, TensorSpec
 from glm_int4.errors import OutputError
@@ -85,7 +85,7 @@ class OutputFolder:
             self._new_parents = [p for p in (self.partial, *self.partial.parents) if not p.exists()][1:]
             self.partial.mkdir(parents=True, exist_ok=True)
             self._lock = lock_folder(self.partial)
-            put_back(output)
+            settle(output)
             check_output(output, overwrite=overwrite)
             progress = self._read_progress(fingerprint) if resume else None
             self._clear(progress)

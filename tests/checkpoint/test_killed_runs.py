@@ -88,3 +88,14 @@ def test_an_unfinished_folder_says_how_to_go_on(tmp_path):
         glm_int4.quantize_checkpoint(TINY, tmp_path / "out", group_size=32, progress=stop)
     with pytest.raises(ConfigError, match=r"unfinished .* --resume"):
         glm_int4.load(tmp_path / "out.partial")
+
+
+def test_what_a_killed_run_had_half_deleted_is_not_put_back(tmp_path):
+    glm_int4.quantize_checkpoint(TINY, tmp_path / "out", group_size=32)
+    doomed = tmp_path / ".out.replaced-1234" / "out.deleted"
+    doomed.parent.mkdir()
+    (tmp_path / "out").rename(doomed)
+    (doomed / "model-00001-of-00001.safetensors").unlink()
+    glm_int4.quantize_checkpoint(TINY, tmp_path / "out", group_size=32)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    glm_int4.load(tmp_path / "out", device="cpu")
