@@ -25,7 +25,7 @@ _NAN = np.float32(np.nan)
 _INFINITE_BITS = np.uint32(0x7F800000)
 
 # Numba's cache of compiled loops looks at this file alone: a change of tile_product needs one here.
-# Last one, 2026-11-28: vpdpwssd as assembly.
+# Last one, 2026-11-28: lines are asked into L2.
 _SET = instruction_set() or AVX2  # where there is none, nothing of this is compiled
 _int4_by_1, _int4_by_2, _int4_by_4, _int4_by_8 = (tile_product(4, rows, _SET) for rows in (1, 2, 4, 8))
 _int8_by_1, _int8_by_2, _int8_by_4, _int8_by_8 = (tile_product(8, rows, _SET) for rows in (1, 2, 4, 8))

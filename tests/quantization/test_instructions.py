@@ -7,8 +7,9 @@ import pytest
 pytest.importorskip("llvmlite", reason="needs Numba")
 from llvmlite import binding, ir
 
+from glm_int4.quantization import integer_intrinsics
 from glm_int4.quantization.instructions import AVX2, AVX512_VNNI
-from glm_int4.quantization.integer_intrinsics import _TileProduct
+from glm_int4.quantization.integer_intrinsics import _fetch_locality, _TileProduct
 
 # The instructions of each set, a processor that has it, and what must do the work.
 SETS = {
@@ -43,3 +44,13 @@ def test_products_are_made_of_the_sets_own_instructions(name, rows, bits):
     loops = [loop for loop in loops_of(bits, rows, instructions, processor) if re.search(pattern, loop)]
     found = sum(len(re.findall(pattern, loop)) for loop in loops)
     assert found >= rows * (32 // instructions.lanes) * (16 // bits)  # of one word of weights: rows, vectors, planes
+
+
+@pytest.mark.parametrize(
+    ("processor", "instruction"), [("znver4", "prefetcht0"), ("emeraldrapids", "prefetcht1"), ("haswell", "prefetcht1")]
+)
+def test_few_rows_ask_for_both_cache_lines_of_the_weights_to_come(monkeypatch, processor, instruction):
+    monkeypatch.setattr(integer_intrinsics, "_LOCALITY", _fetch_locality(processor))
+    few, many = ("\n".join(loops_of(4, rows, AVX2, processor)) for rows in (1, 8))
+    assert re.findall(r"prefetch\w+", few) == [instruction] * 2
+    assert "prefetch" not in many
