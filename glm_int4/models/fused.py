@@ -90,11 +90,11 @@ class FusedLayers:
         quarter = rotary[0].shape[-1]
         cos, sin = (part.reshape(batch_size, -1, quarter).contiguous().numpy() for part in rotary)
         padding = torch.zeros(batch_size, dtype=torch.int64) if mask.padding is None else mask.padding
-        with numba_threads():
+        with numba_threads() as threads:
             fused_loops.decode_layers(
                 x.numpy(), self._table, self._norm_weights, self._norm_biases, self._epsilon, self._alpha, cos, sin,
                 self._heads, *past.arrays(), slots.numpy(), columns.numpy(), padding.numpy(), mask.prefix_length,
-                self._widths,
+                self._widths, threads,
             )  # fmt: skip
         return x[:, None]
 

@@ -160,7 +160,7 @@ def attend_to_cache(q, k, v, k_scales, v_scales, slots, columns, padding, prefix
 
 
 @numba.njit(**LOOP)
-def _linear(x, kind, matrix, out):
+def _linear(x, kind, matrix, threads, out):
     """out = activation(x) @ weight.T + bias; ``matrix`` is a row of the table."""
     num_rows, in_features = x.shape[0], matrix[INPUTS]
     q = np.empty(num_rows * in_features, dtype=np.int16)
@@ -171,7 +171,7 @@ def _linear(x, kind, matrix, out):
     else:
         quantize_rows(x, kind, matrix[RUN], q, scales, sums)
     weights = (matrix[PACKED], matrix[SCALES], matrix[ZEROS], matrix[BIAS])
-    multiply(weights, matrix[BITS], matrix[GROUPS], q, scales, sums, num_rows, matrix[RUN], out)
+    multiply(weights, matrix[BITS], matrix[GROUPS], q, scales, sums, num_rows, matrix[RUN], threads, out)
 
 
 @numba.njit(**LOOP)
@@ -184,7 +184,7 @@ def _add_residual(out, residual, factor, x):
 @numba.njit(**LOOP)
 def decode_layers(
     x, matrices, norm_weights, norm_biases, epsilon, alpha, cos, sin, heads, k, v, k_scales, v_scales,
-    slots, columns, padding, prefix_length, widths
+    slots, columns, padding, prefix_length, widths, threads
 ):  # fmt: skip
     """Run every layer over one new token of each row; x becomes the last layer's output.
 
@@ -192,7 +192,7 @@ def decode_layers(
     part. norm_weights, norm_biases: (L, 2, hidden). alpha: of version 1's residual, which is the normalized
     input; 0 for the others, whose residual is the input itself. cos, sin: (B, 1 or 2, D / 4). heads: number
     of query and of key/value heads. k, v, k_scales, v_scales: the cache of all layers. slots, columns: (B,) where
-    each row's new keys go. widths: outputs of qkv and of the feed-forward part's first matrix.
+    each row's new keys go. widths: outputs of qkv and of the feed-forward part's first matrix. threads: how many run.
     """
     batch_size = x.shape[0]
     num_heads, num_kv_heads = heads
@@ -211,7 +211,7 @@ def decode_layers(
     for layer in range(matrices.shape[0]):
         for row in range(batch_size):
             norm_row(x[row], norm_weights[layer, 0], norm_biases[layer, 0], epsilon, rms, normed[row])
-        _linear(normed, PLAIN, matrices[layer, 0], qkv)
+        _linear(normed, PLAIN, matrices[layer, 0], threads, qkv)
         for row in range(batch_size):
             for head in range(num_heads):
                 part = qkv[row, head * step : head * step + head_dim]
@@ -227,10 +227,10 @@ def decode_layers(
             q, k[layer], v[layer], k_scales[layer], v_scales[layer], slots, columns, padding, prefix_length,
             softmax_scale, attended,
         )  # fmt: skip
-        _linear(attended, PLAIN, matrices[layer, 1], out)
+        _linear(attended, PLAIN, matrices[layer, 1], threads, out)
         _add_residual(out, x if rms else normed, factor, x)
         for row in range(batch_size):
             norm_row(x[row], norm_weights[layer, 1], norm_biases[layer, 1], epsilon, rms, normed[row])
-        _linear(normed, PLAIN, matrices[layer, 2], wide)
-        _linear(wide, SWIGLU if rms else GELU, matrices[layer, 3], out)
+        _linear(normed, PLAIN, matrices[layer, 2], threads, wide)
+        _linear(wide, SWIGLU if rms else GELU, matrices[layer, 3], threads, out)
         _add_residual(out, x if rms else normed, factor, x)

@@ -75,10 +75,10 @@ class IntegerMatrix(nn.Module):
             small = rows.numel() <= integer_loops.SERIAL_VALUES
             quantize = integer_loops.quantize_rows_here if small else integer_loops.quantize_rows
             num_groups = self.in_features // self.group_size
-            with numba_threads():
+            with numba_threads() as threads:
                 quantize(rows.detach().numpy(), kind, self.run, q, x_scales, x_sums)
                 integer_loops.multiply(
-                    self.addresses, self.bits, num_groups, q, x_scales, x_sums, num_rows, self.run, out.numpy()
+                    self.addresses, self.bits, num_groups, q, x_scales, x_sums, num_rows, self.run, threads, out.numpy()
                 )
         return out.view(*x.shape[:-1], self.out_features)
 

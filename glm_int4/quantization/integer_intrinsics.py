@@ -203,6 +203,17 @@ def tile_product(bits: int, rows: int, instructions: InstructionSet) -> Any:
 
 
 @intrinsic
+def fetch_add(typing_context, address, value):
+    """Add to an int64 that several threads share; returns what it was."""
+
+    def generate(context, builder, signature, arguments):
+        shared = builder.inttoptr(arguments[0], _I64.as_pointer())
+        return builder.atomic_rmw("add", shared, arguments[1], "monotonic")
+
+    return types.int64(types.intp, types.int64), generate
+
+
+@intrinsic
 def float_of_half(typing_context, bits):
     """Float32 of a float16's bits (uint16), by the processor's own conversion."""
 

@@ -9,7 +9,7 @@ import numba
 import numpy as np
 
 from glm_int4.quantization.instructions import AVX2, instruction_set
-from glm_int4.quantization.integer_intrinsics import TILE_ROWS, float_of_half, tile_product
+from glm_int4.quantization.integer_intrinsics import TILE_ROWS, fetch_add, float_of_half, tile_product
 
 # Sums may be reordered and multiplications fused, but nan and inf stay what they are.
 SAFE = {"reassoc", "contract", "nsz", "arcp"}
@@ -21,6 +21,10 @@ PLAIN, GELU, SWIGLU = 0, 1, 2
 SERIAL_VALUES = 8192
 
 _RUNS_OF_A_TASK = 8
+
+# Threads do not run equally fast, on a shared machine or on processors of two kinds: of a matrix's tiles each has
+# its part of three quarters, in one stretch, and the rest goes in tasks of so many bytes times rows to whoever is free.
+_OWN_SHARE, _TASK_BYTES = 0.75, 512 * 1024
 _NAN = np.float32(np.nan)
 _INFINITE_BITS = np.uint32(0x7F800000)
 
@@ -164,56 +168,70 @@ def quantize_rows(x, kind, run, q, scales, sums):
         _quantize_task(x, kind, run, task // num_tasks, task % num_tasks, q, scales, sums)
 
 
-@numba.njit(parallel=True, **LOOP)
-def multiply(weights, bits, num_groups, q, x_scales, x_sums, num_rows, run, out):
-    """out[m, n] = sum_k x[m, k] * (q[n, k] - zero) * scale + bias[n].
-
-    weights: addresses of packed, scales, zeros and bias; layouts in ``integer.py``. q, x_scales, x_sums: of
-    ``quantize_rows``. out: (M, N) float32, N whole tiles.
-    """
+@numba.njit(**LOOP)
+def _multiply_tile(tile, weights, bits, num_groups, q, x_scales, x_sums, num_rows, run, out):
+    """One tile of ``multiply``, which has the arguments."""
     packed, scales, zeros, bias = weights
     num_runs = x_scales.size // num_rows
     in_features = run * num_runs
     run_blocks, group_step = run * bits // 32, 1 if num_groups > 1 else 0
-    q_start, scales_start, sums_start = q.ctypes.data, x_scales.ctypes.data, x_sums.ctypes.data
-    out_start, stride = out.ctypes.data, out.strides[0]
-    for tile in numba.prange(out.shape[1] // TILE_ROWS):
-        groups = tile * num_groups * TILE_ROWS
-        row = 0
-        while row < num_rows:
-            rows = panel_rows(num_rows - row)
-            arguments = (
-                packed + tile * TILE_ROWS * in_features * bits // 8,
-                scales + 2 * groups,
-                zeros + groups,
-                bias + tile * TILE_ROWS * 4,
-                q_start + row * in_features * 2,
-                scales_start + row * num_runs * 4,
-                sums_start + row * num_runs * 4,
-                num_runs,
-                run_blocks,
-                group_step,
-                out_start + row * stride + tile * TILE_ROWS * 4,
-                stride,
-            )
-            if bits == 4:
-                if rows == 8:
-                    _int4_by_8(*arguments)
-                elif rows == 4:
-                    _int4_by_4(*arguments)
-                elif rows == 2:
-                    _int4_by_2(*arguments)
-                else:
-                    _int4_by_1(*arguments)
-            elif rows == 8:
-                _int8_by_8(*arguments)
+    groups = tile * num_groups * TILE_ROWS
+    row = 0
+    while row < num_rows:
+        rows = panel_rows(num_rows - row)
+        arguments = (
+            packed + tile * TILE_ROWS * in_features * bits // 8,
+            scales + 2 * groups,
+            zeros + groups,
+            bias + tile * TILE_ROWS * 4,
+            q.ctypes.data + row * in_features * 2,
+            x_scales.ctypes.data + row * num_runs * 4,
+            x_sums.ctypes.data + row * num_runs * 4,
+            num_runs,
+            run_blocks,
+            group_step,
+            out.ctypes.data + row * out.strides[0] + tile * TILE_ROWS * 4,
+            out.strides[0],
+        )
+        if bits == 4:
+            if rows == 8:
+                _int4_by_8(*arguments)
             elif rows == 4:
-                _int8_by_4(*arguments)
+                _int4_by_4(*arguments)
             elif rows == 2:
-                _int8_by_2(*arguments)
+                _int4_by_2(*arguments)
             else:
-                _int8_by_1(*arguments)
-            row += rows
+                _int4_by_1(*arguments)
+        elif rows == 8:
+            _int8_by_8(*arguments)
+        elif rows == 4:
+            _int8_by_4(*arguments)
+        elif rows == 2:
+            _int8_by_2(*arguments)
+        else:
+            _int8_by_1(*arguments)
+        row += rows
+
+
+@numba.njit(parallel=True, **LOOP)
+def multiply(weights, bits, num_groups, q, x_scales, x_sums, num_rows, run, threads, out):
+    """out[m, n] = sum_k x[m, k] * (q[n, k] - zero) * scale + bias[n].
+
+    weights: addresses of packed, scales, zeros and bias; layouts in ``integer.py``. q, x_scales, x_sums: of
+    ``quantize_rows``. threads: how many will run. out: (M, N) float32, N whole tiles.
+    """
+    num_tiles = out.shape[1] // TILE_ROWS
+    step = max(_TASK_BYTES // (TILE_ROWS * run * (x_scales.size // num_rows) * bits // 8 * num_rows), 1)
+    own = int(num_tiles * _OWN_SHARE) // threads
+    taken = np.empty(1, dtype=np.int64)
+    taken[0] = threads * own
+    for thread in numba.prange(threads):
+        start, stop = thread * own, (thread + 1) * own
+        while start < num_tiles:
+            for tile in range(start, stop):
+                _multiply_tile(tile, weights, bits, num_groups, q, x_scales, x_sums, num_rows, run, out)
+            start = fetch_add(taken.ctypes.data, step)
+            stop = min(start + step, num_tiles)
 
 
 @numba.njit(**LOOP)

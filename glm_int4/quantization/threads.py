@@ -21,8 +21,8 @@ def has_numba() -> bool:
 
 
 @contextmanager
-def numba_threads() -> Iterator[None]:
-    """Run a parallel Numba loop with as many threads as torch uses.
+def numba_threads() -> Iterator[int]:
+    """Run a parallel Numba loop with as many threads as torch uses; as a context it gives their number.
 
     Numba's default threading layer must not be entered from two threads at once. The first loop starts it,
     which sets OpenMP's thread count, and with it torch's, to the number of processors: that is taken back.
@@ -31,9 +31,10 @@ def numba_threads() -> Iterator[None]:
 
     with _LOCK:
         threads = torch.get_num_threads()
-        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+        usable = min(threads, numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+        numba.set_num_threads(usable)
         try:
-            yield
+            yield usable
         finally:
             if torch.get_num_threads() != threads:  # starting Numba's threads sets OpenMP's number, which is torch's
                 torch.set_num_threads(threads)

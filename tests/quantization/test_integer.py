@@ -1,5 +1,7 @@
 """The backend of processors with AVX2 or more against the reference."""
 
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from glm_int4.quantization.embedding import QuantizedEmbedding
 from glm_int4.quantization.instructions import instruction_set
 from glm_int4.quantization.linear import QuantizedLinear, activate_and_multiply
 from glm_int4.quantization.scheme import QuantizedWeight
+from glm_int4.quantization.threads import numba_threads
 from tests.quantization.test_linear import SCHEMES, quantized
 from tests.tolerances import FLOAT32_RELATIVE_RMS, INT16_RELATIVE_RMS, relative_rms
 
@@ -41,6 +44,25 @@ def test_a_row_of_a_batch_is_bit_for_bit_the_row_alone(scheme):
     alone = torch.cat([fast(row[None]) for row in x])
     for num_rows in ROWS:
         assert torch.equal(fast(x[:num_rows]), alone[:num_rows])
+
+
+@pytest.mark.parametrize("tiles", [1, 2, 7, 64])
+@pytest.mark.parametrize("num_rows", [1, 9])
+def test_any_number_of_threads_computes_every_tile_to_the_same_bits(monkeypatch, tiles, num_rows):
+    linear, _ = pair((32 * tiles, 384), SCHEMES[0])
+    x, outputs = torch.randn(num_rows, 384), []
+    for threads in (1, 2, 3, 100):  # more than run: one of them takes the shares of others
+
+        @contextlib.contextmanager
+        def so_many(threads=threads):
+            with numba_threads():
+                yield threads
+
+        monkeypatch.setattr(integer, "numba_threads", so_many)
+        monkeypatch.setattr(torch, "empty", lambda *size, **kind: torch.zeros(*size, **kind) + 123)
+        outputs.append(linear(x))
+        monkeypatch.undo()
+    assert all(torch.equal(out, outputs[0]) for out in outputs)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
