@@ -125,6 +125,8 @@ def publish(partial: Path, output: Path) -> None:
 
 
 def _replace(partial: Path, output: Path) -> None:
+    with contextlib.suppress(OSError):
+        _remove_replaced(output)  # of a run that was killed after its replacement: only one may be there to put back
     lock = lock_folder(output)  # once it bears the partial folder's name, another run could take it for its own
     try:
         ours = is_ours(output)
@@ -186,17 +188,13 @@ def _remove_folder(folder: Path) -> None:
     folder.rmdir()
 
 
-def settle(output: Path) -> None:
-    """End a replacement that was killed, or undo it where the old folder moved aside and no new one came."""
-    with contextlib.suppress(OSError):
-        if output.exists():
-            _remove_replaced(output)
+def put_back(output: Path) -> None:
+    """Undo half a replacement: the old folder moved aside, and the run was killed before the new one came."""
+    for holder in [] if output.exists() else _replaced(output):
+        with contextlib.suppress(OSError):
+            os.rename(holder / output.name, output)
+            holder.rmdir()
             return
-        for holder in _replaced(output):
-            if (holder / output.name).is_dir():
-                os.rename(holder / output.name, output)
-                holder.rmdir()
-                return
 
 
 def _remove_replaced(output: Path) -> None:

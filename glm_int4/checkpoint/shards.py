@@ -25,7 +25,7 @@ from glm_int4.checkpoint.publishing import (
     noted_progress,
     partial_folder,
     publish,
-    settle,
+    put_back,
 )
 from glm_int4.checkpoint.safetensors_file import SafetensorsWriter, TensorSpec
 from glm_int4.errors import OutputError
@@ -85,7 +85,7 @@ class OutputFolder:
             self._new_parents = [p for p in (self.partial, *self.partial.parents) if not p.exists()][1:]
             self.partial.mkdir(parents=True, exist_ok=True)
             self._lock = lock_folder(self.partial)
-            settle(output)
+            put_back(output)
             check_output(output, overwrite=overwrite)
             progress = self._read_progress(fingerprint) if resume else None
             self._clear(progress)

@@ -25,6 +25,7 @@ _RUNS_OF_A_TASK = 8
 # Threads do not run equally fast, on a shared machine or on processors of two kinds: of a matrix's tiles each has
 # its part of three quarters, in one stretch, and the rest goes in tasks of so many bytes times rows to whoever is free.
 _OWN_SHARE, _TASK_BYTES = 0.75, 512 * 1024
+
 _NAN = np.float32(np.nan)
 _INFINITE_BITS = np.uint32(0x7F800000)
 
