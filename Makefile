@@ -1,5 +1,6 @@
 # make demo: quantize the mini model and talk to it.  make test: everything that CI runs, in JOBS=2 processes.
 # make gpu-gate: compile all kernels for all GPUs, without one.  make gate TRITON=3.9.0: the same with another Triton.
+# make emulate: run all kernels as compiled for all GPUs, on an emulator of their PTX, without a GPU (30 minutes).
 # make sanitize: run each kernel once under compute-sanitizer, on a GPU.
 # make gpu-test, gpu-bench, gpu-tune, gpu-profile: on a GPU, with PYTHON's own torch and Triton, no network and no
 # virtual environment; each under 10 minutes; results go to OUT. With DRY=1 they run on a CPU, small, to see that they run.
@@ -22,7 +23,7 @@ GPU := env PYTHONPATH=. PYTHONUNBUFFERED=1 $(PYTHON)
 GPU_TESTS := tests/triton_kernels tests/generation/test_engine_on_gpu.py
 GPU_MODELS := $(if $(DRY),-k "chatglm2-6b and (int4 or int8) and 128",-k "not chatglm2-6b")
 
-.PHONY: demo test lint fuzz report bench gpu-gate gate sanitize gpu-test gpu-bench gpu-tune gpu-profile clean
+.PHONY: demo test lint fuzz report bench gpu-gate gate emulate sanitize gpu-test gpu-bench gpu-tune gpu-profile clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/python tools/quantize.py --model $(MINI) --bits 8 --output $(DEMO)/mini-int8 --overwrite
@@ -58,13 +59,18 @@ gate: $(VENV)/.dev
 	$(BIN)/pip install --quiet --no-deps --upgrade --target build/triton-$(TRITON) triton==$(TRITON)
 	PYTHONPATH=build/triton-$(TRITON):. $(BIN)/python $(GATE)
 
+emulate: $(VENV)/.dev
+	set -e; for sm in 75 80 86 89 90 120; do \
+		EMULATED_SM=$$sm $(BIN)/python -m pytest -q -p no:cacheprovider tests/triton_kernels/on_cpu; \
+	done
+
 sanitize:
 	compute-sanitizer --tool memcheck --error-exitcode 1 $(GPU) -m pytest -m gpu -k each_kernel_once tests/triton_kernels
 	compute-sanitizer --tool racecheck --error-exitcode 1 $(GPU) -m pytest -m gpu -k each_kernel_once tests/triton_kernels
 
 gpu-test:
 ifdef DRY
-	TRITON_INTERPRET=1 $(GPU) -m pytest -q -p no:cacheprovider tests/triton_kernels/interpreted
+	TRITON_INTERPRET=1 $(GPU) -m pytest -q -p no:cacheprovider tests/triton_kernels/on_cpu
 endif
 	$(GPU) -m pytest -q -p no:cacheprovider -m gpu $(GPU_TESTS)
 

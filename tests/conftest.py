@@ -19,7 +19,14 @@ EXAMPLES = TESTS.parent / "examples"
 MINI = EXAMPLES / "mini-chatglm"
 
 # Files that take minutes: begun first, so that no process is left alone with one in the end.
-LONG = ("test_interpreter.py", "test_readme.py", "test_killed_runs.py", "test_commands.py", "test_ptune.py")
+LONG = (
+    "test_interpreter.py",
+    "test_emulator.py",
+    "test_readme.py",
+    "test_killed_runs.py",
+    "test_commands.py",
+    "test_ptune.py",
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -1,4 +1,4 @@
-"""A step on fused operations is the step of the modules: here in plain torch, interpreted/ runs the kernels."""
+"""A step on fused operations is the step of the modules: here in plain torch, on_cpu/ runs the kernels."""
 
 import pytest
 

@@ -79,7 +79,8 @@ def test_rotated_queries_and_what_the_cache_keeps(version, kind):
 
 
 def test_integers_of_the_cache_are_rounded_to_even_and_zeros_stay_zeros():
-    stored = (*(torch.zeros(1, 1, 1, 16, dtype=torch.int8) for _ in range(2)), *(torch.zeros(1, 1, 1).half(),) * 2)
+    stored = [torch.zeros(1, 1, 1, 16, dtype=torch.int8) for _ in range(2)]
+    stored += [torch.zeros(1, 1, 1).half() for _ in range(2)]
     value = torch.zeros(16).half()
     value[:5] = torch.tensor([127, 0.5, 1.5, -2.5, -127]).half()
     qkv = torch.cat((torch.zeros(32).half(), value))[None]

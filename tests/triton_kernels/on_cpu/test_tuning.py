@@ -1,4 +1,4 @@
-"""Tuning picks what its timer finds fastest. Kernels run interpreted; the times are made up."""
+"""Tuning picks what its timer finds fastest. Kernels run on a CPU; the times are made up."""
 
 import math
 import time

@@ -1,0 +1,95 @@
+"""The engine's way on a GPU, with all its kernels: prompts, fused steps, and a stand-in for CUDA graphs."""
+
+import dataclasses
+import logging
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import glm_int4
+from glm_int4.checkpoint.loading import ComputePlan, build_model
+from glm_int4.checkpoint.random_weights import open_random
+from glm_int4.generation import loading
+from glm_int4.generation.cuda_graphs import GraphStepper
+from glm_int4.generation.engine import Engine
+from glm_int4.generation.sampling import SamplingParams
+from glm_int4.models.presets import CONFIGS
+from tests.models.steps import run
+from tests.tolerances import FLOAT16_RELATIVE_RMS, relative_rms
+from tests.triton_kernels.on_cpu import ARCHITECTURE, QUICK
+from triton_kernels import decode, gpu, linear, reference
+
+CPU = torch.device("cpu")
+# As ``make_plan`` says for a GPU, but for the device.
+PLAN = ComputePlan(
+    device=CPU,
+    backend="triton",
+    dense_dtype=torch.float16,
+    stream_dtype=torch.float16,
+    kv_dtype=torch.float16,
+    half_tables=True,
+)
+GREEDY = SamplingParams(temperature=0)
+# The shapes of ChatGLM2-6B in small: every matrix is one that the kernels take, heads share keys.
+SMALL = CONFIGS["chatglm2-6b"] | {
+    "hidden_size": 256,
+    "ffn_hidden_size": 384,
+    "num_attention_heads": 4,
+    "kv_channels": 64,
+    "multi_query_group_num": 2,
+    "padded_vocab_size": 512,
+    "seq_length": 64,
+}
+
+
+@pytest.fixture(autouse=True)
+def on_kernels(monkeypatch):
+    """Let CPU tensors take the way of a GPU."""
+    properties = SimpleNamespace(major=ARCHITECTURE // 10, minor=ARCHITECTURE % 10, multi_processor_count=8)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(linear, "gpu", gpu)
+    monkeypatch.setattr(linear, "obstacle", lambda device: None)
+
+
+def refuse(*arguments):
+    raise AssertionError("a product that no kernel computes")
+
+
+@pytest.mark.parametrize("kv_dtype", [torch.int8] if QUICK else [torch.float16, torch.int8], ids=str)
+def test_an_answer_has_the_tokens_of_the_cpu(kv_dtype, mini_int4, monkeypatch, caplog):
+    on_cpu = glm_int4.load(mini_int4, device="cpu")
+    rows = [on_cpu.tokenizer.encode_prompt(text) for text in ("12加7等于几?", "你好")]
+    monkeypatch.setattr(loading, "make_plan", lambda *_: dataclasses.replace(PLAN, kv_dtype=kv_dtype))
+    glm = glm_int4.load(mini_int4, device="cpu")
+    captured = []
+    stepper = GraphStepper(glm.model, decode, lambda step: captured.append(step) or step)
+    glm._decoder._stepper = stepper
+    expected = on_cpu.generate(rows, 3, GREEDY, [])
+    monkeypatch.setattr(reference, "multiply", refuse)
+    with caplog.at_level(logging.WARNING):
+        assert glm.generate(rows, 3, GREEDY, []) == expected
+    assert not caplog.records
+    assert captured
+    assert stepper.fused
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_steps_of_heads_that_share_keys_have_the_logits_of_float32(bits, monkeypatch):
+    reader, info = open_random("small", SMALL, bits, CPU, num_layers=2)
+    exact, half = (
+        dataclasses.replace(PLAN, backend="reference", dense_dtype=d, stream_dtype=d, kv_dtype=d)
+        for d in (torch.float32, torch.float16)
+    )
+    rows = [[20, 31, 42, 44, 7], [17, 18, 19, 20, 21, 22, 43, 300]]
+
+    def logits(plan, ops):
+        engine = Engine(build_model(reader, info, plan), info, plan, None, 64)
+        return run(engine, rows, 2, 0, ops)
+
+    plain_steps, exact_steps = logits(half, None), logits(exact, None)
+    monkeypatch.setattr(reference, "multiply", refuse)
+    for ours, plain, expected in zip(logits(PLAN, decode), plain_steps, exact_steps, strict=True):
+        assert relative_rms(ours, expected) < 2 * relative_rms(plain, expected) + FLOAT16_RELATIVE_RMS
