@@ -119,9 +119,9 @@ SENTENCES = (
     # speed
     (r"On a (\w+): not measured yet \((`[^`]+`)\)\.", r"\1：尚未测量（\2）。"),
     (
-        r"Random weights(?:; (.+?) layers instead of 28)?; in brackets the bytes read as a share of the bandwidth of "
-        rf"{_NUMBER} GB/s measured beside it\. (.+?) \((.+?)\), (\d+) threads, ",
-        r"随机权重；括号内为读取字节数占同时测得的带宽（\2 GB/s）的比例。\3（\4），\5 个线程，",
+        r"Random weights(?:; (.+?) layers instead of 28)?; in brackets the bytes read as a share of the bandwidth "
+        rf"measured beside it, {_NUMBER} GB/s at most\. (.+?) \((.+?)\), (\d+) threads, ",
+        r"随机权重；括号内为读取字节数占同时测得的带宽（最多 \2 GB/s）的比例。\3（\4），\5 个线程，",
     ),
     *_MACHINE,
 )

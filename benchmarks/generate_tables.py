@@ -117,8 +117,8 @@ def provenance(result: dict) -> str:
     counts = ", ".join(map(str, sorted(layers)))
     depth = "" if layers == {28} else f"; {counts} layers instead of 28"
     return (
-        f"Random weights{depth}; in brackets the bytes read as a share of the bandwidth of "
-        f"{machine['bandwidth_gb_s']:.0f} GB/s measured beside it. {machine['device']} ({machine['capability']}), "
+        f"Random weights{depth}; in brackets the bytes read as a share of the bandwidth measured "
+        f"beside it, {machine['bandwidth_gb_s']:.0f} GB/s at most. {machine['device']} ({machine['capability']}), "
         f"{machine['threads']} threads, torch {machine['torch']}, {machine['date']}, commit {machine['commit']}, "
         f"`{result['command']}`."
     )
