@@ -142,7 +142,7 @@ class SharedMemory:
         if change > 0:
             self._check_written(cells, blocks, warps)
             self._check_read(cells, blocks, warps)
-        np.add.at(self._awaited, cells, change)
+        self._awaited[cells] += change
 
     def _places(self, blocks: np.ndarray, addresses: np.ndarray, size: int) -> np.ndarray:
         if (addresses % size).any():
