@@ -236,7 +236,7 @@ class Machine:
             self._shared.barrier(np.unique(self._blocks[lanes]))
 
     def _fence(self, modifiers: tuple[str, ...], operands: tuple[Operand, ...], lanes: np.ndarray) -> None:
-        """In step, and completed late, nothing can overtake anything."""
+        """Nothing here overtakes anything: a missing fence between ordinary and asynchronous accesses does not show."""
 
     # Warps
 
