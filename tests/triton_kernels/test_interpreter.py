@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parent / "interpreted"
+FOLDER = Path(__file__).parent / "on_cpu"
 
 
 def test_kernels_agree_with_the_reference_under_the_interpreter():
