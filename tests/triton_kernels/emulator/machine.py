@@ -296,21 +296,24 @@ class Machine:
             raise NotImplementedError(f"wgmma.{'.'.join(modifiers)} {signs}")
         columns = int(modifiers[3][4:].partition("k")[0])
         keeps = np.broadcast_to(self.read(accumulate, "pred"), self._size).reshape(-1, warps.LANES)
+        # Taken now, unlike fragments and what descriptors point to.
+        a_descriptors = self.read(a, "u64") if isinstance(a, str) else None
+        b_descriptors = self.read(b, "u64")
 
         def complete(ready: np.ndarray) -> None:
-            if isinstance(a, str):
-                left = self._matrices(a, 64, bool(a_transposed), ready)
+            if a_descriptors is not None:
+                left = self._matrices(a_descriptors, 64, bool(a_transposed), ready)
             else:
                 left = warps.left_of_group(self._by_warp(a, "b32"))
             sums = np.where(keeps, self._by_warp(target, "f32"), np.float32(0))
-            right = self._matrices(b, columns, bool(b_transposed), ready)
+            right = self._matrices(b_descriptors, columns, bool(b_transposed), ready)
             self._write_by_warp(target, warps.multiply_group(left, right, sums), ready)
 
         self._products.begin(lanes, complete)
 
-    def _matrices(self, descriptor: Operand, rows: int, transposed: bool, lanes: np.ndarray) -> np.ndarray:
+    def _matrices(self, descriptors: np.ndarray, rows: int, transposed: bool, lanes: np.ndarray) -> np.ndarray:
         """(groups of four warps, rows, 16) fp16 that descriptors, the same within a group, point to."""
-        groups = np.broadcast_to(self.read(descriptor, "u64"), self._size).reshape(-1, 4 * warps.LANES)
+        groups = np.broadcast_to(descriptors, self._size).reshape(-1, 4 * warps.LANES)
         active = lanes.reshape(groups.shape)
         if (active != active[:, :1]).any() or (groups != groups[:, :1])[active].any():
             raise KernelError("the warps of a wgmma are not together, or have different descriptors")
