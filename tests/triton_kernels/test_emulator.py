@@ -142,7 +142,8 @@ def test_what_is_read_before_it_was_computed_shows():
     def waiting_less(ptx):
         return ptx.replace("wgmma.wait_group.sync.aligned 0", "wgmma.wait_group.sync.aligned 9")
 
-    with pytest.raises(KernelError, match="ends before its asynchronous copies or products"):
+    # The product is still to be computed when the next copy takes its rows of x.
+    with pytest.raises(KernelError, match="before an asynchronous copy has arrived: wgmma"):
         product(90, waiting_less, num_rows=64)
 
 
