@@ -1,6 +1,6 @@
 # make demo: quantize the mini model and talk to it.  make test: everything that CI runs, in JOBS=2 processes.
 # make gpu-gate: compile all kernels for all GPUs, without one.  make gate TRITON=3.9.0: the same with another Triton.
-# make emulate: run all kernels as compiled for all GPUs, on an emulator of their PTX, without a GPU (30 minutes).
+# make emulate: run all kernels as compiled for all GPUs, on an emulator of their PTX, without a GPU (20 minutes).
 # make sanitize: run each kernel once under compute-sanitizer, on a GPU.
 # make gpu-test, gpu-bench, gpu-tune, gpu-profile: on a GPU, with PYTHON's own torch and Triton, no network and no
 # virtual environment; each under 10 minutes; results go to OUT. With DRY=1 they run on a CPU, small, to see that they run.

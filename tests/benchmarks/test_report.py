@@ -43,15 +43,35 @@ def programs(monkeypatch):
         sys.modules.pop(name)
 
 
+def measured(*rows):
+    """What pytest-benchmark writes of rows; one without figures is skipped."""
+    named = [
+        {"name": "-".join(str(row.get(key)) for key in ("model", "way", "kind")), "extra_info": row} for row in rows
+    ]
+    return {"benchmarks": [*named, {"name": "skipped", "extra_info": {}}]}
+
+
 @pytest.fixture
 def result(programs):
-    measured = {"benchmarks": [{"extra_info": MACHINE | row} for row in ROWS] + [{"extra_info": {}}]}
-    return programs[0].condense(measured)
+    return programs[0].condense(measured(*(MACHINE | row for row in ROWS)))
 
 
 def test_the_machine_is_kept_once_and_every_figure_in_a_row(result):
     assert result["machine"] == MACHINE
     assert result["rows"] == ROWS
+
+
+def test_what_is_measured_again_takes_the_place_of_the_first_figure(programs):
+    again = MACHINE | {"commit": "abd"} | ROWS[1] | {"tokens_per_s": 3.0, "bandwidth_gb_s": 44.0}
+    result = programs[0].condense(measured(*(MACHINE | row for row in ROWS)), measured(again))
+    assert [row["tokens_per_s"] for row in result["rows"]] == [9.5, 3.0, 9.0, 45.0]
+    assert result["machine"] == MACHINE | {"commit": "abc, abd", "bandwidth_gb_s": 44.0}
+
+
+def test_figures_of_two_machines_are_not_joined(programs):
+    other = MACHINE | {"threads": 1} | ROWS[0]
+    with pytest.raises(SystemExit, match=r"expected runs on one machine, got threads \['1', '2'\]"):
+        programs[0].condense(measured(MACHINE | ROWS[1]), measured(other))
 
 
 def test_a_table_has_a_column_for_every_way_and_says_what_is_missing(programs, result):

@@ -1,11 +1,9 @@
 """Triton's calls, compiled for a GPU that is not there, run on the emulator."""
 
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
-from typing import Any
 
 import torch
 import triton
@@ -64,27 +62,15 @@ def emulated(architecture: int, *modules: ModuleType, edit: Callable[[str], str]
         for name, value in vars(module).items()
         if isinstance(value, triton.JITFunction)
     ]
-    knobs = triton.knobs
-    with tempfile.TemporaryDirectory() as folder, knobs.runtime.scope(), knobs.cache.scope():
-        knobs.runtime.add_stages_inspection_hook = _stop_at_ptx
-        knobs.cache.dir = folder  # no GPU is to find kernels without machine code
-        triton.runtime.driver.set_active(Driver(architecture))
-        try:
-            for module, name, value in replaced:
-                setattr(module, name, EmulatedKernel(value, edit))
-            yield
-        finally:
-            for module, name, value in replaced:
-                setattr(module, name, value)
-            triton.runtime.driver._active = None
-
-
-def _stop_at_ptx(*given: Any) -> tuple[str, str]:
-    """Leave out what ptxas takes: half of the time."""
-    if given:
-        stages = given[1]
-        stages["cubin"] = lambda source, metadata: b""
-    return "PTX alone", "'PTX alone'"
+    triton.runtime.driver.set_active(Driver(architecture))
+    try:
+        for module, name, value in replaced:
+            setattr(module, name, EmulatedKernel(value, edit))
+        yield
+    finally:
+        for module, name, value in replaced:
+            setattr(module, name, value)
+        triton.runtime.driver._active = None
 
 
 _program = cache(parse)

@@ -1,7 +1,8 @@
 """Runs a compiled kernel: all blocks of a grid in step, each lane an element of NumPy arrays.
 
 Lanes that have branched apart run one after the other, the one that is furthest behind first, and meet again.
-Asynchronous copies and products take effect as late as they may: when a program waits for them.
+Asynchronous copies and products take effect as late as they may: when a program waits for them. What Triton makes of
+the project's kernels is all that it knows; any other instruction is refused with its text.
 """
 
 from collections.abc import Sequence
