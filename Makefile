@@ -15,7 +15,7 @@ MINI := examples/mini-chatglm
 JOBS ?= 2
 SECONDS ?= 600
 TRITON ?= 3.7.1
-GATE := benchmarks/kernel_gate.py --json benchmarks/results/kernel_gate.json
+GATE := -m benchmarks.kernels.kernel_gate --json benchmarks/results/kernel_gate.json
 
 OUT ?= build/gpu
 DRY ?=
@@ -43,14 +43,14 @@ fuzz: $(VENV)/.dev
 	$(BIN)/python -m tests.fuzz.fuzz_checkpoint --seconds $(SECONDS)
 
 report: $(VENV)/.dev
-	$(BIN)/python benchmarks/tables.py
-	$(BIN)/python benchmarks/plots.py
-	$(BIN)/python benchmarks/quality_report.py
+	$(BIN)/python -m benchmarks.report.tables
+	$(BIN)/python -m benchmarks.report.plots
+	$(BIN)/python -m benchmarks.report.quality_report
 
 bench: $(VENV)/.dev
 	mkdir -p build
-	PYTHONPATH=. $(BIN)/python -m pytest benchmarks/bench_generate.py --benchmark-json=build/generate.json
-	$(BIN)/python benchmarks/generate_report.py build/generate.json --json benchmarks/results/generate_cpu.json
+	PYTHONPATH=. $(BIN)/python -m pytest benchmarks/speed/bench_generate.py --benchmark-json=build/generate.json
+	$(BIN)/python -m benchmarks.report.generate_report build/generate.json --json benchmarks/results/generate_cpu.json
 
 gpu-gate: $(VENV)/.dev
 	PYTHONPATH=. $(BIN)/python $(GATE)
@@ -76,19 +76,19 @@ endif
 
 gpu-bench:
 	mkdir -p $(OUT)
-	QUICK=1 $(GPU) -m pytest -q -p no:cacheprovider benchmarks/bench_linear.py \
+	QUICK=1 $(GPU) -m pytest -q -p no:cacheprovider benchmarks/kernels/bench_linear.py \
 		--benchmark-json=$(OUT)/linear.json $(if $(DRY),-k "4096x4096 and ours")
-	QUICK=1 $(if $(DRY),LAYERS=1) $(GPU) -m pytest -q -p no:cacheprovider benchmarks/bench_generate.py \
+	QUICK=1 $(if $(DRY),LAYERS=1) $(GPU) -m pytest -q -p no:cacheprovider benchmarks/speed/bench_generate.py \
 		--benchmark-json=$(OUT)/generate.json $(GPU_MODELS)
-	$(GPU) benchmarks/linear_report.py $(OUT)/linear.json > $(OUT)/linear.md
-	$(GPU) benchmarks/generate_report.py $(OUT)/generate.json --json $(OUT)/generate_gpu.json
+	$(GPU) -m benchmarks.kernels.linear_report $(OUT)/linear.json > $(OUT)/linear.md
+	$(GPU) -m benchmarks.report.generate_report $(OUT)/generate.json --json $(OUT)/generate_gpu.json
 
 gpu-tune:
 	mkdir -p $(OUT)
-	$(GPU) benchmarks/gpu_tune.py $(if $(DRY),--dry) --json $(OUT)/launch.json
+	$(GPU) -m benchmarks.kernels.gpu_tune $(if $(DRY),--dry) --json $(OUT)/launch.json
 
 gpu-profile:
-	$(GPU) benchmarks/gpu_profile.py $(if $(DRY),--dry) --output $(OUT)
+	$(GPU) -m benchmarks.kernels.gpu_profile $(if $(DRY),--dry) --output $(OUT)
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \

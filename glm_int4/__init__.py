@@ -10,7 +10,7 @@ from glm_int4.errors import GLMError, UserError
 from glm_int4.version import __version__
 
 if TYPE_CHECKING:
-    from glm_int4.checkpoint.quantizing import quantize_checkpoint
+    from glm_int4.conversion.quantizing import quantize_checkpoint
     from glm_int4.generation.engine import Engine
     from glm_int4.generation.loading import load
     from glm_int4.generation.sampling import SamplingParams
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "quantize_checkpoint": "glm_int4.checkpoint.quantizing",
+    "quantize_checkpoint": "glm_int4.conversion.quantizing",
     "Engine": "glm_int4.generation.engine",
     "load": "glm_int4.generation.loading",
     "SamplingParams": "glm_int4.generation.sampling",

@@ -136,7 +136,7 @@ def small_bpe(tmp_path_factory):
 @pytest.fixture(scope="session")
 def small_checkpoints(tmp_path_factory, small_bpe):
     """Random ChatGLM2 and ChatGLM3 checkpoints by version, with a tokenizer of their own."""
-    from glm_int4.checkpoint import layout
+    from glm_int4.checkpoint.formats import layout
     from glm_int4.models.config import parse_config
 
     raw = json.loads((FIXTURES / "v2_tiny" / "config.json").read_text())

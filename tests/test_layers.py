@@ -9,28 +9,33 @@ ROOT = Path(__file__).parent.parent
 
 # Rooms and what they may import, beside themselves.
 LOW = {"triton_kernels"}
-FILES = {"glm_int4.errors", "glm_int4.files", "glm_int4.generations"}
+FILES = {"glm_int4.errors", "glm_int4.downloads", "glm_int4.versions", "glm_int4.system"}
 QUANTIZATION = {*LOW, "glm_int4.errors", "glm_int4.version", "glm_int4.quantization"}
 MODELS = {*QUANTIZATION, *FILES, "glm_int4.models"}
 TEXT = {*FILES, "glm_int4.text"}
 CHECKPOINT = {*MODELS, *TEXT, "glm_int4.checkpoint"}
 GENERATION = {*CHECKPOINT, "glm_int4.generation"}
+CONVERSION = {*CHECKPOINT, "glm_int4.version", "glm_int4.conversion"}
+MEASURING = {*GENERATION, *CONVERSION, "glm_int4.measuring"}
 TUNING = {*GENERATION, "glm_int4.tuning"}
 SERVER = {*GENERATION, "glm_int4.version", "glm_int4.server"}
 ALLOWED = {
     "triton_kernels": LOW,
     "glm_int4/errors.py": set(),
-    "glm_int4/files.py": {"glm_int4.errors"},
-    "glm_int4/generations.py": set(),
+    "glm_int4/downloads.py": {"glm_int4.errors"},
+    "glm_int4/versions.py": set(),
+    "glm_int4/system.py": {"glm_int4.errors"},
     "glm_int4/quantization": QUANTIZATION,
     "glm_int4/models": MODELS,
     "glm_int4/text": TEXT,
     "glm_int4/checkpoint": CHECKPOINT,
     "glm_int4/generation": GENERATION,
+    "glm_int4/conversion": CONVERSION,
+    "glm_int4/measuring": MEASURING,
     "glm_int4/tuning": TUNING,
     "glm_int4/server": SERVER,
     "glm_int4/hf": {*GENERATION, "glm_int4.hf"},
-    "glm_int4/cli": {*TUNING, *SERVER, "glm_int4.cli"},
+    "glm_int4/cli": {*TUNING, *MEASURING, *SERVER, "glm_int4.cli"},
 }
 PRINTING_ROOMS = ("glm_int4/cli", "glm_int4/server")
 

@@ -31,8 +31,8 @@ STEPS = ("--max-steps", "2")  # instead of the hundreds that learn something
 
 
 def test_the_tables_are_generated_from_the_committed_results():
-    result = subprocess.run([sys.executable, ROOT / "benchmarks" / "tables.py", "--check"])
-    assert result.returncode == 0, "run python benchmarks/tables.py"
+    result = subprocess.run([sys.executable, "-m", "benchmarks.report.tables", "--check"], cwd=ROOT)
+    assert result.returncode == 0, "run python -m benchmarks.report.tables"
 
 
 def test_both_readmes_have_the_same_sections_commands_code_tables_and_links():
@@ -49,7 +49,7 @@ def test_both_readmes_have_the_same_sections_commands_code_tables_and_links():
 def test_the_chinese_readme_is_in_chinese():
     text = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", "", CHINESE, flags=re.DOTALL)
     sentences = re.findall(r"[a-z]{2,} [a-z]{2,} [a-z]{2,}", text)
-    assert not sentences, "translate these: text by hand, tables in benchmarks/chinese.py"
+    assert not sentences, "translate these: text by hand, tables in benchmarks/report/chinese.py"
 
 
 def is_elsewhere(words):

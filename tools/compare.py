@@ -18,7 +18,7 @@ from rich.table import Table
 
 import glm_int4
 from glm_int4.checkpoint.opening import CheckpointInfo
-from glm_int4.cli.console import size
+from glm_int4.system import size_text
 
 GREEDY = glm_int4.SamplingParams(temperature=0)
 SPEED_TOKENS = 128
@@ -118,7 +118,7 @@ def main() -> None:
     for row in rows:
         table.add_row(
             row["weights"],
-            size(row["weight_bytes"]),
+            size_text(row["weight_bytes"]),
             f"{row['bits_per_weight']:.2f}",
             f"{row['perplexity']:.4f} ± {row['standard_error']:.4f}",
             f"{100 * row['accuracy']:.1f} %",

@@ -20,7 +20,7 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from glm_int4.checkpoint import layout
+from glm_int4.checkpoint.formats import layout
 from glm_int4.models.config import ChatGLMConfig, Config, parse_config
 from glm_int4.models.presets import CONFIGS
 

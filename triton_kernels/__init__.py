@@ -6,7 +6,7 @@ agree raise ValueError; there is no other error here.
 """
 
 from triton_kernels import packing, reference
-from triton_kernels.linear import int4_linear, int8_linear
+from triton_kernels.dispatch import int4_linear, int8_linear
 
 # Another distribution carries the same package name; importers check this mark.
 PROJECT = "glm-int4"

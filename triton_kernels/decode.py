@@ -9,8 +9,8 @@ import triton
 from torch import Tensor
 
 from triton_kernels import launch
-from triton_kernels.attention import attend_kernel, merge_kernel
 from triton_kernels.norm import add_norm_kernel
+from triton_kernels.one_token_attention import attend_kernel, merge_kernel
 from triton_kernels.operands import check_attention, check_norm, check_rotary
 from triton_kernels.rotary import rotary_kernel
 

@@ -5,8 +5,8 @@ import logging
 import torch
 from torch import Tensor
 
-from glm_int4.checkpoint import layout
-from glm_int4.checkpoint.reader import CheckpointReader
+from glm_int4.checkpoint.files.reader import CheckpointReader
+from glm_int4.checkpoint.formats import layout
 from glm_int4.errors import CheckpointError
 from glm_int4.models.config import Config
 

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
-from glm_int4.checkpoint import layout, official_format, packed_format
-from glm_int4.checkpoint.folder import read_config, read_tokenizer_config
-from glm_int4.checkpoint.layout import MatrixSpec
-from glm_int4.checkpoint.reader import CheckpointReader
-from glm_int4.checkpoint.safetensors_file import TensorSpec
+from glm_int4.checkpoint.files.folder import read_config, read_tokenizer_config
+from glm_int4.checkpoint.files.reader import CheckpointReader
+from glm_int4.checkpoint.files.safetensors_file import TensorSpec
+from glm_int4.checkpoint.formats import layout
+from glm_int4.checkpoint.formats import official as official_format
+from glm_int4.checkpoint.formats import packed as packed_format
+from glm_int4.checkpoint.formats.layout import MatrixSpec
 from glm_int4.models.config import Config, detect_version, is_base_model, parse_config
 from glm_int4.quantization.scheme import QuantizationScheme, QuantizedWeight
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from glm_int4.checkpoint.checks import check_finite
-from glm_int4.checkpoint.safetensors_file import map_safetensors
-from glm_int4.checkpoint.torch_file import map_torch_file
+from glm_int4.checkpoint.files.safetensors_file import map_safetensors
+from glm_int4.checkpoint.files.torch_file import map_torch_file
+from glm_int4.downloads import ABSENT, found_instead, read_json, shown, shown_name
 from glm_int4.errors import CheckpointError, ConfigError, InputError
-from glm_int4.files import ABSENT, found_instead, read_json, shown, shown_name
 from glm_int4.models.config import ChatGLM2Config, Config
 from glm_int4.models.prefix_encoder import Prefix, PrefixEncoder, prefix_width, split_prefix
 

@@ -8,8 +8,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from glm_int4.cli import console, options
+from glm_int4.cli import options
 from glm_int4.errors import InputError
+from glm_int4.system import size_text
 
 NAME = "bench"
 
@@ -37,7 +38,7 @@ def run(
     as_json: options.Json = False,
 ) -> None:
     """Measure reading, decoding, memory and the share of the memory's bandwidth."""
-    from glm_int4.generation.bench import BATCHES, CONTEXTS, BenchSettings, bench
+    from glm_int4.measuring.speed import BATCHES, CONTEXTS, BenchSettings, bench
 
     if bits not in (None, 4, 8, 16):
         raise InputError(f"expected --bits 4, 8 or 16, got {bits}")
@@ -74,7 +75,7 @@ def _tune(device: str) -> None:
     place = choose_device(device)
     if place.type != "cuda":
         raise InputError("expected a CUDA device for --tune, got the CPU, where there is nothing to tune; leave it out")
-    from glm_int4.generation.tune import tune_and_keep
+    from glm_int4.measuring.launches import tune_and_keep
     from glm_int4.quantization.kernels import obstacle
 
     cause = obstacle(place)
@@ -101,7 +102,7 @@ def _print(result: dict[str, Any]) -> None:
     where = f"{result['threads']} threads" if result["device"] == "cpu" else result["device"]
     print(f"{result['model']}, {result['bits']} bits, on {where}")
     print(
-        f"loaded in {result['load_s']:.1f} s, peak memory {console.size(result['peak_bytes'])}, "
+        f"loaded in {result['load_s']:.1f} s, peak memory {size_text(result['peak_bytes'])}, "
         f"bandwidth {result['bandwidth_gb_s']:.1f} GB/s"
     )
     read = Table("prompt", "tokens/s", "first token", box=None, pad_edge=False)
@@ -110,7 +111,7 @@ def _print(result: dict[str, Any]) -> None:
     decode = Table("batch", "context", "tokens/s", "read for a token", "of the bandwidth", box=None, pad_edge=False)
     for row in result["decode"]:
         cells = [str(row["batch"]), str(row["context"]), f"{row['tokens_per_s']:.1f}"]
-        decode.add_row(*cells, console.size(row["bytes_per_token"]), f"{100 * row['share_of_bandwidth']:.0f} %")
+        decode.add_row(*cells, size_text(row["bytes_per_token"]), f"{100 * row['share_of_bandwidth']:.0f} %")
     for table in (read, decode):
         for column in table.columns:
             column.justify = "right"

@@ -56,11 +56,3 @@ def _plain_lines(title: str) -> Report:
         print(f"{title}: {100 * done / total:.0f} %, about {left:.0f} s left ({item})", file=sys.stderr, flush=True)
 
     return report
-
-
-def size(num_bytes: float) -> str:
-    """A size for people: GB = 1e9 bytes."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if num_bytes >= factor:
-            return f"{num_bytes / factor:.2f} {unit}"
-    return f"{num_bytes:.0f} B"

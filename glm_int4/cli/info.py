@@ -7,10 +7,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from glm_int4.cli import console, options
+from glm_int4.cli import options
+from glm_int4.system import size_text
 
 if TYPE_CHECKING:
-    from glm_int4.checkpoint.loading import ComputePlan
+    from glm_int4.checkpoint.build import ComputePlan
     from glm_int4.checkpoint.opening import CheckpointInfo
 
 NAME = "info"
@@ -37,7 +38,7 @@ def run(
     """Show version, bits per weight as stored, sizes, and what fits in memory."""
     import torch
 
-    from glm_int4.checkpoint.folder import resolve_folder
+    from glm_int4.checkpoint.files.folder import resolve_folder
     from glm_int4.checkpoint.opening import open_checkpoint
     from glm_int4.generation.loading import choose_device, make_plan
 
@@ -62,9 +63,9 @@ def _plan_here(checkpoint: "CheckpointInfo", plan: "ComputePlan", max_length: in
     import torch
 
     from glm_int4.errors import InputError
-    from glm_int4.generation.bandwidth import free_bytes
     from glm_int4.generation.loading import check_max_length
     from glm_int4.generation.memory_plan import plan_memory
+    from glm_int4.system import free_bytes
 
     check_max_length(max_length, checkpoint.config)
     if plan.device.type == "cuda" and not torch.cuda.is_available():
@@ -80,7 +81,7 @@ def _plan_here(checkpoint: "CheckpointInfo", plan: "ComputePlan", max_length: in
 
 
 def _describe(name: str, checkpoint: "CheckpointInfo", plans: "dict[int, ComputePlan]") -> dict[str, Any]:
-    from glm_int4.checkpoint.loading import resident_bytes
+    from glm_int4.checkpoint.build import resident_bytes
     from glm_int4.models.kv_cache import kv_bytes_per_token
 
     config, scheme = checkpoint.config, checkpoint.linear_scheme
@@ -135,20 +136,19 @@ def _print(result: dict[str, Any]) -> None:
         "version": f"{_NAMES[result['version']]} (decided by {result['version_from']})",
         "linear layers": linears,
         "bits per weight": f"{result['bits_per_weight']:.3f} as stored",
-        "weights": f"{console.size(result['weight_bytes'])} on disk, {console.size(plan['weight_bytes'])} on {where}",
-        "key/value cache": f"{console.size(result['kv_bytes_per_token'])} a token, "
-        f"{console.size(plan['kv_bytes'])} for {plan['max_length']} tokens "
-        f"({console.size(plan['kv_bytes_int8'])} with --kv-bits 8)",
-        "program": f"{console.size(plan['overhead_bytes'])} beside them"
-        + (" (an estimate)" if where == "CUDA" else ""),
-        "in all": f"{console.size(plan['total_bytes'])} for a full context",
+        "weights": f"{size_text(result['weight_bytes'])} on disk, {size_text(plan['weight_bytes'])} on {where}",
+        "key/value cache": f"{size_text(result['kv_bytes_per_token'])} a token, "
+        f"{size_text(plan['kv_bytes'])} for {plan['max_length']} tokens "
+        f"({size_text(plan['kv_bytes_int8'])} with --kv-bits 8)",
+        "program": f"{size_text(plan['overhead_bytes'])} beside them" + (" (an estimate)" if where == "CUDA" else ""),
+        "in all": f"{size_text(plan['total_bytes'])} for a full context",
     }
     if here := plan["here"]:
-        free = "" if here["free_bytes"] is None else f", {console.size(here['free_bytes'])} are free"
+        free = "" if here["free_bytes"] is None else f", {size_text(here['free_bytes'])} are free"
         facts["here"] = here.get("refusal") or (
-            f"{console.size(here['total_bytes'])} for {here['max_length']} tokens: weights "
-            f"{console.size(here['weight_bytes'])}, cache {console.size(here['kv_bytes'])}, scratch "
-            f"{console.size(here['scratch_bytes'])}{free}"
+            f"{size_text(here['total_bytes'])} for {here['max_length']} tokens: weights "
+            f"{size_text(here['weight_bytes'])}, cache {size_text(here['kv_bytes'])}, scratch "
+            f"{size_text(here['scratch_bytes'])}{free}"
         )
     for label, value in facts.items():
         print(f"{label:<16} {value}")

@@ -35,7 +35,7 @@ def run(
     )
     other = options.load_engine(reference, device=device, model_version=model_version) if reference else None
 
-    from glm_int4.generation.perplexity import measure
+    from glm_int4.generation.scoring import measure
 
     with console.progress("perplexity") as progress:
         result = measure(

@@ -13,9 +13,10 @@ from rich.table import Table
 
 from glm_int4.cli import console, options
 from glm_int4.errors import InputError
+from glm_int4.system import size_text
 
 if TYPE_CHECKING:
-    from glm_int4.checkpoint.report import QuantizationReport
+    from glm_int4.conversion.report import QuantizationReport
 
 NAME = "quantize"
 
@@ -63,7 +64,7 @@ def run(
     as_json: options.Json = False,
 ) -> None:
     """Quantize a checkpoint to INT4 or INT8, offline and in little memory."""
-    from glm_int4.checkpoint.quantizing import quantize_checkpoint
+    from glm_int4.conversion.quantizing import quantize_checkpoint
     from glm_int4.generation.loading import check_threads, choose_device
 
     if threads is not None:
@@ -120,7 +121,7 @@ def _print(report: "QuantizationReport") -> None:
             str(bits),
             str(group_size),
             f"{weights / 1e6:.1f} M",
-            console.size(stored),
+            size_text(stored),
             f"{8 * stored / weights:.2f}",
             *(["kept", ""] if report.method == "kept" and not any(errors) else _percents(errors)),
         )
@@ -129,9 +130,9 @@ def _print(report: "QuantizationReport") -> None:
     if report.method == "kept":
         out.print(f"The source's INT{report.bits} weights are kept as they were, without a second rounding.")
     out.print(
-        f"{console.size(report.source_bytes)} -> {console.size(report.stored_bytes)}, "
+        f"{size_text(report.source_bytes)} -> {size_text(report.stored_bytes)}, "
         f"{report.bits_per_weight:.2f} bits per weight as stored, {report.seconds:.1f} s, "
-        f"peak memory {console.size(report.peak_rss_bytes)}",
+        f"peak memory {size_text(report.peak_rss_bytes)}",
         highlight=False,
         soft_wrap=True,
     )

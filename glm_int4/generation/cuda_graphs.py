@@ -17,10 +17,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from glm_int4.checkpoint.loading import ComputePlan
+from glm_int4.checkpoint.build import ComputePlan
 from glm_int4.models import Model
 from glm_int4.models.attention import AttentionMask
-from glm_int4.models.decode_step import DecodeStep
+from glm_int4.models.gpu_step import DecodeStep
 from glm_int4.models.kv_cache import KVCache
 from glm_int4.models.slots import RunningRows
 from glm_int4.quantization.kernels import decode_kernels

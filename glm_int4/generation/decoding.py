@@ -12,18 +12,18 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from glm_int4.checkpoint.loading import ComputePlan
-from glm_int4.checkpoint.memory import trim_heap
+from glm_int4.checkpoint.build import ComputePlan
 from glm_int4.errors import NotFiniteError, is_out_of_memory
-from glm_int4.generation.batch import Batch
 from glm_int4.generation.cuda_graphs import TokenReading, make_stepper
-from glm_int4.generation.faults import find_first_not_finite, release_memory
+from glm_int4.generation.padded_batch import Batch
 from glm_int4.generation.prompt_lookup import PromptLookup
+from glm_int4.generation.recovery import find_first_not_finite, release_memory
 from glm_int4.generation.sampling import Sampler
 from glm_int4.models import Model
 from glm_int4.models.attention import AttentionMask
 from glm_int4.models.kv_cache import KVCache
 from glm_int4.models.prefix_encoder import Prefix
+from glm_int4.system import trim_heap
 
 logger = logging.getLogger(__name__)
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from glm_int4.checkpoint.loading import ComputePlan
+from glm_int4.checkpoint.build import ComputePlan
 from glm_int4.checkpoint.opening import CheckpointInfo
 from glm_int4.errors import InputError, TokenizerError
-from glm_int4.generation.batch import Batch
 from glm_int4.generation.decoding import Decoder
+from glm_int4.generation.padded_batch import Batch
 from glm_int4.generation.prompt_lookup import PromptLookup
 from glm_int4.generation.records import StreamRecord
 from glm_int4.generation.rows import TokenIds, as_rows, check_rows, check_whole_number, is_batch
@@ -21,13 +21,13 @@ from glm_int4.models import Model
 from glm_int4.models.config import ChatGLMConfig
 from glm_int4.models.prefix_encoder import Past, Prefix
 from glm_int4.text import StreamDecoder, Tokenizer
-from glm_int4.text.chat import chat_format
+from glm_int4.text.chat_format import chat_format
 from glm_int4.text.messages import Message
 from glm_int4.text.replies import Reply
 from glm_int4.text.tools import Tool
 
 if TYPE_CHECKING:
-    from glm_int4.generation.perplexity import PerplexityResult
+    from glm_int4.generation.scoring import PerplexityResult
 
 logger = logging.getLogger(__name__)
 
@@ -236,7 +236,7 @@ class Engine:
 
     def perplexity(self, text: str, window: int | None = None, stride: int = 512) -> "PerplexityResult":
         """Perplexity of a text; see ``perplexity.measure``."""
-        from glm_int4.generation.perplexity import measure
+        from glm_int4.generation.scoring import measure
 
         return measure(self, text, window=window, stride=stride)
 

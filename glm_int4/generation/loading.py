@@ -6,20 +6,21 @@ from pathlib import Path
 
 import torch
 
-from glm_int4.checkpoint import layout
-from glm_int4.checkpoint.folder import read_config, resolve_folder
-from glm_int4.checkpoint.loading import ComputePlan, build_model, load_checked_tokenizer
+from glm_int4.checkpoint.build import ComputePlan, build_model, load_checked_tokenizer
+from glm_int4.checkpoint.files.folder import read_config, resolve_folder
+from glm_int4.checkpoint.formats import layout
 from glm_int4.checkpoint.opening import CheckpointInfo, open_checkpoint
 from glm_int4.checkpoint.prefix_file import load_prefix
+from glm_int4.downloads import shown
 from glm_int4.errors import InputError
-from glm_int4.files import shown
 from glm_int4.generation.engine import Engine
 from glm_int4.generation.memory_plan import plan_memory
 from glm_int4.generation.rows import check_whole_number
-from glm_int4.generations import UNDECIDED
 from glm_int4.models.config import Config
-from glm_int4.quantization.cpu import choose_backend
-from glm_int4.quantization.gpu import choose_gpu_backend
+from glm_int4.quantization.cpu.float32 import choose_backend
+from glm_int4.quantization.gpu.matrix import choose_gpu_backend
+from glm_int4.system import total_bytes
+from glm_int4.versions import UNDECIDED
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +144,7 @@ def make_plan(
             kv_dtype=kv_dtype,
             half_tables=True,
         )
-    fits = 4 * layout.num_parameters(info.config) <= _FLOAT32_MEMORY_SHARE * _memory_bytes()
+    fits = 4 * layout.num_parameters(info.config) <= _FLOAT32_MEMORY_SHARE * total_bytes()
     return ComputePlan(
         device=device,
         backend=choose_backend() if quantized else "reference",
@@ -152,10 +153,3 @@ def make_plan(
         kv_dtype=kv_dtype,
         half_tables=True,
     )
-
-
-def _memory_bytes() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows
-        return 16 << 30

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
-from glm_int4.checkpoint.loading import ComputePlan, resident_bytes
+from glm_int4.checkpoint.build import ComputePlan, resident_bytes
 from glm_int4.checkpoint.opening import CheckpointInfo
 from glm_int4.errors import InputError
-from glm_int4.generation.bandwidth import free_bytes
 from glm_int4.models.config import Config
 from glm_int4.models.kv_cache import kv_bytes_per_token
+from glm_int4.system import free_bytes, gb_text
 
 logger = logging.getLogger(__name__)
 
@@ -55,9 +55,9 @@ class MemoryPlan:
         return self.free_bytes is None or self.total_bytes <= self.free_bytes
 
     def __str__(self) -> str:
-        parts = f"weights {_gb(self.weight_bytes)}, cache {_gb(self.kv_bytes)} for {self.max_length} tokens"
-        free = "" if self.free_bytes is None else f"; {_gb(self.free_bytes)} free"
-        return f"{parts}, scratch {_gb(self.scratch_bytes)}{free}"
+        parts = f"weights {gb_text(self.weight_bytes)}, cache {gb_text(self.kv_bytes)} for {self.max_length} tokens"
+        free = "" if self.free_bytes is None else f"; {gb_text(self.free_bytes)} free"
+        return f"{parts}, scratch {gb_text(self.scratch_bytes)}{free}"
 
 
 def plan_memory(
@@ -132,11 +132,7 @@ def _refusal(plan: MemoryPlan, longest: int, int8_fits: bool) -> str:
         advice.append(f"--max-length {longest // _SHORTEST * _SHORTEST}")
     what = f"try {' or '.join(advice)}" if advice else "close other programs, or take a model of fewer bits"
     return (
-        f"expected enough memory for this model (weights {_gb(plan.weight_bytes)}, cache of {plan.max_length} tokens "
-        f"{_gb(plan.kv_bytes)}, scratch {_gb(plan.scratch_bytes)}): needs {_gb(plan.total_bytes)}, "
-        f"{_gb(plan.free_bytes)} free: {what}"
+        f"expected enough memory for this model (weights {gb_text(plan.weight_bytes)}, cache of {plan.max_length} "
+        f"tokens {gb_text(plan.kv_bytes)}, scratch {gb_text(plan.scratch_bytes)}): needs {gb_text(plan.total_bytes)}, "
+        f"{gb_text(plan.free_bytes)} free: {what}"
     )
-
-
-def _gb(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 5e7 else f"{count / 1e9:.3f} GB"

@@ -12,9 +12,9 @@ and stay packed; transformers does the generating. Nothing else in the package i
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from glm_int4.hf.config import ChatGLMConfig
-from glm_int4.hf.model import ChatGLMForCausalLM
-from glm_int4.hf.tokenizer import ChatGLMTokenizer
+from glm_int4.hf.configuration import ChatGLMConfig
+from glm_int4.hf.modeling import ChatGLMForCausalLM
+from glm_int4.hf.tokenization import ChatGLMTokenizer
 
 __all__ = ["ChatGLMConfig", "ChatGLMForCausalLM", "ChatGLMTokenizer"]
 

@@ -1,6 +1,6 @@
 """From the inputs that transformers passes to those that the network takes: positions, masks, a cache.
 
-Padding may stand on either side of a row here; the engine's own batches (``generation/batch.py``) are
+Padding may stand on either side of a row here; the engine's own batches (``generation/padded_batch.py``) are
 left-padded and know their rows from beginning to end.
 """
 

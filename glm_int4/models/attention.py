@@ -14,7 +14,7 @@ from torch import Tensor
 from glm_int4.models.kv_cache import KVCache
 from glm_int4.models.prefix_encoder import Past
 from glm_int4.models.slots import RunningRows
-from glm_int4.quantization.threads import has_numba, numba_threads
+from glm_int4.quantization.cpu.threads import has_numba, numba_threads
 
 # The official value for scores of invisible columns; finite, so that a fully masked row stays a number.
 MASKED_SCORE = -10000.0

@@ -9,7 +9,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from glm_int4.quantization.cpu_loops import _half
+from glm_int4.quantization.cpu.float32_loops import _half
 
 _HALF_TO_FLOAT = np.float32(2.0**112)
 _LOWEST = np.float32(-3.0e38)  # fastmath knows no infinity

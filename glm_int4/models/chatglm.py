@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from glm_int4.models.attention import AttentionMask, attend
-from glm_int4.models.chunks import run_in_chunks
 from glm_int4.models.config import ChatGLMConfig
-from glm_int4.models.fused import FusedLayers, LayerParts
+from glm_int4.models.cpu_step import FusedLayers, LayerParts
 from glm_int4.models.kv_cache import KVCache
+from glm_int4.models.memory_saving import run_in_chunks
 from glm_int4.models.prefix_encoder import Past, run_layer
 from glm_int4.models.slots import RunningRows
 from glm_int4.quantization.embedding import DenseEmbedding, QuantizedEmbedding

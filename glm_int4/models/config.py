@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from glm_int4.downloads import shown
 from glm_int4.errors import ConfigError
-from glm_int4.files import shown
-from glm_int4.generations import two_or_three
+from glm_int4.versions import two_or_three
 
 VERSIONS = ("1", "2", "3")
 

@@ -1,7 +1,7 @@
 """A cache whose batch is a row of slots: every sequence has one to itself, at its own length.
 
 So sequences can come and go while others run. Which sequence gets which slot, and when, is decided in
-``generation/batching.py``.
+``generation/continuous.py``.
 """
 
 import numpy as np

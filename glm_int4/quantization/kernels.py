@@ -17,7 +17,7 @@ if getattr(triton_kernels, "PROJECT", None) != "glm-int4":
     )
 
 from triton_kernels import int4_linear, int8_linear, launch, packing, reference
-from triton_kernels.linear import obstacle
+from triton_kernels.dispatch import obstacle
 
 __all__ = ["decode_kernels", "int4_linear", "int8_linear", "launch", "obstacle", "packing", "reference", "tuning"]
 
@@ -36,4 +36,4 @@ def decode_kernels(device: torch.device) -> ModuleType:
 
 def tuning() -> ModuleType:
     """The module that measures launches; needs Triton."""
-    return import_module("triton_kernels.tuning")
+    return import_module("triton_kernels.launch_search")

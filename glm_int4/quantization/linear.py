@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glm_int4.quantization.cpu import RowsMatrix
-from glm_int4.quantization.gpu import ReferenceMatrix, TritonMatrix
+from glm_int4.quantization.cpu.float32 import RowsMatrix
+from glm_int4.quantization.cpu.integer import IntegerMatrix
+from glm_int4.quantization.gpu.matrix import ReferenceMatrix, TritonMatrix
 from glm_int4.quantization.gradient import multiply
-from glm_int4.quantization.integer import IntegerMatrix
 from glm_int4.quantization.scheme import QuantizedWeight
 
 # (name of the layer in the checkpoint, in_features, out_features, has_bias) -> the module

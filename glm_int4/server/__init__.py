@@ -1,5 +1,5 @@
 """OpenAI-compatible HTTP around one engine.
 
 ``serving.py`` runs it; ``app.py`` has the routes; ``worker.py`` is the engine's thread, which drives
-``generation/batching.py``; ``limits.py`` is what every request passes first.
+``generation/continuous.py``; ``limits.py`` is what every request passes first.
 """

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from glm_int4.generation.stopping import StopFilter
-from glm_int4.server.conversation import read_calls
+from glm_int4.server.openai_messages import read_calls
 from glm_int4.text import StreamDecoder, Tokenizer
-from glm_int4.text.chat import ChatFormat
+from glm_int4.text.chat_format import ChatFormat
 from glm_int4.text.prompts_v3 import ContentStream
 from glm_int4.text.replies import ToolCall
 from glm_int4.text.responses import ResponseStream

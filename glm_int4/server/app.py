@@ -10,16 +10,16 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
-from glm_int4.files import shown_name
+from glm_int4.downloads import shown_name
 from glm_int4.generation.engine import Engine
-from glm_int4.server.faults import ApiError, json_response
+from glm_int4.server.api_errors import ApiError, json_response
+from glm_int4.server.event_stream import ClientGoneError, EventStream, while_connected
 from glm_int4.server.limits import Counted, Gate
 from glm_int4.server.metrics import Metrics
 from glm_int4.server.page import page_files
 from glm_int4.server.requests import Desk, Request
 from glm_int4.server.schemas import FIELD_NAMES, ChatRequest, CompletionRequest, ErrorAnswer
 from glm_int4.server.settings import Settings
-from glm_int4.server.streaming import ClientGoneError, EventStream, while_connected
 from glm_int4.server.worker import Worker
 from glm_int4.version import __version__
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from prometheus_client import Counter
 
-from glm_int4.server.faults import ApiError
+from glm_int4.server.api_errors import ApiError
 from glm_int4.server.page import PAGE_PATHS
 from glm_int4.server.settings import Settings
 

@@ -9,14 +9,14 @@ from typing import Any
 from glm_int4.errors import GLMError, InputError, UserError
 from glm_int4.generation.sampling import SamplingParams
 from glm_int4.server.answers import ChatAnswer, Chunk, TextAnswer
-from glm_int4.server.conversation import read_messages, write_calls
-from glm_int4.server.faults import ApiError
+from glm_int4.server.api_errors import ApiError
+from glm_int4.server.event_stream import COMMENT, DONE, event, next_or_comment
+from glm_int4.server.openai_messages import read_messages, write_calls
 from glm_int4.server.schemas import ChatRequest, CompletionRequest
 from glm_int4.server.settings import Settings
-from glm_int4.server.streaming import COMMENT, DONE, event, next_or_comment
 from glm_int4.server.worker import Job, Worker
 from glm_int4.text import StreamDecoder
-from glm_int4.text.chat import chat_format
+from glm_int4.text.chat_format import chat_format
 from glm_int4.text.tools import check_tools
 
 # A token of the official vocabularies stands for 80 characters (spaces) at most.

@@ -1,13 +1,13 @@
 """What a server allows, and how many answers it gives at a time."""
 
-import os
 from dataclasses import dataclass
 
 import torch
 
 from glm_int4.errors import InputError
-from glm_int4.generation.batching import MAX_SLOTS, check_slots, slot_bytes
+from glm_int4.generation.continuous import MAX_SLOTS, check_slots, slot_bytes
 from glm_int4.generation.engine import Engine
+from glm_int4.system import free_bytes, total_bytes
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DEFAULT_SLOTS = 8
@@ -69,17 +69,6 @@ def plan_slots(engine: Engine, wanted: int | None = None) -> int:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Memory that is left on a device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    except (AttributeError, ValueError, OSError):  # Windows
-        return 8 << 30
+    """Memory that is left on a device; half of all where the system does not say."""
+    free = free_bytes(device)
+    return total_bytes() // 2 if free is None else free

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from glm_int4.errors import GLMError
-from glm_int4.generation.batching import Batcher, Event, Sequence
+from glm_int4.generation.continuous import Batcher, Event, Sequence
 from glm_int4.generation.engine import Engine
 from glm_int4.generation.sampling import SamplingParams
 from glm_int4.server.answers import Chunk, TextAnswer
-from glm_int4.server.faults import ApiError
+from glm_int4.server.api_errors import ApiError
 
 logger = logging.getLogger(__name__)
 

@@ -1,9 +1,9 @@
 """From str to token ids and back. No torch here, and no weights."""
 
-from glm_int4.text.chat import chat_format
-from glm_int4.text.loading import load_tokenizer
+from glm_int4.text.chat_format import chat_format
 from glm_int4.text.streaming import StreamDecoder
 from glm_int4.text.tokenizer import Tokenizer
+from glm_int4.text.tokenizer_loading import load_tokenizer
 from glm_int4.text.tokenizer_v1 import ChatGLMTokenizer
 from glm_int4.text.tokenizer_v2 import ChatGLM2Tokenizer
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import sentencepiece
 
+from glm_int4.downloads import shown
 from glm_int4.errors import InputError, TokenizerError
-from glm_int4.files import shown
 from glm_int4.text.sentencepiece_model import load_model, read_model, read_spec, user_defined_pieces
 from glm_int4.text.tokenizer_v2 import CONTROL_PIECES, ChatGLM2Tokenizer, special_pieces
 

@@ -4,8 +4,8 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from glm_int4.downloads import shown
 from glm_int4.errors import InputError
-from glm_int4.files import shown
 
 Message = Mapping[str, Any]
 

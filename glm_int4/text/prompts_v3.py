@@ -6,8 +6,8 @@ apart, as officially. Metadata is empty but for an assistant's call of a tool, w
 
 from collections.abc import Collection, Iterable, Sequence
 
+from glm_int4.downloads import shown
 from glm_int4.errors import InputError
-from glm_int4.files import shown
 from glm_int4.text.messages import Message, check_question, role_and_content
 from glm_int4.text.responses import TRAINING_TIME, CleaningStream, fill_template
 from glm_int4.text.tokenizer import Tokenizer

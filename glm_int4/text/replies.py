@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from glm_int4.files import shown
+from glm_int4.downloads import shown
 from glm_int4.text.prompts_v3 import split_reply
 from glm_int4.text.responses import fill_template
 from glm_int4.text.tools import INTERPRETER, Tool, check_tools, parameter_names

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import sentencepiece
 
+from glm_int4.downloads import found_instead
 from glm_int4.errors import InputError, TokenizerError
-from glm_int4.files import found_instead
 
 MAX_MODEL_BYTES = 64 << 20  # the official files have 2.7 MB (v1) and 1.0 MB (v2, v3)
 _ALGORITHMS = {1: "unigram", 2: "BPE", 3: "word", 4: "char"}

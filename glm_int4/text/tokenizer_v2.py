@@ -9,8 +9,8 @@ from pathlib import Path
 
 import sentencepiece
 
+from glm_int4.downloads import shown
 from glm_int4.errors import TokenizerError
-from glm_int4.files import shown
 from glm_int4.text.sentencepiece_model import check_encodable, load_model, read_model, read_spec
 
 SPECIAL_PIECES = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")

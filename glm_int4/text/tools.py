@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from glm_int4.downloads import shown
 from glm_int4.errors import InputError
-from glm_int4.files import shown
 
 Tool = Mapping[str, Any]
 

@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glm_int4.checkpoint.folder import PARTIAL_SUFFIX
+from glm_int4.checkpoint.files.folder import PARTIAL_SUFFIX
+from glm_int4.checkpoint.files.safetensors_file import SafetensorsWriter, TensorSpec
 from glm_int4.checkpoint.prefix_file import OFFICIAL_FILE, OFFICIAL_STEM, SAFETENSORS_FILE, newest_checkpoint
-from glm_int4.checkpoint.publishing import sync_folder
-from glm_int4.checkpoint.safetensors_file import SafetensorsWriter, TensorSpec
 from glm_int4.errors import CheckpointError, InputError, OutputError
 from glm_int4.models.prefix_encoder import PrefixEncoder
+from glm_int4.system import sync_folder
+from glm_int4.tuning.arguments import PTuneSettings
 from glm_int4.tuning.evaluation import PREDICTIONS, RESULTS
 from glm_int4.tuning.log import writing
-from glm_int4.tuning.settings import PTuneSettings
 
 STATE_FILE, LOG_FILE, PLOT_FILE = "training_state.pt", "trainer_log.jsonl", "loss.png"
 _OURS = (LOG_FILE, PLOT_FILE, PREDICTIONS, RESULTS)

@@ -9,11 +9,11 @@ import torch
 from glm_int4.generation.engine import Engine
 from glm_int4.generation.sampling import SamplingParams
 from glm_int4.models.prefix_encoder import PrefixEncoder, split_prefix
+from glm_int4.tuning.answer_scores import score
+from glm_int4.tuning.arguments import PTuneSettings
 from glm_int4.tuning.data import Row, collate, make_sample, source_ids, target_ids
 from glm_int4.tuning.log import writing
 from glm_int4.tuning.loss import IGNORED, prefix_loss
-from glm_int4.tuning.metrics import score
-from glm_int4.tuning.settings import PTuneSettings
 
 # Officially answers are sampled, up to 512 tokens with the question.
 OFFICIAL_TEMPERATURE, OFFICIAL_TOP_P = 0.95, 0.7

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from glm_int4.errors import OutputError
-from glm_int4.tuning.metrics import INSTALL
+from glm_int4.tuning.answer_scores import INSTALL
 
 logger = logging.getLogger(__name__)
 

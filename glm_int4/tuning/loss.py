@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glm_int4.errors import InputError
-from glm_int4.generation.batch import Batch
 from glm_int4.generation.engine import Engine
+from glm_int4.generation.padded_batch import Batch
 from glm_int4.models import Model
 from glm_int4.models.prefix_encoder import PrefixEncoder, split_prefix
 

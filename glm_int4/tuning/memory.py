@@ -3,12 +3,12 @@
 import math
 from dataclasses import asdict, dataclass
 
-from glm_int4.checkpoint import layout
-from glm_int4.checkpoint.loading import ComputePlan, resident_bytes
+from glm_int4.checkpoint.build import ComputePlan, resident_bytes
+from glm_int4.checkpoint.formats import layout
 from glm_int4.checkpoint.opening import CheckpointInfo
 from glm_int4.models.config import ChatGLM2Config
 from glm_int4.models.prefix_encoder import PrefixEncoder, prefix_width
-from glm_int4.tuning.settings import PTuneSettings
+from glm_int4.tuning.arguments import PTuneSettings
 
 _FLOAT = 4
 # Pieces of dequantized weights, a few at a time: plain torch takes chunks of 2**24 weights in float32.

@@ -12,22 +12,21 @@ from typing import Any
 
 import torch
 
-from glm_int4.checkpoint.folder import read_config, resolve_folder
+from glm_int4.checkpoint.files.folder import read_config, resolve_folder
 from glm_int4.checkpoint.prefix_file import newest_checkpoint, read_prefix_encoder
-from glm_int4.checkpoint.publishing import lock_folder
-from glm_int4.checkpoint.report import peak_rss_bytes
 from glm_int4.errors import GLMError, InputError
 from glm_int4.generation.engine import Engine
 from glm_int4.generation.loading import load
 from glm_int4.models.prefix_encoder import PrefixEncoder
+from glm_int4.system import lock_folder, peak_bytes
+from glm_int4.tuning.answer_scores import check_metrics
+from glm_int4.tuning.arguments import MAX_GRAD_NORM, PREFIX_DROPOUT, PTuneSettings
 from glm_int4.tuning.checkpoints import LOG_FILE, PLOT_FILE, load_state, make_folder, prepare_output, save_checkpoint
 from glm_int4.tuning.data import Columns, Row, Sample, collate, make_sample, read_rows
 from glm_int4.tuning.evaluation import evaluate
 from glm_int4.tuning.log import TrainingLog, draw_loss, has_matplotlib
 from glm_int4.tuning.loss import prefix_loss
 from glm_int4.tuning.memory import plan_memory
-from glm_int4.tuning.metrics import check_metrics
-from glm_int4.tuning.settings import MAX_GRAD_NORM, PREFIX_DROPOUT, PTuneSettings
 
 logger = logging.getLogger(__name__)
 
@@ -281,6 +280,6 @@ class _Run:
             seconds=seconds,
             tokens_per_s=self.num_tokens / seconds if self.num_tokens else None,
             planned_bytes=plan_memory(self._engine.info, self._engine.plan, self._settings).total,
-            peak_rss_bytes=peak_rss_bytes(),
+            peak_rss_bytes=peak_bytes(),
             evaluation=evaluation,
         )

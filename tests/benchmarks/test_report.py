@@ -1,10 +1,8 @@
 """What becomes of measurements: kept figures, tables and plots."""
 
-import sys
-
 import pytest
 
-from tests.conftest import EXAMPLES
+from benchmarks.report import generate_report, generate_tables, plots
 
 MACHINE = {
     "device": "a machine",
@@ -30,19 +28,6 @@ ROWS = [
 ]
 
 
-@pytest.fixture
-def programs(monkeypatch):
-    """The modules of the benchmarks folder."""
-    monkeypatch.syspath_prepend(str(EXAMPLES.parent / "benchmarks"))
-    import generate_report
-    import generate_tables
-    import plots
-
-    yield generate_report, generate_tables, plots
-    for name in ("generate_report", "generate_tables", "plots"):
-        sys.modules.pop(name)
-
-
 def measured(*rows):
     """What pytest-benchmark writes of rows; one without figures is skipped."""
     named = [
@@ -52,8 +37,8 @@ def measured(*rows):
 
 
 @pytest.fixture
-def result(programs):
-    return programs[0].condense(measured(*(MACHINE | row for row in ROWS)))
+def result():
+    return generate_report.condense(measured(*(MACHINE | row for row in ROWS)))
 
 
 def test_the_machine_is_kept_once_and_every_figure_in_a_row(result):
@@ -61,30 +46,30 @@ def test_the_machine_is_kept_once_and_every_figure_in_a_row(result):
     assert result["rows"] == ROWS
 
 
-def test_what_is_measured_again_takes_the_place_of_the_first_figure(programs):
+def test_what_is_measured_again_takes_the_place_of_the_first_figure():
     again = MACHINE | {"commit": "abd"} | ROWS[1] | {"tokens_per_s": 3.0, "bandwidth_gb_s": 44.0}
-    result = programs[0].condense(measured(*(MACHINE | row for row in ROWS)), measured(again))
+    result = generate_report.condense(measured(*(MACHINE | row for row in ROWS)), measured(again))
     assert [row["tokens_per_s"] for row in result["rows"]] == [9.5, 3.0, 9.0, 45.0]
     assert result["machine"] == MACHINE | {"commit": "abc, abd", "bandwidth_gb_s": 44.0}
 
 
-def test_figures_of_two_machines_are_not_joined(programs):
+def test_figures_of_two_machines_are_not_joined():
     other = MACHINE | {"threads": 1} | ROWS[0]
     with pytest.raises(SystemExit, match=r"expected runs on one machine, got threads \['1', '2'\]"):
-        programs[0].condense(measured(MACHINE | ROWS[1]), measured(other))
+        generate_report.condense(measured(MACHINE | ROWS[1]), measured(other))
 
 
-def test_a_table_has_a_column_for_every_way_and_says_what_is_missing(programs, result):
-    lines = programs[1].speed_of("cpu", result).splitlines()
+def test_a_table_has_a_column_for_every_way_and_says_what_is_missing(result):
+    lines = generate_tables.speed_of("cpu", result).splitlines()
     assert lines[0] == "| tokens/s, CPU | INT4 | half precision | llama.cpp Q4_0 |"
     assert lines[2] == "| ChatGLM-6B, answer behind 128 | 9.5 (80 %) | 2.5 (80 %) | not measured |"
     assert lines[4] == "| ChatGLM3-6B, prompt of 512 | not measured | not measured | 45.0 |"
     assert "a machine (AVX512), 2 threads, torch 2.13.0, 2026-01-01, commit abc" in lines[-1]
-    assert "not measured yet (`make gpu-bench`)" in programs[1].speed_of("gpu", None)
+    assert "not measured yet (`make gpu-bench`)" in generate_tables.speed_of("gpu", None)
 
 
-def test_plots_are_the_same_from_run_to_run(programs, result, tmp_path):
-    for name in programs[2].PLOTS:
-        first = programs[2].draw(name, "cpu", result, tmp_path / "a").read_bytes()
-        assert programs[2].draw(name, "cpu", result, tmp_path / "b").read_bytes() == first
+def test_plots_are_the_same_from_run_to_run(result, tmp_path):
+    for name in plots.PLOTS:
+        first = plots.draw(name, "cpu", result, tmp_path / "a").read_bytes()
+        assert plots.draw(name, "cpu", result, tmp_path / "b").read_bytes() == first
         assert len(first) > 5000

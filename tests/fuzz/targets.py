@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import save
 
 import glm_int4
-from glm_int4.checkpoint import layout
-from glm_int4.checkpoint.loading import resident_bytes
+from glm_int4.checkpoint.build import resident_bytes
+from glm_int4.checkpoint.formats import layout
 from glm_int4.checkpoint.opening import open_checkpoint
 from glm_int4.errors import GLMError
 from glm_int4.generation.loading import choose_device, make_plan
 from glm_int4.models.config import parse_config
 from glm_int4.text import load_tokenizer
-from glm_int4.text.loading import has_tokenizer
+from glm_int4.text.tokenizer_loading import has_tokenizer
 from tests.conftest import MINI, train_bpe
 
 MAX_SECONDS, MAX_GROWTH_BYTES, MAX_MORE_ADDRESSES = 3.0, 300 << 20, 3 << 30

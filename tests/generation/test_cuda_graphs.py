@@ -9,11 +9,11 @@ import torch
 
 import glm_int4
 from glm_int4.generation import cuda_graphs
-from glm_int4.generation.batching import Batcher
+from glm_int4.generation.continuous import Batcher
 from glm_int4.generation.cuda_graphs import GraphStepper, TokenReading, column_bound, make_stepper, row_bucket
 from glm_int4.generation.decoding import Decoder
 from glm_int4.generation.sampling import SamplingParams
-from glm_int4.models.decode_step import DecodeStep
+from glm_int4.models.gpu_step import DecodeStep
 from tests.conftest import FIXTURES
 from triton_kernels import reference
 

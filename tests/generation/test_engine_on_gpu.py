@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 import glm_int4
-from glm_int4.generation.batching import Batcher
-from glm_int4.generation.bench import random_engine, random_row
+from glm_int4.generation.continuous import Batcher
 from glm_int4.generation.sampling import SamplingParams
+from glm_int4.measuring.speed import random_engine, random_row
 from glm_int4.models.presets import CONFIGS
 from tests.conftest import FIXTURES, MINI
 from tests.tolerances import FLOAT16_RELATIVE_RMS, relative_rms

@@ -3,8 +3,8 @@
 import torch
 
 import glm_int4
-from glm_int4.generation.batch import Batch
-from glm_int4.models.decode_step import DecodeStep
+from glm_int4.generation.padded_batch import Batch
+from glm_int4.models.gpu_step import DecodeStep
 from glm_int4.models.kv_cache import KVCache
 from tests.conftest import FIXTURES
 from tests.tolerances import FLOAT16_RELATIVE_RMS, relative_rms

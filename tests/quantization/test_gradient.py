@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from glm_int4.quantization import cpu
+from glm_int4.quantization.cpu import float32
 from glm_int4.quantization.embedding import QuantizedEmbedding
 from glm_int4.quantization.linear import QuantizedLinear
 from tests.quantization.test_linear import SCHEMES, SHAPES, quantized
@@ -13,8 +13,8 @@ from tests.tolerances import FLOAT32_RELATIVE_RMS, relative_rms
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Several pieces even for small matrices."""
-    monkeypatch.setattr(cpu, "SCRATCH_BYTES", 1 << 15)
-    monkeypatch.setattr("glm_int4.quantization.gpu._PIECE_WEIGHTS", 1 << 14)
+    monkeypatch.setattr(float32, "SCRATCH_BYTES", 1 << 15)
+    monkeypatch.setattr("glm_int4.quantization.gpu.matrix._PIECE_WEIGHTS", 1 << 14)
 
 
 @pytest.mark.usefixtures("small_pieces")

@@ -7,10 +7,11 @@ import sys
 import pytest
 import torch
 
-from glm_int4.quantization import cpu, instructions, rounding
-from glm_int4.quantization.cpu import RowsMatrix
+from glm_int4.quantization.cpu import float32, instructions
+from glm_int4.quantization.cpu.float32 import RowsMatrix
 from glm_int4.quantization.embedding import QuantizedEmbedding
 from glm_int4.quantization.linear import QuantizedLinear
+from glm_int4.quantization.rounding import rtn
 from glm_int4.quantization.scheme import QuantizationScheme, QuantizedWeight
 from tests.tolerances import FLOAT32_RELATIVE_RMS, relative_rms
 
@@ -27,7 +28,7 @@ SHAPES = [(256, 256), (112, 384), (16, 128)]
 
 def quantized(shape, scheme):
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(shape[0]))
-    return rounding.quantize_rtn(weight, scheme)[0]
+    return rtn.quantize_rtn(weight, scheme)[0]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -79,7 +80,7 @@ def test_held_to_avx2_the_integers_agree_too():
 
 def test_held_to_less_than_avx2_rows_are_multiplied():
     environment = os.environ | {"ATEN_CPU_CAPABILITY": "default"}
-    code = "from glm_int4.quantization import cpu; assert cpu.choose_backend() == 'rows'"
+    code = "from glm_int4.quantization.cpu import float32; assert float32.choose_backend() == 'rows'"
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
@@ -94,8 +95,8 @@ def test_a_processor_that_numba_was_told_of_is_not_trusted_with_vectors(monkeypa
 
 
 def test_without_numba_the_reference_runs(monkeypatch):
-    monkeypatch.setattr(cpu, "has_numba", lambda: False)
-    assert cpu.choose_backend.__wrapped__() == "reference"
+    monkeypatch.setattr(float32, "has_numba", lambda: False)
+    assert float32.choose_backend.__wrapped__() == "reference"
 
 
 def test_foreign_kernels_are_refused_with_their_path(tmp_path):

@@ -9,7 +9,7 @@ import time
 import httpx
 import pytest
 
-from glm_int4.server import streaming
+from glm_int4.server import event_stream
 from tests.server.conftest import run_server
 from tests.server.test_openai_clients import TOOL
 
@@ -205,8 +205,10 @@ def test_a_body_that_stops_in_the_middle_is_let_go(mini_engine):
 
 
 def test_a_slow_reader_holds_up_nobody_and_is_left_in_the_end(v2_engine, monkeypatch):
-    monkeypatch.setattr(streaming, "event", lambda value, make=streaming.event: make(value) + b":" + b" " * 500_000)
-    monkeypatch.setattr("glm_int4.server.requests.event", streaming.event)
+    monkeypatch.setattr(
+        event_stream, "event", lambda value, make=event_stream.event: make(value) + b":" + b" " * 500_000
+    )
+    monkeypatch.setattr("glm_int4.server.requests.event", event_stream.event)
     with run_server(v2_engine, num_slots=2, send_seconds=1.0) as running:
         slow = raw_request(running, LONG)  # reads nothing
         running.wait_until(lambda: running.batcher.num_running == 1)

@@ -11,7 +11,7 @@ ROOT = EXAMPLES.parent
 
 
 def test_of_64_clients_none_is_lost_and_every_answer_is_what_the_engine_says_alone(tmp_path):
-    command = [sys.executable, ROOT / "benchmarks" / "bench_server.py", "--json", tmp_path / "server.json"]
+    command = [sys.executable, "-m", "benchmarks.speed.bench_server", "--json", tmp_path / "server.json"]
     options = ["--clients", "64", "--requests", "64", "--max-tokens", "12"]
     here = os.environ | {"PYTHONPATH": str(ROOT)}
     result = subprocess.run([*command, *options], capture_output=True, text=True, timeout=300, cwd=ROOT, env=here)

@@ -6,7 +6,7 @@ import pytest
 
 from glm_int4.errors import InputError
 from glm_int4.text import ChatGLM2Tokenizer
-from glm_int4.text.chat import chat_format
+from glm_int4.text.chat_format import chat_format
 from glm_int4.text.prompts_v2 import build_prompt
 from tests.conftest import FIXTURES
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from glm_int4.errors import InputError
 from glm_int4.text import ChatGLM2Tokenizer
-from glm_int4.text.chat import chat_format
+from glm_int4.text.chat_format import chat_format
 from glm_int4.text.prompts_v3 import ASSISTANT, ReplyDecoder, ResponseStream, process_response
 from glm_int4.text.tools import TOOLS_SYSTEM_TEXT
 from tests.conftest import FIXTURES

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glm_int4.text.chat import chat_format
+from glm_int4.text.chat_format import chat_format
 from glm_int4.text.replies import MAX_CALL_CHARACTERS, ToolCall
 from tests.text.test_tools import TRACK
 

@@ -8,13 +8,11 @@ import pytest
 
 from tests.conftest import EXAMPLES
 
-GATE = EXAMPLES.parent / "benchmarks" / "kernel_gate.py"
-
 
 def test_kernels_compile_without_spills_and_with_tensor_cores():
     pytest.importorskip("triton")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(EXAMPLES.parent)
-    result = subprocess.run([sys.executable, GATE, "--quick"], env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-m", "benchmarks.kernels.kernel_gate", "--quick"]
+    result = subprocess.run(command, cwd=EXAMPLES.parent, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "0 faults" in result.stdout

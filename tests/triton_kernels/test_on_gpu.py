@@ -7,13 +7,13 @@ from tests.tolerances import FLOAT16_RELATIVE_RMS, relative_rms
 from tests.triton_kernels.matrices import linear64, poison, quantized, weights64
 from tests.triton_kernels.test_autograd import run
 from tests.triton_kernels.test_launch import SHAPES
-from triton_kernels import launch, linear
+from triton_kernels import dispatch, launch
 from triton_kernels.operands import Epilogue
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(
-        not torch.cuda.is_available() or linear.obstacle(torch.device("cuda")) is not None,
+        not torch.cuda.is_available() or dispatch.obstacle(torch.device("cuda")) is not None,
         reason="needs a CUDA device of sm_75 or newer, and Triton",
     ),
 ]
@@ -110,7 +110,7 @@ def test_offsets_beyond_two_to_the_31_weights():
     qweight[-1] = 129
     scales = torch.ones(1, rows, dtype=torch.float16, device="cuda")
     for num_rows in (1, 300):
-        out = linear.int8_linear(torch.ones(num_rows, 4096, device="cuda").half(), qweight, scales, group_size=4096)
+        out = dispatch.int8_linear(torch.ones(num_rows, 4096, device="cuda").half(), qweight, scales, group_size=4096)
         assert out[:, -1].eq(4096).all()
         assert out[:, :-1].eq(0).all()
 

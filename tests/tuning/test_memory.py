@@ -2,13 +2,13 @@
 
 import torch
 
-from glm_int4.checkpoint import layout
-from glm_int4.checkpoint.loading import ComputePlan
+from glm_int4.checkpoint.build import ComputePlan
+from glm_int4.checkpoint.formats import layout
 from glm_int4.checkpoint.opening import CheckpointInfo
 from glm_int4.models.config import ChatGLM2Config, ChatGLMConfig
 from glm_int4.quantization.scheme import QuantizationScheme
+from glm_int4.tuning.arguments import PTuneSettings
 from glm_int4.tuning.memory import plan_memory
-from glm_int4.tuning.settings import PTuneSettings
 
 GB = 10**9
 V1 = ChatGLMConfig(

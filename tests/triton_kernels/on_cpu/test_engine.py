@@ -9,17 +9,17 @@ import pytest
 import torch
 
 import glm_int4
-from glm_int4.checkpoint.loading import ComputePlan, build_model
-from glm_int4.checkpoint.random_weights import open_random
+from glm_int4.checkpoint.build import ComputePlan, build_model
 from glm_int4.generation import loading
 from glm_int4.generation.cuda_graphs import GraphStepper
 from glm_int4.generation.engine import Engine
 from glm_int4.generation.sampling import SamplingParams
+from glm_int4.measuring.random_weights import open_random
 from glm_int4.models.presets import CONFIGS
 from tests.models.steps import run
 from tests.tolerances import FLOAT16_RELATIVE_RMS, relative_rms
 from tests.triton_kernels.on_cpu import ARCHITECTURE, QUICK
-from triton_kernels import decode, gpu, linear, reference
+from triton_kernels import decode, dispatch, gpu, reference
 
 CPU = torch.device("cpu")
 # As ``make_plan`` says for a GPU, but for the device.
@@ -50,8 +50,8 @@ def on_kernels(monkeypatch):
     properties = SimpleNamespace(major=ARCHITECTURE // 10, minor=ARCHITECTURE % 10, multi_processor_count=8)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    monkeypatch.setattr(linear, "gpu", gpu)
-    monkeypatch.setattr(linear, "obstacle", lambda device: None)
+    monkeypatch.setattr(dispatch, "gpu", gpu)
+    monkeypatch.setattr(dispatch, "obstacle", lambda device: None)
 
 
 def refuse(*arguments):

@@ -1,0 +1,120 @@
+"""What ``kernel_gate.py`` compiles: every kernel as the package launches it, on every architecture."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from triton_kernels import launch
+from triton_kernels.dequantize import dequantize_kernel
+from triton_kernels.dot import dot_kernel
+from triton_kernels.epilogue import finish_kernel
+from triton_kernels.gemv import gemv_kernel
+from triton_kernels.norm import add_norm_kernel
+from triton_kernels.one_token_attention import attend_kernel, merge_kernel
+from triton_kernels.rotary import rotary_kernel
+
+# Shared memory that a block may have, by architecture: CUDA C++ Programming Guide, table of technical specifications.
+SHARED_LIMITS = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}
+GROUP_SIZES = (32, 64, 128, None)
+KERNELS = {
+    "dot": dot_kernel,
+    "gemv": gemv_kernel,
+    "dequantize": dequantize_kernel,
+    "finish": finish_kernel,
+    "norm": add_norm_kernel,
+    "rotary": rotary_kernel,
+    "attend": attend_kernel,
+    "merge": merge_kernel,
+}
+HEAD_DIM, HIDDEN_SIZE = 128, 4096
+# Query heads that share a key head: ChatGLM-6B, and ChatGLM2-6B and ChatGLM3-6B.
+HEADS_PER_GROUP = (1, 16)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A kernel as the package launches it on one architecture; ``types`` of arguments that are not the usual ones."""
+
+    kernel: str
+    architecture: int
+    constants: dict[str, object]
+    types: dict[str, str] = field(default_factory=dict)
+    num_warps: int = 4
+    num_stages: int = 3
+    max_registers: int | None = None
+
+
+def cases(quick: bool) -> Iterator[Case]:
+    """What the package can launch: whole, or a sample that compiles in under a minute."""
+    for architecture in SHARED_LIMITS:
+        for bits in (4, 8):
+            types = {"qweight_ptr": "*i16" if bits == 4 else "*u8"}
+            for group_size in [(128 if bits == 4 else None)] if quick else GROUP_SIZES:
+                for zeros in [bits == 4] if quick else (False, True):
+                    common = {"USE_ASM": True} | ({} if zeros else {"zeros_ptr": None})
+                    yield from product_cases(architecture, bits, group_size, types, common, quick)
+                    constants = {
+                        "BITS": bits,
+                        "GROUP_SIZE": group_size,
+                        "BLOCK_N": launch.DEQUANTIZE_BLOCK,
+                        "PLANE": launch.plane(bits, group_size),
+                    }
+                    yield Case(
+                        kernel="dequantize", architecture=architecture, constants=constants | common, types=types
+                    )
+        for activation in ["swiglu"] if quick else (None, "gelu", "swiglu"):
+            constants = {"ACTIVATION": activation, "BLOCK_N": launch.FINISH_BLOCK}
+            yield Case(kernel="finish", architecture=architecture, constants=constants)
+        if not quick or architecture in (75, 90):
+            yield from decode_cases(architecture)
+
+
+def product_cases(
+    architecture: int, bits: int, group_size: int | None, types: dict[str, str], common: dict[str, object], quick: bool
+) -> Iterator[Case]:
+    """Every launch as one of several splits; also with a fused epilogue, and once without assembly."""
+    parts = {"ACTIVATION": None, "bias_ptr": None, "residual_ptr": None}
+    variants = [(parts, "*fp32")]
+    if not quick:
+        variants.append(({"ACTIVATION": "gelu"}, "*fp16"))
+        if group_size == 128 and "zeros_ptr" not in common:
+            variants.append((parts | {"USE_ASM": False}, "*fp32"))
+    rows = launch.launches(bits, architecture)
+    for row in (rows[0], rows[-1]) if quick else rows:
+        for variant, out in variants:
+            yield Case(
+                kernel=row.kernel,
+                architecture=architecture,
+                constants=row.constants(bits, group_size) | common | variant,
+                types=types | {"out_ptr": out},
+                num_warps=row.num_warps,
+                num_stages=row.num_stages,
+                max_registers=row.max_registers,
+            )
+
+
+def decode_cases(architecture: int) -> Iterator[Case]:
+    """The kernels of a one-token step that are no products with weights."""
+    for parts in ({}, {"bias_ptr": None}, {"bias_ptr": None, "residual_ptr": None, "total_ptr": None}):
+        constants = {"BLOCK_K": HIDDEN_SIZE} | parts
+        types = {"weight_ptr": "*fp16", "bias_ptr": "*fp16"}
+        warps = launch.norm_warps(HIDDEN_SIZE)
+        yield Case(kernel="norm", architecture=architecture, constants=constants, types=types, num_warps=warps)
+    for int8 in (False, True):
+        types = dict.fromkeys(("k_ptr", "v_ptr"), "*i8" if int8 else "*fp16")
+        for two_dimensional in (False, True):
+            constants = {"HEAD_DIM": HEAD_DIM, "TWO_DIMENSIONAL": two_dimensional, "INT8": int8}
+            yield Case(kernel="rotary", architecture=architecture, constants=constants, types=types, num_warps=1)
+        for heads in HEADS_PER_GROUP:
+            row = launch.attention(heads, tensor_cores=architecture >= 80)
+            constants = {
+                "HEADS": heads,
+                "BLOCK_H": row.block_h,
+                "BLOCK_S": row.block_s,
+                "HEAD_DIM": HEAD_DIM,
+                "INT8": int8,
+            }
+            yield Case(
+                kernel="attend", architecture=architecture, constants=constants, types=types, num_warps=row.num_warps
+            )
+    constants = {"BLOCK_S": row.block_s, "BLOCK_P": launch.MERGE_BLOCK, "HEAD_DIM": HEAD_DIM}
+    yield Case(kernel="merge", architecture=architecture, constants=constants)

@@ -1,0 +1,184 @@
+"""Finding a checkpoint: a local folder or a hub id, its config and its weight files."""
+
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from glm_int4.downloads import ABSENT, found_instead, read_json, shown, shown_name
+from glm_int4.errors import CheckpointError, ConfigError, InputError, TokenizerError
+
+logger = logging.getLogger(__name__)
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_SMALL_FILES = ["*.json", "*.model", "MODEL_LICENSE"]
+_HUB_WEIGHTS = ["*.safetensors", "*.bin"]
+_INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+_UNFINISHED_DOWNLOADS = ("*.incomplete", ".cache/huggingface/download/*.incomplete")
+_SHARD_NAME = re.compile(r"(?:model|pytorch_model)-\d{5}-of-(\d{5})\.(?:safetensors|bin)")
+_MOST_SHARDS = 10_000
+_MOST_NAMED = 6
+
+# While a run writes a checkpoint, its folder bears this suffix and holds this note.
+PARTIAL_SUFFIX, PROGRESS = ".partial", "progress.json"
+
+# What find_shards returns: the weight files, and where an index says it, each tensor's file.
+Shards = tuple[list[Path], dict[str, str] | None]
+
+
+def resolve_folder(model: str | Path, **hub_options: Any) -> Path:
+    """Return the local folder of ``model``, downloading a hub id into the hub's own cache.
+
+    Args:
+        model: folder or hub id.
+        hub_options: of the hub client's ``snapshot_download``, such as ``revision``.
+    Raises:
+        InputError: neither a folder nor a hub id that can be downloaded.
+    """
+    path = Path(model)
+    try:
+        is_folder, exists = path.is_dir(), path.exists()
+    except OSError as error:
+        raise InputError(
+            f"expected a checkpoint folder or a hub id, got {str(model)[:80]}: {error.strerror}"
+        ) from error
+    if is_folder:
+        return path
+    if exists:
+        raise InputError(f"expected a checkpoint folder, got the file {path}; give the folder that holds it")
+    if not _HUB_ID.fullmatch(str(model)):
+        raise InputError(f"expected a checkpoint folder or a hub id (owner/name), got {model}: there is no such folder")
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(str(model), allow_patterns=_HUB_SMALL_FILES, **hub_options))
+        # Some repositories hold the weights twice: take one format.
+        indexed = [w for w, index in zip(_HUB_WEIGHTS, _INDEX_FILES, strict=True) if (folder / index).is_file()]
+        weights = indexed[:1] or _HUB_WEIGHTS
+        return Path(snapshot_download(str(model), allow_patterns=[*_HUB_SMALL_FILES, *weights], **hub_options))
+    except Exception as error:  # the hub client raises errors of several libraries
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"expected a checkpoint folder or a hub id, got {model}: there is no such folder, "
+            f"and the download failed ({reason}); check the name and the network, or pass a local folder"
+        ) from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the parsed ``config.json`` of a checkpoint folder.
+
+    Raises:
+        ConfigError: it is missing or not a JSON object.
+    """
+    if folder.name.endswith(PARTIAL_SUFFIX) and found_instead(folder / PROGRESS) != ABSENT:
+        raise ConfigError(
+            f"expected a complete checkpoint, got the unfinished {folder}; run the same quantize command with --resume"
+        )
+    path = folder / "config.json"
+    if found_instead(path) != ABSENT:
+        return read_json(path, ConfigError)
+    if _adapter_in(folder):
+        raise ConfigError(f"expected a checkpoint with config.json in {folder}, got {_adapter_in(folder)}")
+    raise ConfigError(f"expected config.json in {folder}, got none; is this a checkpoint folder?")
+
+
+def read_tokenizer_config(folder: Path) -> dict[str, Any] | None:
+    """Return the parsed ``tokenizer_config.json`` of a checkpoint folder, None where there is none.
+
+    Raises:
+        TokenizerError: it is not a JSON object.
+    """
+    path = folder / "tokenizer_config.json"
+    return None if found_instead(path) == ABSENT else read_json(path, TokenizerError)
+
+
+def find_shards(folder: Path) -> Shards:
+    """Return the weight files of a folder and, where an index says it, each tensor's file.
+
+    The first complete set counts: safetensors before ``.bin`` files, what an index names before a single
+    file before all the shards ``-00001-of-N`` to ``-N-of-N`` without an index.
+
+    Raises:
+        CheckpointError: no set is complete; it says what is missing of the first.
+    """
+    try:
+        return _complete_set(folder)
+    except OSError as error:
+        raise CheckpointError(f"expected a readable folder {folder}, got: {error.strerror or error}") from error
+
+
+def _complete_set(folder: Path) -> Shards:
+    faults: list[tuple[int, str]] = []  # files that are there, and what is wrong
+    for single, index in zip(_SINGLE_FILES, _INDEX_FILES, strict=True):
+        try:
+            for paths, weight_map, what in _sets(folder, single, index):
+                fault = _fault(folder, paths, what)
+                if fault is None:
+                    if faults:
+                        logger.warning("using %s: %s", paths[0].name, faults[0][1])
+                    return paths, weight_map
+                faults.append((sum(found_instead(path) is None for path in paths), fault))
+        except CheckpointError as error:
+            faults.append((0, str(error)))
+    if faults:
+        raise CheckpointError(max(faults, key=lambda fault: fault[0])[1])
+    found = _adapter_in(folder) or f"none{_unfinished_in(folder)}"
+    raise CheckpointError(f"expected {' or '.join(_SINGLE_FILES)} (or all shards) in {folder}, got {found}")
+
+
+def _sets(folder: Path, single: str, index: str) -> Iterator[tuple[list[Path], dict[str, str] | None, str]]:
+    """Sets of files of one format that may be the weights: paths, tensors' files, and what to call them."""
+    indexed = found_instead(folder / index) != ABSENT
+    if indexed:
+        weight_map = _read_index(folder / index)
+        names = sorted(set(weight_map.values()))
+        yield [folder / name for name in names], weight_map, f"the {len(names)} files that {index} names"
+    if found_instead(folder / single) != ABSENT:
+        yield [folder / single], None, "the weights"
+    if indexed:
+        return
+    stem, suffix = single.split(".")
+    totals = {int(m[1]) for path in folder.glob(f"{stem}-*") if (m := _SHARD_NAME.fullmatch(path.name))}
+    for total in sorted(t for t in totals if 1 <= t <= _MOST_SHARDS):
+        names = [f"{stem}-{i:05d}-of-{total:05d}.{suffix}" for i in range(1, total + 1)]
+        if any(found_instead(folder / name) != ABSENT for name in names):
+            yield [folder / name for name in names], None, f"all of the {total} shards"
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    weight_map = read_json(path, CheckpointError).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+        raise CheckpointError(f"expected a weight_map of file names in {path}, got none; download it again")
+    for name in set(weight_map.values()):
+        if not re.fullmatch(r"[\w.-]{1,200}\.(safetensors|bin)", name):
+            raise CheckpointError(
+                f"expected names of .safetensors or .bin files in {path}, got {shown(name)}; "
+                "take the index from the official repository"
+            )
+    return weight_map
+
+
+def _fault(folder: Path, paths: list[Path], what: str) -> str | None:
+    """What is missing of a set of files, or not what was to be downloaded."""
+    missing = [path.name for path in paths if found_instead(path) == ABSENT]
+    if missing:
+        rest = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
+        return (
+            f"expected {what} in {folder}, got none of {', '.join(missing[:_MOST_NAMED])}{rest}; "
+            f"download the missing files{_unfinished_in(folder)}"
+        )
+    faults = ((path, found_instead(path)) for path in paths)
+    return next((f"expected weights in {path}, got {fault}" for path, fault in faults if fault is not None), None)
+
+
+def _adapter_in(folder: Path) -> str | None:
+    name = next((name for name in _ADAPTER_FILES if found_instead(folder / name) != ABSENT), None)
+    return name and f"the adapter {name}; merge it into its model first (peft: merge_and_unload), then save that"
+
+
+def _unfinished_in(folder: Path) -> str:
+    found = next((path for pattern in _UNFINISHED_DOWNLOADS for path in folder.glob(pattern)), None)
+    return f" (an unfinished download lies there, {shown_name(found.name)}: run it again, it goes on)" if found else ""

@@ -1,0 +1,137 @@
+"""All tensors of a checkpoint by name, whatever files they lie in."""
+
+import ctypes
+import mmap
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from glm_int4.checkpoint.files.folder import find_shards
+from glm_int4.checkpoint.files.safetensors_file import map_safetensors
+from glm_int4.checkpoint.files.torch_file import map_torch_file
+from glm_int4.downloads import shown_name
+from glm_int4.errors import CheckpointError
+
+_MOST_NAMED = 6
+
+
+class CheckpointReader:
+    """The tensors of a checkpoint folder, mapped: they take memory only while they are used.
+
+    Raises:
+        CheckpointError: as ``find_shards``, ``map_safetensors`` and ``map_torch_file``; or a tensor
+            is not in the shard that the index names.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files, weight_map = find_shards(folder)
+        self._tensors: dict[str, Tensor] = {}
+        self._mapped: set[str] = set()
+        for path in self.files:
+            tensors, mapped = map_safetensors(path) if path.suffix == ".safetensors" else map_torch_file(path)
+            if weight_map is not None:
+                absent = [n for n, file in weight_map.items() if file == path.name and n not in tensors]
+                if absent:
+                    raise CheckpointError(
+                        f"expected {_listing(absent)} in {path}, as the index says, got none; download the file again"
+                    )
+                # Where two files hold a tensor, the index decides.
+                tensors = {n: t for n, t in tensors.items() if weight_map.get(n, path.name) == path.name}
+            self._tensors.update(tensors)
+            self._mapped |= mapped & tensors.keys()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def release(self, name: str, rows: slice = slice(None)) -> None:
+        """Give back the memory of a mapped tensor's pages, or those of some rows; they are read again when needed."""
+        if name in self._mapped and sys.platform.startswith("linux") and self._tensors[name].is_contiguous():
+            _release_pages(self._tensors[name][rows])
+
+    def check(
+        self,
+        expected: Mapping[str, tuple[int, ...]],
+        dtypes: Mapping[str, tuple[torch.dtype, ...]],
+        ignored: Collection[str] = (),
+    ) -> None:
+        """Compare all tensors with what a model needs.
+
+        Args:
+            expected: name to shape.
+            dtypes: name to acceptable dtypes; names that are absent accept float16, bfloat16, float32.
+            ignored: names that may be there or not, beside ``*.inv_freq``.
+        Raises:
+            CheckpointError: one error that names missing, extra, mis-shaped and mis-typed tensors.
+        """
+        floating = (torch.float16, torch.bfloat16, torch.float32)
+        faults = []
+        missing = [n for n in expected if n not in self._tensors]
+        if missing:
+            faults.append(f"missing {_listing(missing)}")
+        extra = [n for n in self._tensors if n not in expected and n not in ignored and not n.endswith(".inv_freq")]
+        if extra:
+            faults.append(f"extra {_listing(extra)}")
+        present = [n for n in expected if n in self._tensors]
+        shapes = [
+            f"{n} {tuple(self[n].shape)} instead of {tuple(expected[n])}"
+            for n in present
+            if tuple(self[n].shape) != tuple(expected[n])
+        ]
+        if shapes:
+            faults.append(f"mis-shaped {_listing(shapes)}")
+        types = [
+            f"{n} {self[n].dtype} instead of {' or '.join(map(str, dtypes.get(n, floating)))}"
+            for n in present
+            if self[n].dtype not in dtypes.get(n, floating)
+        ]
+        if types:
+            faults.append(f"mis-typed {_listing(types)}")
+        if faults:
+            raise CheckpointError(
+                f"expected the tensors that config.json describes in {self.folder}, got: {'; '.join(faults)}; "
+                f"{_advice(extra)}"
+            )
+
+
+# Parts of tensor names that tell where a checkpoint comes from, and what to do with it.
+_ADVICE = {
+    "lora_": "these are LoRA weights: merge them into the model first (peft: merge_and_unload), then save that",
+    "base_model.model.": "peft saved this model: merge_and_unload it first, then save the result",
+    "prefix_encoder.": "these are P-Tuning prefixes: give this as --prefix, beside the model that it was trained on",
+    "module.": "a training framework added a prefix to the names: save with its module unwrapped",
+    "head.": "an extra head belongs to a reward model: save the language model alone",
+    "score.": "an extra head belongs to a classifier: save the language model alone",
+    "classifier.": "an extra head belongs to a classifier: save the language model alone",
+}
+
+
+def _advice(extra: list[str]) -> str:
+    """What to do about tensors that the model has no place for."""
+    for part, advice in _ADVICE.items():
+        if any(part in name for name in extra):
+            return advice
+    return "do the config and the weights belong together?"
+
+
+def _listing(names: list[str]) -> str:
+    rest = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(map(shown_name, names[:_MOST_NAMED])) + rest
+
+
+def _release_pages(tensor: Tensor) -> None:
+    """Drop the whole pages of a tensor in a private file mapping; elsewhere its values would be lost."""
+    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    stop = (tensor.data_ptr() + tensor.numel() * tensor.element_size()) // mmap.PAGESIZE * mmap.PAGESIZE
+    if stop > start:
+        libc = ctypes.CDLL(None)
+        libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_DONTNEED)

@@ -1,0 +1,172 @@
+"""A checkpoint's network with the weights of one layer in memory at a time, in float32.
+
+For measuring on calibration text: GPTQ (``calibrated.py``) and sensitivities (``sensitivity.py``) run all
+their activations through a layer before the next one is read. Answers come from ``generation``.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glm_int4.checkpoint.checks import check_finite
+from glm_int4.checkpoint.files.reader import CheckpointReader
+from glm_int4.checkpoint.formats import layout
+from glm_int4.checkpoint.opening import CheckpointInfo
+from glm_int4.conversion.folding import Folding
+from glm_int4.models import Model, chatglm, chatglm2
+from glm_int4.models.attention import AttentionMask
+from glm_int4.models.config import ChatGLMConfig
+from glm_int4.quantization.embedding import DenseEmbedding
+
+# Activations beyond so many bytes lie in a file.
+MAX_ACTIVATION_BYTES = 512 << 20
+
+
+class StreamedLinear(nn.Module):
+    """A linear layer whose weight (N, K) float32 comes and goes; ``tap``, if set, sees every input first."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.weight: Tensor | None = None
+        self.bias: Tensor | None = None
+        self.tap: Callable[[Tensor], None] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.tap is not None:
+            self.tap(x)
+        assert self.weight is not None
+        return F.linear(x, self.weight, self.bias)
+
+
+class StreamedModel:
+    """The network of an opened half-precision checkpoint.
+
+    Attributes:
+        linears: every matrix but the embedding, by name.
+        layer_linears: names of a layer's matrices, in the order in which they run.
+    """
+
+    def __init__(
+        self,
+        reader: CheckpointReader,
+        info: CheckpointInfo,
+        folding: Folding | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.folding = folding or Folding()
+        self.reader, self.config, self.device = reader, info.config, torch.device(device)
+        self.linears: dict[str, StreamedLinear] = {}
+        self.layer_linears: list[list[str]] = [[] for _ in range(info.config.num_layers)]
+        for i, matrix in enumerate(layout.linears(info.config)):
+            self.layer_linears[i // 4].append(matrix.name)
+        embeddings = DenseEmbedding(info.config.vocab_size, info.config.hidden_size, device="meta")
+        self.model: Model
+        if isinstance(info.config, ChatGLMConfig):
+            model1 = chatglm.ChatGLMForConditionalGeneration(
+                info.config, self._make_linear, embeddings, half_tables=True
+            )
+            self.model, self._layers = model1, model1.transformer.layers
+            self._norm: nn.Module = model1.transformer.final_layernorm
+        else:
+            model2 = chatglm2.ChatGLMForConditionalGeneration(
+                info.config, self._make_linear, embeddings, half_tables=True
+            )
+            self.model, self._layers = model2, model2.transformer.encoder.layers
+            self._norm = model2.transformer.encoder.final_layernorm
+        for name, module in self.model.named_modules():
+            if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+                for part, _ in list(module.named_parameters()):
+                    setattr(module, part, nn.Parameter(self._read(f"{name}.{part}"), requires_grad=False))
+
+    def _make_linear(self, name: str, in_features: int, out_features: int, has_bias: bool) -> nn.Module:
+        linear = self.linears[name] = StreamedLinear(name)
+        if has_bias:
+            linear.bias = self._read(f"{name}.bias")
+        return linear
+
+    def _read(self, name: str) -> Tensor:
+        check_finite(name, self.reader[name])
+        weight = self.reader[name].to(device=self.device, dtype=torch.float32, copy=True)
+        weight = self.folding.fold(name, weight)
+        self.reader.release(name)
+        return weight
+
+    def load_layer(self, index: int) -> None:
+        """Read the matrices of one layer."""
+        for name in self.layer_linears[index]:
+            self.linears[name].weight = self._read(f"{name}.weight")
+
+    def drop_layer(self, index: int) -> None:
+        """Forget the matrices of one layer."""
+        for name in self.layer_linears[index]:
+            self.linears[name].weight = None
+
+    def embed(self, token_ids: Sequence[int], weight: Tensor | None = None) -> Tensor:
+        """Rows of the embedding, or of another matrix in its place: (T, hidden_size) float32."""
+        name = f"{layout.embedding(self.config).name}.weight"
+        rows = (self.reader[name] if weight is None else weight)[torch.tensor(token_ids)]
+        return rows.to(self.device, torch.float32)
+
+    @torch.inference_mode()
+    def run_layer(self, index: int, x: Tensor, token_ids: Sequence[int]) -> Tensor:
+        """The output of a layer that has been loaded; x and the output are (T, hidden_size)."""
+        ids = list(token_ids)
+        positions = torch.tensor([self.model.get_position_ids(ids)], device=self.device)
+        if isinstance(self.model, chatglm.ChatGLMForConditionalGeneration):
+            cos, sin = self.model.transformer.rotary_emb(positions.transpose(1, 2)[:, :, None])
+        else:
+            cos, sin = self.model.transformer.rotary_pos_emb(positions[:, 0, :, None])
+        mask = AttentionMask(context_length=self.model.context_length(ids))
+        out: Tensor = self._layers[index](x[None], (cos, sin), mask, None)
+        return out[0]
+
+    @torch.inference_mode()
+    def normalize(self, x: Tensor) -> Tensor:
+        """The final norm of (T, hidden_size): the input of the head."""
+        out: Tensor = self._norm(x)
+        return out
+
+
+class Activations:
+    """Tensors of one shape each, in memory, or in an unnamed file where they are many.
+
+    Args:
+        folder: where the file would lie.
+        num_bytes: of all tensors that will be there at once.
+    """
+
+    def __init__(self, folder: Path, num_bytes: int) -> None:
+        self._tensors: dict[int, Tensor] = {}
+        self._places: dict[int, tuple[int, tuple[int, ...], torch.device]] = {}
+        self._file = None
+        if num_bytes > MAX_ACTIVATION_BYTES:
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed with this object
+        self._end = 0
+
+    @property
+    def on_disk(self) -> bool:
+        return self._file is not None
+
+    def __setitem__(self, index: int, x: Tensor) -> None:
+        if self._file is None:
+            self._tensors[index] = x
+            return
+        if index not in self._places:
+            self._places[index] = (self._end, tuple(x.shape), x.device)
+            self._end += x.numel() * 4
+        self._file.seek(self._places[index][0])
+        self._file.write(x.float().cpu().contiguous().numpy().tobytes())
+
+    def __getitem__(self, index: int) -> Tensor:
+        if self._file is None:
+            return self._tensors[index]
+        start, shape, device = self._places[index]
+        self._file.seek(start)
+        data = bytearray(4 * torch.Size(shape).numel())
+        self._file.readinto(data)
+        return torch.frombuffer(data, dtype=torch.float32).view(shape).to(device)

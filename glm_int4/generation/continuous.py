@@ -1,0 +1,261 @@
+"""Continuous batching: sequences join and leave the running batch between tokens.
+
+``Batcher`` is driven by one thread that calls ``step`` again and again; queues, clients and text are the
+server's. Every prompt is read alone, in the same pieces as by ``Decoder``, and every row picks its tokens by
+a sampler of its own, so that what runs beside a sequence does not change what it says.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from glm_int4.errors import InputError, NotFiniteError
+from glm_int4.generation.cuda_graphs import make_stepper
+from glm_int4.generation.decoding import PREFILL_ROWS, TRIM_TOKENS
+from glm_int4.generation.engine import Engine
+from glm_int4.generation.padded_batch import Batch
+from glm_int4.generation.sampling import Sampler, SamplingParams
+from glm_int4.models.kv_cache import KVCache, kv_bytes_per_token
+from glm_int4.models.slots import RunningRows, SlotCache
+from glm_int4.system import trim_heap
+
+# Up to so many rows the quantized linears of a CPU run the same kernel for every row (``cpu.py``), so a row's
+# bits do not depend on how many others there are.
+MAX_SLOTS = 16
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One prompt and what has become of it.
+
+    prompt: its ids. limit: most new tokens. ids: the new tokens so far.
+    """
+
+    prompt: list[int]
+    limit: int
+    sampler: Sampler
+    stops: frozenset[int]
+    ids: list[int] = field(default_factory=list)
+    seen: list[int] = field(default_factory=list)
+    slot: int = -1
+    cache: KVCache | None = None
+    batch: Batch | None = None
+    pieces: Iterator[Tensor | None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What a step did to a sequence: a new token, or its end by a stop id, a limit or an error."""
+
+    sequence: Sequence
+    token: int | None = None
+    end: str | None = None  # "stop" or "length"
+    error: Exception | None = None
+
+
+class Batcher:
+    """Runs up to ``num_slots`` sequences of an engine together; not for more than one thread.
+
+    Args:
+        num_slots: from 1 to ``MAX_SLOTS``; memory for all of them is reserved now.
+    """
+
+    def __init__(self, engine: Engine, num_slots: int) -> None:
+        check_slots(num_slots)
+        config, plan = engine.config, engine.plan
+        self._engine, self._model, self._plan = engine, engine.model, plan
+        self.prefix_length = engine.prefix.length if engine.prefix else 0
+        self._cache = SlotCache(
+            config.num_layers,
+            num_slots,
+            config.num_kv_heads,
+            config.head_dim,
+            engine.max_length + self.prefix_length,
+            dtype=plan.kv_dtype,
+            device=plan.device,
+        )
+        if engine.prefix:
+            self._cache.write_prefix(engine.prefix.k, engine.prefix.v)
+        self._stepper = make_stepper(engine.model, plan)
+        self.num_slots = num_slots
+        self._free = deque(range(num_slots))  # the one that was left first comes first
+        self._kept: list[list[int]] = [[] for _ in range(num_slots)]  # ids that a slot has read in whole pieces
+        self._waiting: deque[Sequence] = deque()
+        self._reading: deque[Sequence] = deque()
+        self._running: list[Sequence] = []
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        """Sequences that have a slot."""
+        return len(self._reading) + len(self._running)
+
+    def sequence(
+        self, prompt: list[int], max_new_tokens: int | None, sampling: SamplingParams, stops: frozenset[int]
+    ) -> Sequence:
+        """A sequence to ``add``.
+
+        Raises:
+            InputError: no room for a single new token.
+        """
+        room = self._engine.max_length - len(prompt)
+        if room < 1:
+            raise InputError(
+                f"expected a prompt of less than {self._engine.max_length} tokens, got {len(prompt)}; shorten it"
+            )
+        limit = room if max_new_tokens is None else min(max_new_tokens, room)
+        return Sequence(prompt, limit, Sampler(sampling, self._engine.config.version), stops, seen=list(prompt))
+
+    def add(self, sequence: Sequence) -> None:
+        """Let a sequence wait for a slot; first come, first served."""
+        self._waiting.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """End a sequence, wherever it is; one that has ended stays so."""
+        for place in (self._waiting, self._reading, self._running):
+            if sequence in place:
+                place.remove(sequence)
+        if sequence.slot >= 0:
+            self._free.append(sequence.slot)
+            sequence.slot, sequence.cache, sequence.batch, sequence.pieces = -1, None, None, None
+
+    def step(self) -> list[Event]:
+        """Read one piece of a prompt, then add a token to every sequence that runs.
+
+        Sequences whose end an event tells are removed already. An exception of one does not touch the others.
+        """
+        while self._free and self._waiting:
+            self._begin(self._waiting.popleft())
+        events = []
+        if self._reading:
+            events += self._read(self._reading[0])
+        if self._running:
+            events += self._decode([*self._running])
+        return events
+
+    def _begin(self, sequence: Sequence) -> None:
+        """Give a sequence the slot that has read most of its prompt, or else the one unused for longest."""
+        matches = {slot: self._num_kept(slot, sequence.prompt) for slot in self._free}
+        sequence.slot = max(matches, key=lambda slot: matches[slot])
+        self._free.remove(sequence.slot)
+        sequence.cache = self._cache.slot(sequence.slot)
+        sequence.pieces = self._prefill(sequence, matches[sequence.slot])
+        self._reading.append(sequence)
+
+    def _num_kept(self, slot: int, prompt: list[int]) -> int:
+        """Tokens of a causal prompt that a slot holds, in whole pieces: their bits are the ones a reading gives."""
+        kept, length = self._kept[slot], 0
+        while prompt[length : length + PREFILL_ROWS] == kept[length : length + PREFILL_ROWS] != []:
+            length += PREFILL_ROWS
+        return min(length, len(kept), (len(prompt) - 1) // PREFILL_ROWS * PREFILL_ROWS)
+
+    def _read(self, sequence: Sequence) -> list[Event]:
+        """One piece of the prompt; after the last one, the first token."""
+        assert sequence.pieces is not None
+        try:
+            logits = next(sequence.pieces)
+        except Exception as error:
+            self.remove(sequence)
+            return [Event(sequence, error=error)]
+        if logits is None:
+            return []
+        self._reading.popleft()
+        self._running.append(sequence)
+        return self._pick([sequence], logits)
+
+    @torch.inference_mode()
+    def _prefill(self, sequence: Sequence, num_kept: int) -> Iterator[Tensor | None]:
+        """Read a prompt behind its first ``num_kept`` tokens; yields None, and in the end the logits (1, 1, V)."""
+        cache, prompt = sequence.cache, sequence.prompt
+        assert cache is not None
+        batch = sequence.batch = Batch(self._model, [prompt], self._plan.device, self.prefix_length)
+        mask = batch.prefill_mask(self._plan.stream_dtype)
+        rows = PREFILL_ROWS if self._model.is_causal else batch.num_tokens
+        kept = self._kept[sequence.slot] = prompt[:num_kept]
+        cache.length = self.prefix_length + num_kept
+        for first in range(num_kept, batch.num_tokens, rows):
+            part = slice(first, first + rows)
+            x = self._model.transformer(batch.token_ids[:, part], batch.positions[:, :, part], mask, cache)
+            if self._model.is_causal and first + rows <= batch.num_tokens:
+                kept += prompt[part]
+            if first + rows < batch.num_tokens:
+                yield None
+        if self._plan.device.type == "cpu" and batch.num_tokens >= TRIM_TOKENS:
+            trim_heap()
+        yield self._model.lm_head(x[:, -1:])
+
+    def _decode(self, sequences: list[Sequence]) -> list[Event]:
+        """Feed every sequence's last token; where that fails, each alone, so that one fault ends one answer."""
+        try:
+            logits = self._forward(sequences)
+        except Exception as error:
+            if len(sequences) > 1:
+                return [event for sequence in sequences for event in self._decode([sequence])]
+            self.remove(sequences[0])
+            return [Event(sequences[0], error=error)]
+        return self._pick(sequences, logits)
+
+    @torch.inference_mode()
+    def _forward(self, sequences: list[Sequence]) -> Tensor:
+        """Logits (B, 1, V) behind the last token of every sequence."""
+        caches = [sequence.cache for sequence in sequences if sequence.cache is not None]
+        batches = [sequence.batch for sequence in sequences if sequence.batch is not None]
+        rows = RunningRows(self._cache, [s.slot for s in sequences], [cache.length for cache in caches])
+        ids = torch.tensor([[sequence.ids[-1]] for sequence in sequences], device=self._plan.device)
+        steps = [len(sequence.ids) - 1 for sequence in sequences]
+        numbers = [b.next_position_ids(step)[0] for b, step in zip(batches, steps, strict=True)]
+        positions = torch.tensor(numbers, device=self._plan.device)[..., None]
+        decode = partial(self._model, last_only=True) if self._stepper is None else self._stepper.step
+        logits = decode(ids, positions, batches[0].decode_mask(), rows)
+        for cache in caches:
+            cache.advance(1)
+        return logits
+
+    def _pick(self, sequences: list[Sequence], logits: Tensor) -> list[Event]:
+        """The next token of every sequence from its logits (B, 1, V); a GPU is waited for once."""
+        events, choices = [], {}
+        for sequence, row in zip(sequences, logits, strict=True):
+            try:
+                choices[sequence] = sequence.sampler.choose(row, [sequence.seen])
+            except Exception as error:
+                self.remove(sequence)
+                events.append(Event(sequence, error=error))
+        tokens = torch.cat([*choices.values()]).tolist() if choices else []
+        for sequence, token in zip(choices, tokens, strict=True):
+            try:
+                sequence.sampler.accept([token])
+            except NotFiniteError as error:
+                self.remove(sequence)
+                events.append(Event(sequence, error=error))
+                continue
+            if token in sequence.stops:
+                self.remove(sequence)
+                events.append(Event(sequence, end="stop"))
+                continue
+            sequence.ids.append(token)
+            sequence.seen.append(token)
+            end = "length" if len(sequence.ids) >= sequence.limit else None
+            if end:
+                self.remove(sequence)
+            events.append(Event(sequence, token, end))
+        return events
+
+
+def check_slots(num_slots: int) -> None:
+    """Raise InputError for a number of slots that is not supported."""
+    if not 1 <= num_slots <= MAX_SLOTS:
+        raise InputError(f"expected from 1 to {MAX_SLOTS} answers at a time, got {num_slots}")
+
+
+def slot_bytes(engine: Engine) -> int:
+    """Memory that a slot takes when its sequence is as long as can be."""
+    config = engine.config
+    per_token = kv_bytes_per_token(config.num_layers, config.num_kv_heads, config.head_dim, engine.plan.kv_dtype)
+    return per_token * (engine.max_length + (engine.prefix.length if engine.prefix else 0))

@@ -1,0 +1,116 @@
+"""Layers on the "integer" backend: one new token runs through all of them in one compiled call."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from glm_int4.models.attention import AttentionMask
+from glm_int4.models.config import Config
+from glm_int4.models.kv_cache import KVCache
+from glm_int4.models.prefix_encoder import Past
+from glm_int4.models.slots import RunningRows
+from glm_int4.quantization.cpu.integer import IntegerMatrix
+from glm_int4.quantization.cpu.threads import numba_threads
+from glm_int4.quantization.linear import QuantizedLinear
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerParts:
+    """What a layer consists of, whatever its names: four linears in the order they run, and two norms."""
+
+    linears: tuple[nn.Module, nn.Module, nn.Module, nn.Module]
+    norms: tuple[nn.Module, nn.Module]
+
+
+class FusedLayers:
+    """All layers of a model whose linears are all on the "integer" backend.
+
+    Args:
+        layers: the parts of every layer.
+        config: of the model.
+        alpha: of version 1's residual; 0 for the other versions.
+    """
+
+    @torch.no_grad()
+    def __init__(self, layers: list[LayerParts], config: Config, alpha: float) -> None:
+        matrices = [[_matrix(linear) for linear in layer.linears] for layer in layers]
+        self._kept = matrices  # the table below holds addresses alone
+        self._table = np.array([[_row(m) for m in row if m is not None] for row in matrices], dtype=np.int64)
+        self._norm_weights = _stack(layers, "weight")
+        self._norm_biases = self._norm_weights
+        if alpha:
+            self._norm_biases = _stack(layers, "bias")
+        self._epsilon, self._alpha = np.float32(config.layernorm_epsilon), np.float32(alpha)
+        self._heads = (config.num_heads, config.num_kv_heads)
+        first = matrices[0]
+        assert first[0] is not None
+        assert first[2] is not None
+        self._widths = (first[0].out_features, first[2].out_features)
+
+    @staticmethod
+    def fit(layers: list[LayerParts]) -> bool:
+        """Whether every linear is on the backend, and every norm in float32."""
+        linears = [linear for layer in layers for linear in layer.linears]
+        norms = [norm for layer in layers for norm in layer.norms]
+        return (
+            len(layers) > 0
+            and all(_matrix(linear) is not None for linear in linears)
+            and all(isinstance(norm.weight, Tensor) and norm.weight.dtype == torch.float32 for norm in norms)
+        )
+
+    @staticmethod
+    def take(x: Tensor, mask: AttentionMask, past: Past) -> bool:
+        """Whether this is one new token of every row, on a cache that the loops read."""
+        return (
+            x.shape[1] == 1
+            and isinstance(past, KVCache | RunningRows)
+            and past.dtype in (torch.float16, torch.int8)
+            and x.dtype == torch.float32
+            and mask.bias is None
+            and not (torch.is_grad_enabled() and x.requires_grad)
+        )
+
+    def decode(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, past: KVCache | RunningRows
+    ) -> Tensor:
+        """Run all layers over x (B, 1, hidden) and write the cache, without counting the new column.
+
+        Args:
+            rotary: cos and sin, (B, 1, 1, D / 4) or (B, 1, 1, 2, D / 4).
+        Returns:
+            (B, 1, hidden).
+        """
+        from glm_int4.models import cpu_step_loops
+
+        batch_size = x.shape[0]
+        slots, columns = past.places(batch_size)
+        x = x[:, 0].detach().clone(memory_format=torch.contiguous_format)
+        quarter = rotary[0].shape[-1]
+        cos, sin = (part.reshape(batch_size, -1, quarter).contiguous().numpy() for part in rotary)
+        padding = torch.zeros(batch_size, dtype=torch.int64) if mask.padding is None else mask.padding
+        with numba_threads() as threads:
+            cpu_step_loops.decode_layers(
+                x.numpy(), self._table, self._norm_weights, self._norm_biases, self._epsilon, self._alpha, cos, sin,
+                self._heads, *past.arrays(), slots.numpy(), columns.numpy(), padding.numpy(), mask.prefix_length,
+                self._widths, threads,
+            )  # fmt: skip
+        return x[:, None]
+
+
+def _matrix(linear: nn.Module) -> IntegerMatrix | None:
+    if isinstance(linear, QuantizedLinear) and isinstance(linear.matrix, IntegerMatrix):
+        return linear.matrix
+    return None
+
+
+def _row(matrix: IntegerMatrix) -> list[int]:
+    """A row of the table of ``fused_loops.py``."""
+    num_groups = matrix.in_features // matrix.group_size
+    return [*matrix.addresses, matrix.bits, num_groups, matrix.run, matrix.in_features]
+
+
+def _stack(layers: list[LayerParts], name: str) -> np.ndarray:
+    """One parameter of all norms: (L, 2, hidden)."""
+    return torch.stack([torch.stack([getattr(norm, name) for norm in layer.norms]) for layer in layers]).numpy()

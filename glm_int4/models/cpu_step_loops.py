@@ -1,0 +1,236 @@
+"""One new token through all layers in compiled code, on the "integer" backend; ``fused.py`` calls this.
+
+Between the matrices, which read their weights at the memory's speed, nothing is left to Python: what a
+few small operations of torch take per layer adds up to a tenth of a token's time.
+"""
+
+import numba
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+from glm_int4.quantization.cpu.integer_loops import (
+    GELU,
+    LOOP,
+    PLAIN,
+    SERIAL_VALUES,
+    SWIGLU,
+    exp,
+    multiply,
+    quantize_rows,
+    quantize_rows_here,
+)
+from glm_int4.quantization.cpu.integer_vectors import float_of_half, half_of_float
+
+# Columns of the table of matrices.
+PACKED, SCALES, ZEROS, BIAS, BITS, GROUPS, RUN, INPUTS = range(8)
+
+_LOWEST = np.float32(-3.0e38)
+
+
+@numba.njit(**LOOP)
+def norm_row(x, weight, bias, epsilon, rms, out):
+    """RMSNorm, or LayerNorm with a bias, of one row."""
+    size = np.float32(x.size)
+    mean = np.float32(0.0)
+    if not rms:
+        for i in range(x.size):
+            mean += x[i]
+        mean /= size
+    squares = np.float32(0.0)
+    for i in range(x.size):
+        squares += (x[i] - mean) * (x[i] - mean)
+    factor = np.float32(1.0) / np.sqrt(squares / size + epsilon)
+    if rms:
+        for i in range(x.size):
+            out[i] = x[i] * factor * weight[i]
+    else:
+        for i in range(x.size):
+            out[i] = (x[i] - mean) * factor * weight[i] + bias[i]
+
+
+@numba.njit(**LOOP)
+def rotate(x, cos, sin, paired, out):
+    """Rotate one head. paired: neighbours of its first half turn (versions 2 and 3); otherwise elements a
+    quarter apart in both halves (version 1). cos, sin: (1 or 2, D / 4)."""
+    quarter = x.size // 4
+    if paired:
+        for i in range(quarter):
+            even, odd = x[2 * i], x[2 * i + 1]
+            out[2 * i] = even * cos[0, i] - odd * sin[0, i]
+            out[2 * i + 1] = odd * cos[0, i] + even * sin[0, i]
+        for i in range(2 * quarter, x.size):
+            out[i] = x[i]
+    else:
+        for half in range(2):
+            first = x[2 * half * quarter : (2 * half + 1) * quarter]
+            second = x[(2 * half + 1) * quarter : (2 * half + 2) * quarter]
+            first_out = out[2 * half * quarter : (2 * half + 1) * quarter]
+            second_out = out[(2 * half + 1) * quarter : (2 * half + 2) * quarter]
+            for i in range(quarter):
+                first_out[i] = first[i] * cos[half, i] - second[i] * sin[half, i]
+                second_out[i] = second[i] * cos[half, i] + first[i] * sin[half, i]
+
+
+def _store(x, values, scales, column):
+    raise TypeError("only for compiled loops")  # pragma: no cover
+
+
+@overload(_store)
+def _overload_store(x, values, scales, column):
+    """Write one head of one token to the cache, as ``KVCache.append`` does."""
+    if values.dtype == types.uint16:
+
+        def store_half(x, values, scales, column):
+            target = values[column]
+            for d in range(x.size):
+                target[d] = half_of_float(x[d])
+
+        return store_half
+
+    def store_int8(x, values, scales, column):
+        largest = np.float32(0.0)
+        for d in range(x.size):
+            largest = max(largest, abs(x[d]))
+        bits = half_of_float(max(largest / np.float32(127.0), np.float32(2.0**-24)))
+        scales[column] = bits
+        scale, target = float_of_half(bits), values[column]
+        for d in range(x.size):
+            target[d] = np.int8(min(max(np.rint(x[d] / scale), np.float32(-127.0)), np.float32(127.0)))
+
+    return store_int8
+
+
+def _stored(value):
+    raise TypeError("only for compiled loops")  # pragma: no cover
+
+
+@overload(_stored)
+def _overload_stored(value):
+    """Float32 of a stored float16's bits, or of an int8."""
+    if value == types.uint16:
+        return lambda value: float_of_half(value)
+    return lambda value: np.float32(np.int32(value))
+
+
+@numba.njit(parallel=True, **LOOP)
+def attend_to_cache(q, k, v, k_scales, v_scales, slots, columns, padding, prefix_length, softmax_scale, out):
+    """out[b, h] = softmax(q[b, h] . k[s, g] * softmax_scale) @ v[s, g], with g the head's key/value head.
+
+    q, out: (B, H, D) float32. k, v: (slots, Hkv, S, D), float16 bits or int8. k_scales, v_scales: (slots,
+    Hkv, S) float16 bits, or (slots, Hkv, 0) where k and v need none. slots: (B,) the slot s of each row.
+    columns: (B,) the last one that counts. padding: (B,) columns that are hidden, the leading ones behind the
+    first ``prefix_length``.
+    """
+    batch_size, num_heads, head_dim = q.shape
+    heads_per_group = num_heads // k.shape[1]
+    scaled = k_scales.shape[2] > 0
+    for task in numba.prange(batch_size * num_heads):
+        row, head = task // num_heads, task % num_heads
+        slot, group, hidden = slots[row], head // heads_per_group, padding[row]
+        query, count = q[row, head], columns[row] + 1 - hidden
+        keys, values = k[slot, group], v[slot, group]
+        weights = np.empty(count, dtype=np.float32)
+        largest = _LOWEST
+        for i in range(count):
+            column = i if i < prefix_length else i + hidden
+            key, score = keys[column], np.float32(0.0)
+            for d in range(head_dim):
+                score += _stored(key[d]) * query[d]
+            score *= softmax_scale
+            if scaled:
+                score *= float_of_half(k_scales[slot, group, column])
+            weights[i] = score
+            largest = max(largest, score)
+        total = np.float32(0.0)
+        for i in range(count):
+            weights[i] = exp(weights[i] - largest)
+            total += weights[i]
+        acc = np.zeros(head_dim, dtype=np.float32)
+        for i in range(count):
+            column = i if i < prefix_length else i + hidden
+            weight, value = weights[i], values[column]
+            if scaled:
+                weight *= float_of_half(v_scales[slot, group, column])
+            for d in range(head_dim):
+                acc[d] += weight * _stored(value[d])
+        target = out[row, head * head_dim : (head + 1) * head_dim]
+        for d in range(head_dim):
+            target[d] = acc[d] / total
+
+
+@numba.njit(**LOOP)
+def _linear(x, kind, matrix, threads, out):
+    """out = activation(x) @ weight.T + bias; ``matrix`` is a row of the table."""
+    num_rows, in_features = x.shape[0], matrix[INPUTS]
+    q = np.empty(num_rows * in_features, dtype=np.int16)
+    scales = np.empty(num_rows * in_features // matrix[RUN], dtype=np.float32)
+    sums = np.empty_like(scales)
+    if x.size <= SERIAL_VALUES:
+        quantize_rows_here(x, kind, matrix[RUN], q, scales, sums)
+    else:
+        quantize_rows(x, kind, matrix[RUN], q, scales, sums)
+    weights = (matrix[PACKED], matrix[SCALES], matrix[ZEROS], matrix[BIAS])
+    multiply(weights, matrix[BITS], matrix[GROUPS], q, scales, sums, num_rows, matrix[RUN], threads, out)
+
+
+@numba.njit(**LOOP)
+def _add_residual(out, residual, factor, x):
+    for row in range(out.shape[0]):
+        for i in range(out.shape[1]):
+            x[row, i] = out[row, i] + factor * residual[row, i]
+
+
+@numba.njit(**LOOP)
+def decode_layers(
+    x, matrices, norm_weights, norm_biases, epsilon, alpha, cos, sin, heads, k, v, k_scales, v_scales,
+    slots, columns, padding, prefix_length, widths, threads
+):  # fmt: skip
+    """Run every layer over one new token of each row; x becomes the last layer's output.
+
+    x: (B, hidden) float32. matrices: (L, 4, 8) int64, the table of qkv, dense and both of the feed-forward
+    part. norm_weights, norm_biases: (L, 2, hidden). alpha: of version 1's residual, which is the normalized
+    input; 0 for the others, whose residual is the input itself. cos, sin: (B, 1 or 2, D / 4). heads: number
+    of query and of key/value heads. k, v, k_scales, v_scales: the cache of all layers. slots, columns: (B,) where
+    each row's new keys go. widths: outputs of qkv and of the feed-forward part's first matrix. threads: how many run.
+    """
+    batch_size = x.shape[0]
+    num_heads, num_kv_heads = heads
+    head_dim = k.shape[4]
+    rms = alpha == 0
+    step = head_dim if rms else 3 * head_dim
+    k_start = num_heads * head_dim if rms else head_dim
+    v_start = (num_heads + num_kv_heads) * head_dim if rms else 2 * head_dim
+    factor = np.float32(1.0) if rms else alpha
+    softmax_scale = np.float32(1.0 / np.sqrt(head_dim))
+    normed, out = np.empty_like(x), np.empty_like(x)
+    qkv = np.empty((batch_size, widths[0]), dtype=np.float32)
+    wide = np.empty((batch_size, widths[1]), dtype=np.float32)
+    q = np.empty((batch_size, num_heads, head_dim), dtype=np.float32)
+    rotated, attended = np.empty(head_dim, dtype=np.float32), np.empty_like(x)
+    for layer in range(matrices.shape[0]):
+        for row in range(batch_size):
+            norm_row(x[row], norm_weights[layer, 0], norm_biases[layer, 0], epsilon, rms, normed[row])
+        _linear(normed, PLAIN, matrices[layer, 0], threads, qkv)
+        for row in range(batch_size):
+            for head in range(num_heads):
+                part = qkv[row, head * step : head * step + head_dim]
+                rotate(part, cos[row], sin[row], rms, q[row, head])
+            for head in range(num_kv_heads):
+                start = k_start + head * step
+                rotate(qkv[row, start : start + head_dim], cos[row], sin[row], rms, rotated)
+                _store(rotated, k[layer, slots[row], head], k_scales[layer, slots[row], head], columns[row])
+                start = v_start + head * step
+                part = qkv[row, start : start + head_dim]
+                _store(part, v[layer, slots[row], head], v_scales[layer, slots[row], head], columns[row])
+        attend_to_cache(
+            q, k[layer], v[layer], k_scales[layer], v_scales[layer], slots, columns, padding, prefix_length,
+            softmax_scale, attended,
+        )  # fmt: skip
+        _linear(attended, PLAIN, matrices[layer, 1], threads, out)
+        _add_residual(out, x if rms else normed, factor, x)
+        for row in range(batch_size):
+            norm_row(x[row], norm_weights[layer, 1], norm_biases[layer, 1], epsilon, rms, normed[row])
+        _linear(normed, PLAIN, matrices[layer, 2], threads, wide)
+        _linear(wide, SWIGLU if rms else GELU, matrices[layer, 3], threads, out)
+        _add_residual(out, x if rms else normed, factor, x)

@@ -1,0 +1,296 @@
+"""Numba loops of the "integer" backend: inputs to 16-bit integers, and their product with packed weights.
+
+Layouts are in ``integer.py``. Nothing here assumes finite numbers: a nan or inf in x comes out as nan.
+"""
+
+from typing import Any
+
+import numba
+import numpy as np
+
+from glm_int4.quantization.cpu.instructions import AVX2, instruction_set
+from glm_int4.quantization.cpu.integer_vectors import TILE_ROWS, fetch_add, float_of_half, tile_product
+
+# Sums may be reordered and multiplications fused, but nan and inf stay what they are.
+SAFE = {"reassoc", "contract", "nsz", "arcp"}
+LOOP: Any = {"cache": True, "fastmath": SAFE, "error_model": "numpy"}
+
+PLAIN, GELU, SWIGLU = 0, 1, 2
+
+# Values that one thread converts in less time than waking another one takes.
+SERIAL_VALUES = 8192
+
+_RUNS_OF_A_TASK = 8
+
+# Threads do not run equally fast, on a shared machine or on processors of two kinds: of a matrix's tiles each has
+# its part of three quarters, in one stretch, and the rest goes in tasks of so many bytes times rows to whoever is free.
+_OWN_SHARE, _TASK_BYTES = 0.75, 512 * 1024
+
+_NAN = np.float32(np.nan)
+_INFINITE_BITS = np.uint32(0x7F800000)
+
+# Numba's cache of compiled loops looks at this file alone: a change of tile_product needs one here.
+# Last one, 2026-11-28: lines are asked into L2.
+_SET = instruction_set() or AVX2  # where there is none, nothing of this is compiled
+_int4_by_1, _int4_by_2, _int4_by_4, _int4_by_8 = (tile_product(4, rows, _SET) for rows in (1, 2, 4, 8))
+_int8_by_1, _int8_by_2, _int8_by_4, _int8_by_8 = (tile_product(8, rows, _SET) for rows in (1, 2, 4, 8))
+
+
+@numba.njit(**LOOP)
+def panel_rows(remaining):
+    """Rows of the next panel: 8 while there are as many, then 4, 2 and 1."""
+    if remaining >= 8:
+        return 8
+    if remaining >= 4:
+        return 4
+    return 2 if remaining >= 2 else 1
+
+
+@numba.njit(**LOOP)
+def _float_of_bits(bits):
+    return np.uint32(bits).view(np.float32)
+
+
+@numba.njit(**LOOP)
+def _panel(num_rows, index):
+    """First row and rows of a panel."""
+    full = num_rows // 8
+    if index < full:
+        return index * 8, 8
+    row = full * 8
+    for _ in range(index - full):
+        row += panel_rows(num_rows - row)
+    return row, panel_rows(num_rows - row)
+
+
+@numba.njit(**LOOP)
+def exp(x):
+    """e ** x of a float32 to 2e-7, in arithmetic that vectorizes; libm's function does not."""
+    x = min(max(x, np.float32(-87.0)), np.float32(88.0))
+    scaled = x * np.float32(1.4426950408889634)
+    n = np.int32(scaled + (np.float32(0.5) if scaled >= 0 else np.float32(-0.5)))
+    r = x - np.float32(n) * np.float32(0.693359375) + np.float32(n) * np.float32(2.12194440e-4)
+    p = np.float32(1.9875691500e-4)
+    p = p * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    p = p * r * r + r + np.float32(1.0)
+    return p * np.uint32(np.uint32(n + np.int32(127)) << np.uint32(23)).view(np.float32)
+
+
+@numba.njit(**LOOP)
+def _activate(x, start, stop, half, kind, out):
+    """out = activation(x[start:stop]); SwiGLU's second factor lies ``half`` columns further."""
+    part = x[start:stop]
+    if kind == GELU:
+        for i in range(stop - start):
+            v = part[i]
+            u = np.float32(1.5957691216057308) * v * (np.float32(1.0) + np.float32(0.044715) * v * v)
+            out[i] = v - v / (exp(u) + np.float32(1.0))
+    elif kind == SWIGLU:
+        up = x[half + start : half + stop]
+        for i in range(stop - start):
+            out[i] = part[i] / (np.float32(1.0) + exp(-part[i])) * up[i]
+    else:
+        for i in range(stop - start):
+            out[i] = part[i]
+
+
+@numba.njit(**LOOP)
+def _quantize_run(values, integers, rows, target):
+    """Write one run of a row to its panel; returns the scale and the scaled sum of its integers."""
+    bits, pairs, largest = values.view(np.uint32), integers.view(np.int32), np.uint32(0)
+    for i in range(values.size):
+        largest = max(largest, np.uint32(bits[i] & np.uint32(0x7FFFFFFF)))
+    if largest >= _INFINITE_BITS:
+        return _NAN, _NAN
+    peak = max(np.float32(_float_of_bits(largest)), np.float32(1e-30))
+    scale, inverse = peak / np.float32(32767.0), np.float32(32767.0) / peak
+    total = np.int32(0)
+    for i in range(values.size):
+        v = values[i] * inverse
+        q = np.int32(v + (np.float32(0.5) if v >= 0 else np.float32(-0.5)))
+        total += q
+        integers[i] = np.int16(q)
+    if rows == 1:
+        target[: pairs.size] = pairs
+    else:
+        for i in range(pairs.size):
+            target[i * rows] = pairs[i]
+    return scale, np.float32(total) * scale
+
+
+@numba.njit(**LOOP)
+def _quantize_task(x, kind, run, panel, task, q, scales, sums):
+    """Quantize some runs of a panel's rows; arguments as ``quantize_rows``."""
+    num_runs = scales.size // x.shape[0]
+    in_features = num_runs * run
+    row, rows = _panel(x.shape[0], panel)
+    values, integers = np.empty(run, dtype=np.float32), np.empty(run, dtype=np.int16)
+    pairs = q.view(np.int32)
+    for index in range(task * _RUNS_OF_A_TASK, min((task + 1) * _RUNS_OF_A_TASK, num_runs)):
+        start = index * run
+        for m in range(rows):
+            _activate(x[row + m], start, start + run, in_features, kind, values)
+            target = pairs[(row * in_features + start * rows) // 2 + m :]
+            scale, total = _quantize_run(values, integers, rows, target)
+            scales[row * num_runs + index * rows + m] = scale
+            sums[row * num_runs + index * rows + m] = total
+
+
+@numba.njit(**LOOP)
+def _num_tasks(x, scales):
+    """Panels, and tasks of each."""
+    num_rows = x.shape[0]
+    num_panels = num_rows // 8 + (num_rows >> 2 & 1) + (num_rows >> 1 & 1) + (num_rows & 1)
+    return num_panels, (scales.size // num_rows + _RUNS_OF_A_TASK - 1) // _RUNS_OF_A_TASK
+
+
+@numba.njit(**LOOP)
+def quantize_rows_here(x, kind, run, q, scales, sums):
+    """As ``quantize_rows``, in this thread alone: for what takes less time than waking another one."""
+    num_panels, num_tasks = _num_tasks(x, scales)
+    for panel in range(num_panels):
+        for task in range(num_tasks):
+            _quantize_task(x, kind, run, panel, task, q, scales, sums)
+
+
+@numba.njit(parallel=True, **LOOP)
+def quantize_rows(x, kind, run, q, scales, sums):
+    """Integers and scales of ``activation(x)``, panel by panel.
+
+    x: (M, K) float32, or (M, 2 * K) for SwiGLU, of which the first half is the gate. kind: PLAIN, GELU or
+    SWIGLU. q: (M * K,) int16. scales, sums: (M * K / run,) float32; a sum is that of a run's scaled integers.
+    """
+    num_panels, num_tasks = _num_tasks(x, scales)
+    for task in numba.prange(num_panels * num_tasks):
+        _quantize_task(x, kind, run, task // num_tasks, task % num_tasks, q, scales, sums)
+
+
+@numba.njit(**LOOP)
+def _multiply_tile(tile, weights, bits, num_groups, q, x_scales, x_sums, num_rows, run, out):
+    """One tile of ``multiply``, which has the arguments."""
+    packed, scales, zeros, bias = weights
+    num_runs = x_scales.size // num_rows
+    in_features = run * num_runs
+    run_blocks, group_step = run * bits // 32, 1 if num_groups > 1 else 0
+    groups = tile * num_groups * TILE_ROWS
+    row = 0
+    while row < num_rows:
+        rows = panel_rows(num_rows - row)
+        arguments = (
+            packed + tile * TILE_ROWS * in_features * bits // 8,
+            scales + 2 * groups,
+            zeros + groups,
+            bias + tile * TILE_ROWS * 4,
+            q.ctypes.data + row * in_features * 2,
+            x_scales.ctypes.data + row * num_runs * 4,
+            x_sums.ctypes.data + row * num_runs * 4,
+            num_runs,
+            run_blocks,
+            group_step,
+            out.ctypes.data + row * out.strides[0] + tile * TILE_ROWS * 4,
+            out.strides[0],
+        )
+        if bits == 4:
+            if rows == 8:
+                _int4_by_8(*arguments)
+            elif rows == 4:
+                _int4_by_4(*arguments)
+            elif rows == 2:
+                _int4_by_2(*arguments)
+            else:
+                _int4_by_1(*arguments)
+        elif rows == 8:
+            _int8_by_8(*arguments)
+        elif rows == 4:
+            _int8_by_4(*arguments)
+        elif rows == 2:
+            _int8_by_2(*arguments)
+        else:
+            _int8_by_1(*arguments)
+        row += rows
+
+
+@numba.njit(parallel=True, **LOOP)
+def multiply(weights, bits, num_groups, q, x_scales, x_sums, num_rows, run, threads, out):
+    """out[m, n] = sum_k x[m, k] * (q[n, k] - zero) * scale + bias[n].
+
+    weights: addresses of packed, scales, zeros and bias; layouts in ``integer.py``. q, x_scales, x_sums: of
+    ``quantize_rows``. threads: how many will run. out: (M, N) float32, N whole tiles.
+    """
+    num_tiles = out.shape[1] // TILE_ROWS
+    step = max(_TASK_BYTES // (TILE_ROWS * run * (x_scales.size // num_rows) * bits // 8 * num_rows), 1)
+    own = int(num_tiles * _OWN_SHARE) // threads
+    taken = np.empty(1, dtype=np.int64)
+    taken[0] = threads * own
+    for thread in numba.prange(threads):
+        start, stop = thread * own, (thread + 1) * own
+        while start < num_tiles:
+            for tile in range(start, stop):
+                _multiply_tile(tile, weights, bits, num_groups, q, x_scales, x_sums, num_rows, run, out)
+            start = fetch_add(taken.ctypes.data, step)
+            stop = min(start + step, num_tiles)
+
+
+@numba.njit(**LOOP)
+def _sort_word(word, bits):
+    """Weights 0, 2, 4, 6 of a word into its lower half and 1, 3, 5, 7 into the upper; of four bytes 0 and 1
+    into the even bytes, 2 and 3 into the odd ones. Shifted and masked, neighbours then lie side by side."""
+    if bits == 8:
+        return (
+            (word & np.uint32(0xFF0000FF))
+            | (word >> np.uint32(8) & np.uint32(0xFF00))
+            | (word & np.uint32(0xFF00)) << np.uint32(8)
+        )
+    even, odd = word & np.uint32(0x0F0F0F0F), word >> np.uint32(4) & np.uint32(0x0F0F0F0F)
+    even = (even | even >> np.uint32(4)) & np.uint32(0x00FF00FF)
+    odd = (odd | odd >> np.uint32(4)) & np.uint32(0x00FF00FF)
+    even, odd = (even | even >> np.uint32(8)) & np.uint32(0xFFFF), (odd | odd >> np.uint32(8)) & np.uint32(0xFFFF)
+    return even | odd << np.uint32(16)
+
+
+@numba.njit(**LOOP)
+def _unsort_word(word, bits):
+    """The inverse of ``_sort_word``."""
+    if bits == 8:
+        return _sort_word(word, 8)
+    even, odd = word & np.uint32(0xFFFF), word >> np.uint32(16)
+    even = (even | even << np.uint32(8)) & np.uint32(0x00FF00FF)
+    odd = (odd | odd << np.uint32(8)) & np.uint32(0x00FF00FF)
+    even, odd = (
+        (even | even << np.uint32(4)) & np.uint32(0x0F0F0F0F),
+        (odd | odd << np.uint32(4)) & np.uint32(0x0F0F0F0F),
+    )
+    return even | odd << np.uint32(4)
+
+
+@numba.njit(parallel=True, **LOOP)
+def pack_tiles(words, bits, out):
+    """Words (N, W) uint32 of the file layout as tiles (N / 32, W, 32)."""
+    for tile in numba.prange(out.shape[0]):
+        for first in range(0, words.shape[1], 16):  # 16 words are a cache line of every row
+            for row in range(TILE_ROWS):
+                source = words[tile * TILE_ROWS + row]
+                for i in range(first, min(first + 16, words.shape[1])):
+                    out[tile, i, row] = _sort_word(source[i], bits)
+
+
+@numba.njit(parallel=True, **LOOP)
+def dequantize_rows(tiles, scales, zeros, rows, bits, group_size, out):
+    """out[i] = (q - zero) * scale of the chosen rows, float32; tiles as of ``pack_tiles``, scales and zeros
+    (N / 32, K / G, 32) float16 bits and uint8."""
+    weights, mask = 32 // bits, np.uint32((1 << bits) - 1)
+    for i in numba.prange(rows.size):
+        tile, row = rows[i] // TILE_ROWS, rows[i] % TILE_ROWS
+        target = out[i]
+        for group in range(scales.shape[1]):
+            scale = float_of_half(scales[tile, group, row])
+            zero = np.float32(zeros[tile, group, row])
+            for j in range(group * group_size // weights, (group + 1) * group_size // weights):
+                word = _unsort_word(tiles[tile, j, row], bits)
+                for k in range(weights):
+                    q = np.float32(np.int32(word >> np.uint32(k * bits) & mask))
+                    target[j * weights + k] = (q - zero) * scale

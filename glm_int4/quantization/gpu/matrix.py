@@ -1,0 +1,110 @@
+"""Quantized matrices in the layout of ``triton_kernels``, and the choice between its kernels and plain torch."""
+
+import functools
+import logging
+from collections.abc import Iterator
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from glm_int4.quantization import kernels
+from glm_int4.quantization.gpu import launch_table
+from glm_int4.quantization.kernels import obstacle, packing, reference
+from glm_int4.quantization.scheme import QuantizationScheme, QuantizedWeight
+
+logger = logging.getLogger(__name__)
+
+_PIECE_WEIGHTS = 1 << 22  # dequantized at a time for a gradient: 16 MiB in float32
+
+# Set by the first failure; from then on everything runs the reference.
+_kernels_failed = False
+
+
+@functools.cache
+def choose_gpu_backend(device: torch.device) -> str:
+    """Probe a GPU once: "triton" where the kernels compile and run, otherwise "reference"."""
+    absent = device.type == "cuda" and not torch.cuda.is_available()  # a plan may be made for a GPU that is elsewhere
+    cause = "there is no CUDA device here" if absent else obstacle(device)
+    if cause is not None:
+        logger.warning("GPU backend: reference (dequantize + cuBLAS), because %s", cause)
+        return "reference"
+    launch_table.adopt(device)
+    for bits in (4, 8):
+        scheme = QuantizationScheme(bits=bits, group_size=128, symmetric=False)
+        packed = torch.zeros(128, 128 * bits // 8, dtype=torch.uint8)
+        ones = torch.ones(128, 1)
+        weight = QuantizedWeight(scheme=scheme, packed=packed, scales=ones.half(), zero_points=ones.byte())
+        TritonMatrix(weight, None).to(device)(torch.ones(1, 128, dtype=torch.float16, device=device))
+    torch.cuda.synchronize(device)
+    if _kernels_failed:
+        return "reference"
+    logger.info("GPU backend: triton (%s)", torch.cuda.get_device_name(device))
+    return "triton"
+
+
+class ReferenceMatrix(nn.Module):
+    """A quantized matrix in the kernels' runtime layout, multiplied by the plain-torch reference."""
+
+    qweight: Tensor
+    scales: Tensor
+    zero_points: Tensor | None
+
+    def __init__(self, weight: QuantizedWeight) -> None:
+        super().__init__()
+        self.in_features, self.out_features = weight.in_features, weight.out_features
+        self.bits, self.group_size = weight.scheme.bits, weight.group_size
+        qweight = packing.to_planar(weight.packed) if self.bits == 4 else weight.packed.clone()
+        zeros = weight.zero_points
+        self.register_buffer("qweight", qweight)
+        self.register_buffer("scales", weight.scales.T.contiguous())
+        self.register_buffer("zero_points", None if zeros is None else zeros.T.contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., K) to (..., N) of x's dtype."""
+        linear = reference.int4_linear if self.bits == 4 else reference.int8_linear
+        return linear(x, self.qweight, self.scales, self.zero_points, group_size=self.group_size)
+
+    def dequantize(self, rows: slice | Tensor) -> Tensor:
+        """The chosen rows in float32."""
+        dequantize = reference.dequantize_int4 if self.bits == 4 else reference.dequantize_int8
+        zeros = None if self.zero_points is None else self.zero_points[:, rows]
+        return dequantize(self.qweight[rows], self.scales[:, rows], zeros, self.group_size)
+
+    def pieces(self) -> Iterator[tuple[slice, Tensor]]:
+        """Rows and their weights in float32, a piece at a time."""
+        step = max(_PIECE_WEIGHTS // self.in_features, 1)
+        for start in range(0, self.out_features, step):
+            rows = slice(start, start + step)
+            yield rows, self.dequantize(rows)
+
+
+class TritonMatrix(ReferenceMatrix):
+    """A quantized matrix multiplied by the Triton kernels in float16; where they fail, by the reference."""
+
+    bias: Tensor | None
+
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None) -> None:
+        super().__init__(weight)
+        self.register_buffer("bias", None if bias is None else bias.float())
+
+    def forward(self, x: Tensor, out_dtype: torch.dtype | None = None, activation: str | None = None) -> Tensor:
+        """(..., K) to (..., N) in float16, or in ``out_dtype``; after ``activation`` "swiglu" (..., N // 2)."""
+        global _kernels_failed
+        if _kernels_failed:
+            return self._run(reference, x, out_dtype, activation)
+        try:
+            return self._run(kernels, x, out_dtype, activation)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of Triton, its compiler or the driver: any type
+            out = self._run(reference, x, out_dtype, activation)  # raises where the arguments are to blame
+            _kernels_failed = True
+            cause = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            logger.warning("GPU backend: reference (dequantize + cuBLAS), because Triton failed: %s", cause)
+            return out
+
+    def _run(self, path: ModuleType, x: Tensor, out_dtype: torch.dtype | None, activation: str | None) -> Tensor:
+        linear = path.int4_linear if self.bits == 4 else path.int8_linear
+        arguments = (x.half(), self.qweight, self.scales, self.zero_points, self.bias)
+        return linear(*arguments, group_size=self.group_size, activation=activation, out_dtype=out_dtype)

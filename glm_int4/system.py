@@ -1,0 +1,137 @@
+"""The ground floor: what the operating system says of memory and folders. Every room may import this.
+
+torch is imported where a GPU is asked about, so that the command line starts without it.
+"""
+
+import contextlib
+import ctypes
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from glm_int4.errors import OutputError
+
+if TYPE_CHECKING:
+    import torch
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
+
+
+def size_text(num_bytes: float) -> str:
+    """A size for people: GB = 1e9 bytes."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= factor:
+            return f"{num_bytes / factor:.2f} {unit}"
+    return f"{num_bytes:.0f} bytes"
+
+
+def gb_text(num_bytes: float) -> str:
+    """A size in GB (1e9 bytes), whatever it is, so that sizes in a message compare at a glance."""
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 5e7 else f"{num_bytes / 1e9:.3f} GB"
+
+
+def free_bytes(device: "torch.device") -> int | None:
+    """Memory that is free for more, or None where the system does not say."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0]
+    return _kilobytes_of("/proc/meminfo", "MemAvailable:")
+
+
+def total_bytes() -> int:
+    """Memory of this machine; 16 GiB where the system does not say (Windows)."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 16 << 30
+
+
+def peak_bytes(device: "torch.device | None" = None) -> int:
+    """Most memory taken: of tensors on a GPU, of this process elsewhere; 0 where the system does not say (Windows)."""
+    if device is not None and device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    peak = _kilobytes_of("/proc/self/status", "VmHWM:")
+    if peak is not None:
+        return peak
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def reset_peak(device: "torch.device") -> None:
+    """Count ``peak_bytes`` from now on, where the system can."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _kilobytes_of(path: str, key: str) -> int | None:
+    """The bytes of a line like ``key 12 kB`` in a file of Linux, None where there is none."""
+    try:
+        lines = Path(path).read_text(encoding="ascii").splitlines()
+    except (OSError, UnicodeError):
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(key)), None)
+
+
+def trim_heap() -> None:
+    """Return freed heap to the system, where the C library can (glibc).
+
+    Loading ChatGLM-6B in INT4 leaves 0.15 GB of it behind.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def lock_folder(folder: Path) -> int | None:
+    """Lock a folder until its descriptor is closed or the process dies, and return the descriptor.
+
+    Returns:
+        None where the system or the file system has no such locks.
+    Raises:
+        OutputError: another run holds it.
+    """
+    if fcntl is None:
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        free = os.path.samestat(os.fstat(descriptor), os.stat(folder))
+    except (BlockingIOError, FileNotFoundError):
+        free = False
+    except OSError as error:
+        logger.warning("cannot lock %s (%s): let no other run write there", folder, error.strerror)
+        free = True
+    if not free:
+        os.close(descriptor)
+        raise OutputError(
+            f"expected {folder} for this run alone, got another run that is writing it; "
+            "wait until it has ended or choose another output"
+        )
+    return descriptor
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder reach the disk, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,103 @@
+"""One face for the conversations of every version: messages to ids, and answers back to messages."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from glm_int4.downloads import shown
+from glm_int4.errors import InputError
+from glm_int4.text import prompts_v1, prompts_v2, prompts_v3
+from glm_int4.text.messages import Message
+from glm_int4.text.replies import Reply, parse_reply_v3
+from glm_int4.text.responses import CleaningStream, ResponseStream, fill_template
+from glm_int4.text.streaming import StreamDecoder
+from glm_int4.text.tokenizer import Tokenizer
+from glm_int4.text.tools import Tool
+
+
+class ChatFormat(Protocol):
+    """How one model version writes and reads a conversation.
+
+    Ids of an answer go through ``reply_decoder``; the text that gives goes to ``parse_reply`` at once, or
+    piece by piece to a ``response_stream``.
+    """
+
+    @property
+    def version(self) -> str: ...
+
+    def encode(
+        self, tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Tool] | None = None
+    ) -> list[int]:
+        """Ids of the whole prompt; raises InputError for a conversation that the version cannot take."""
+
+    def reply_decoder(self, tokenizer: Tokenizer) -> StreamDecoder:
+        """Turns the ids of one answer into text."""
+
+    def response_stream(self) -> ResponseStream:
+        """Cleans the text of one answer as it comes."""
+
+    def parse_reply(self, text: str, tools: Sequence[Tool] | None = None) -> Reply:
+        """Take a whole answer apart; never raises because of what the model wrote."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Rounds:
+    """Versions 1 and 2: a text of numbered rounds; no tools."""
+
+    version: str
+    build_prompt: Callable[[Sequence[Message]], str]
+    clean: Callable[[str], str]
+    response_stream: Callable[[], ResponseStream]
+
+    def encode(
+        self, tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Tool] | None = None
+    ) -> list[int]:
+        prompt = self.build_prompt(messages)
+        if tools or any(message.get("tools") for message in messages):
+            raise InputError(f"expected no tools for version {self.version}, got some; ask ChatGLM3-6B")
+        return tokenizer.encode_prompt(prompt)
+
+    def reply_decoder(self, tokenizer: Tokenizer) -> StreamDecoder:
+        return StreamDecoder(tokenizer)
+
+    def parse_reply(self, text: str, tools: Sequence[Tool] | None = None) -> Reply:
+        return Reply(content=self.clean(text))
+
+
+@dataclass(frozen=True, slots=True)
+class _Roles:
+    """Version 3: messages behind role ids; tools and code."""
+
+    version: str = "3"
+
+    def encode(
+        self, tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Tool] | None = None
+    ) -> list[int]:
+        return prompts_v3.encode_messages(tokenizer, messages, tools)
+
+    def reply_decoder(self, tokenizer: Tokenizer) -> StreamDecoder:
+        return StreamDecoder(prompts_v3.ReplyDecoder(tokenizer))
+
+    def response_stream(self) -> ResponseStream:
+        return prompts_v3.ResponseStream()
+
+    def parse_reply(self, text: str, tools: Sequence[Tool] | None = None) -> Reply:
+        return parse_reply_v3(text, tools)
+
+
+def _clean_stream() -> ResponseStream:
+    return CleaningStream(lambda text, _: fill_template(text))
+
+
+_FORMATS: dict[str, ChatFormat] = {
+    "1": _Rounds("1", prompts_v1.build_prompt, prompts_v1.process_response, prompts_v1.ResponseStream),
+    "2": _Rounds("2", prompts_v2.build_prompt, fill_template, _clean_stream),
+    "3": _Roles(),
+}
+
+
+def chat_format(version: str) -> ChatFormat:
+    """The conversations of model version "1", "2" or "3"."""
+    if version not in _FORMATS:
+        raise InputError(f"expected version 1, 2 or 3, got {shown(version)}")
+    return _FORMATS[version]

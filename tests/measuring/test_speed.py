@@ -1,0 +1,136 @@
+"""The measurements of ``glm-int4 bench``, on models of any size."""
+
+import pytest
+import torch
+
+from glm_int4.checkpoint.build import resident_bytes
+from glm_int4.checkpoint.formats import layout
+from glm_int4.errors import InputError
+from glm_int4.measuring import bandwidth, speed
+from glm_int4.measuring.random_weights import open_random
+from glm_int4.measuring.speed import (
+    BenchSettings,
+    FilledDecoder,
+    bench,
+    random_engine,
+    random_row,
+    weight_bytes_per_step,
+)
+from glm_int4.models.config import parse_config
+from glm_int4.models.kv_cache import kv_bytes_per_token
+from glm_int4.models.presets import CONFIGS
+from tests.conftest import FIXTURES, MINI
+
+QUICK = BenchSettings(prefill=(8, 16), batches=(1, 3), contexts=(20,))
+# Small enough to be made in no time, of the shapes' proportions.
+SMALL = {
+    "1": CONFIGS["chatglm-6b"]
+    | {"hidden_size": 256, "inner_hidden_size": 1024, "num_attention_heads": 4, "vocab_size": 130528 // 32}
+    | {name: 100 + i for i, name in enumerate(("bos_token_id", "eos_token_id", "gmask_token_id", "mask_token_id"))},
+    "3": CONFIGS["chatglm3-6b"]
+    | {
+        "hidden_size": 256,
+        "ffn_hidden_size": 384,
+        "num_attention_heads": 4,
+        "kv_channels": 64,
+        "padded_vocab_size": 512,
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def small_bandwidth(monkeypatch):
+    monkeypatch.setattr(bandwidth, "CPU_BYTES", 1 << 22)
+
+
+@pytest.mark.parametrize(("model", "bits"), [("v2_tiny", 16), ("v3_tiny_int8", 8), ("v1_tiny_int4_qe", 4)])
+def test_the_figures_of_a_checkpoint(model, bits):
+    lines = []
+    result = bench(FIXTURES / model, device="cpu", settings=QUICK, report=lines.append)
+    assert list(result) == [
+        "model", "bits", "device", "threads", "load_s", "prefill", "decode", "bandwidth_gb_s", "peak_bytes"
+    ]  # fmt: skip
+    assert (result["bits"], result["device"]) == (bits, "cpu")
+    assert [row["tokens"] for row in result["prefill"]] == [8, 16]
+    assert all(row["ttft_ms"] * row["tokens_per_s"] == pytest.approx(1e3 * row["tokens"]) for row in result["prefill"])
+    assert [(row["batch"], row["context"]) for row in result["decode"]] == [(1, 20), (3, 20)]
+    for row in result["decode"]:
+        share = row["bytes_per_token"] * row["tokens_per_s"] / result["bandwidth_gb_s"] / 1e9
+        assert row["share_of_bandwidth"] == pytest.approx(share)
+        assert list(row) == ["batch", "context", "tokens_per_s", "bytes_per_token", "share_of_bandwidth"]
+    assert result["peak_bytes"] > 50e6
+    assert len(lines) == 6
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
+@pytest.mark.parametrize("version", SMALL)
+def test_random_weights_have_the_shapes_and_answer_with_numbers(version, bits):
+    engine = random_engine("small", SMALL[version] | {"num_layers": 2}, bits, torch.device("cpu"))
+    logits = engine.logits(random_row(engine, 12, seed=0))
+    assert logits.shape == (1, 12, engine.config.vocab_size)
+    assert logits.isfinite().all()
+    assert 0.1 < logits.std() < 10
+    scheme = engine.info.linear_scheme
+    assert (scheme.bits if scheme else 16) == bits
+    total = resident_bytes(engine.info, engine.plan)
+    skipped = 0
+    if version == "3":
+        embedding = layout.embedding(engine.config)
+        rows = engine.model.transformer.embedding.word_embeddings
+        skipped = sum(t.nbytes for t in (*rows.parameters(), *rows.buffers()))
+        assert skipped >= embedding.out_features * embedding.in_features
+    assert weight_bytes_per_step(engine) == pytest.approx(total - skipped, rel=0.01)
+
+
+def test_the_presets_are_the_official_configs():
+    assert [parse_config(raw).version for raw in CONFIGS.values()] == ["1", "2", "3"]
+    reader, info = open_random("chatglm-6b", CONFIGS["chatglm-6b"], 4, torch.device("cpu"))
+    assert sum(pool.nbytes for pool in reader._pools.values()) < 1e8
+    assert 3.4e9 < info.weight_bytes < 3.5e9  # what quantizing the real one writes
+
+
+def test_bits_that_the_checkpoint_has_not_get_random_weights(mini_int4):
+    lines = []
+    result = bench(MINI, bits=8, device="cpu", settings=QUICK, report=lines.append)
+    assert result["bits"] == 8
+    assert "the checkpoint has 16 bits: random weights of its shapes instead" in lines
+    lines.clear()
+    assert bench(mini_int4, bits=4, device="cpu", settings=QUICK, report=lines.append)["bits"] == 4
+    assert len(lines) == 6
+
+
+def test_what_does_not_fit_is_left_out_and_said(monkeypatch):
+    lines = []
+    settings = BenchSettings(prefill=(8, 4096), batches=(1, 4), contexts=(16, 4096))
+    monkeypatch.setattr(speed, "free_bytes", lambda device: 2 * 17 * kv_bytes_per_token(2, 2, 16, torch.float16))
+    result = bench(FIXTURES / "v3_tiny", device="cpu", settings=settings, report=lines.append)
+    assert [row["tokens"] for row in result["prefill"]] == [8]
+    assert [(row["batch"], row["context"]) for row in result["decode"]] == [(1, 16)]
+    left_out = [line for line in lines if "left out" in line]
+    assert len(left_out) == 4
+    assert "the model was made for 128" in left_out[0]
+    assert "its cache takes" in left_out[2]
+
+
+def test_a_prompt_that_would_take_too_long_is_left_out():
+    lines = []
+    settings = BenchSettings(prefill=(8, 64), batches=(), contexts=(), seconds=1e-6)
+    result = bench(FIXTURES / "v2_tiny", device="cpu", settings=settings, report=lines.append)
+    assert [row["tokens"] for row in result["prefill"]] == [8]
+    assert any("give --seconds to wait for it" in line for line in lines)
+
+
+def test_a_filled_cache_is_as_long_as_the_prompts_and_finite(tiny):
+    from glm_int4.generation.padded_batch import Batch
+    from glm_int4.generation.sampling import Sampler, SamplingParams
+
+    decoder = FilledDecoder(tiny.model, tiny.plan, 40)
+    batch = Batch(tiny.model, [random_row(tiny, 30, seed=0)], tiny.device)
+    sampler = Sampler(SamplingParams(temperature=0), "1")
+    assert len(list(decoder.steps(batch, 5, sampler, frozenset()))) == 5
+    assert decoder._kept.cache.length == 34
+
+
+def test_bits_that_do_not_exist_are_refused():
+    with pytest.raises(InputError, match="expected bits 4, 8 or 16, got 5"):
+        open_random("x", CONFIGS["chatglm-6b"], 5, torch.device("cpu"))
