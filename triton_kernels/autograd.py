@@ -21,15 +21,20 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, matrix: Matrix, multiply: Multiply, multiply_transposed: MultiplyTransposed
+        ctx: Any,
+        x: Tensor,
+        matrix: Matrix,
+        dtype: torch.dtype,
+        multiply: Multiply,
+        multiply_transposed: MultiplyTransposed,
     ) -> Tensor:
-        ctx.matrix, ctx.multiply_transposed = matrix, multiply_transposed
-        return multiply(x, matrix, Epilogue())
+        ctx.matrix, ctx.multiply_transposed, ctx.dtype = matrix, multiply_transposed, x.dtype
+        return multiply(x, matrix, Epilogue(dtype=dtype))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        return ctx.multiply_transposed(grad_out.contiguous(), ctx.matrix), None, None, None
+        return ctx.multiply_transposed(grad_out.contiguous(), ctx.matrix).to(ctx.dtype), *[None] * 4
 
 
 def quantized_linear(
@@ -44,8 +49,9 @@ def quantized_linear(
     rows = x.reshape(-1, matrix.in_features)
     learned = [t for t in (x, epilogue.bias, epilogue.residual) if t is not None and t.requires_grad]
     if torch.is_grad_enabled() and learned:
-        product = _Product.apply(rows, matrix, multiply, multiply_transposed)
-        return finish(product.view(*x.shape[:-1], matrix.out_features), epilogue, epilogue.dtype or x.dtype)
+        dtype = epilogue.dtype or x.dtype
+        product = _Product.apply(rows, matrix, dtype, multiply, multiply_transposed)
+        return finish(product.view(*x.shape[:-1], matrix.out_features), epilogue, dtype)
     with torch.no_grad():
         width = epilogue.out_features(matrix.out_features)
         if epilogue.residual is not None:

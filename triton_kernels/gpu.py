@@ -107,12 +107,17 @@ def multiply_dequantized(x: Tensor, matrix: Matrix, epilogue: Epilogue) -> Tenso
 
 
 def multiply_transposed(grad_out: Tensor, matrix: Matrix) -> Tensor:
-    """grad_out (M, N) times the weights (N, K), summed in float32 over chunks of N."""
+    """grad_out (M, N) times the weights (N, K), summed in float32 over chunks of N.
+
+    Rows are multiplied as shares of their largest element: gradients of logits are often too small for fp16.
+    """
+    largest = grad_out.abs().amax(1, keepdim=True).float().clamp(min=torch.finfo(torch.float32).tiny)
+    shares = (grad_out / largest).half()
     grad_x = torch.zeros(grad_out.shape[0], matrix.in_features, device=grad_out.device)
     with torch.cuda.device_of(grad_out):
         for rows, weight in _weight_chunks(matrix):
-            grad_x += grad_out[:, rows] @ weight
-    return grad_x.to(grad_out.dtype)
+            grad_x += shares[:, rows] @ weight
+    return (grad_x * largest).to(grad_out.dtype)
 
 
 def _weight_chunks(matrix: Matrix) -> Iterator[tuple[slice, Tensor]]:

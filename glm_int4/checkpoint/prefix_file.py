@@ -15,7 +15,8 @@ from glm_int4.checkpoint.files.torch_file import map_torch_file
 from glm_int4.downloads import ABSENT, found_instead, read_json, shown, shown_name
 from glm_int4.errors import CheckpointError, ConfigError, InputError
 from glm_int4.models.config import ChatGLM2Config, Config
-from glm_int4.models.prefix_encoder import Prefix, PrefixEncoder, prefix_width, split_prefix
+from glm_int4.models.past import Prefix
+from glm_int4.models.prefix_encoder import PrefixEncoder, prefix_width, split_prefix
 
 logger = logging.getLogger(__name__)
 

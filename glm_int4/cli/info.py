@@ -11,7 +11,7 @@ from glm_int4.cli import options
 from glm_int4.system import size_text
 
 if TYPE_CHECKING:
-    from glm_int4.checkpoint.build import ComputePlan
+    from glm_int4.checkpoint.build import ComputeSetup
     from glm_int4.checkpoint.opening import CheckpointInfo
 
 NAME = "info"
@@ -40,12 +40,12 @@ def run(
 
     from glm_int4.checkpoint.files.folder import resolve_folder
     from glm_int4.checkpoint.opening import open_checkpoint
-    from glm_int4.generation.loading import choose_device, make_plan
+    from glm_int4.generation.loading import choose_device, choose_setup
 
     name = options.find_model(model)
     place = torch.device("cuda") if device == "cuda" else choose_device(device)
     _, checkpoint = open_checkpoint(resolve_folder(name), model_version)
-    plans = {bits: make_plan(checkpoint, place, kv_bits=bits) for bits in {*_KV_BITS, kv_bits}}
+    plans = {bits: choose_setup(checkpoint, place, kv_bits=bits) for bits in {*_KV_BITS, kv_bits}}
     result = _describe(name, checkpoint, plans)
     result["plan"]["here"] = _plan_here(checkpoint, plans[kv_bits], max_length)
     if as_json:
@@ -54,7 +54,7 @@ def run(
         _print(result)
 
 
-def _plan_here(checkpoint: "CheckpointInfo", plan: "ComputePlan", max_length: int | None) -> dict[str, Any] | None:
+def _plan_here(checkpoint: "CheckpointInfo", plan: "ComputeSetup", max_length: int | None) -> dict[str, Any] | None:
     """What loading would take here and now; None for a device that is not in this machine.
 
     Raises:
@@ -80,7 +80,7 @@ def _plan_here(checkpoint: "CheckpointInfo", plan: "ComputePlan", max_length: in
     return {"fits": True} | {name: getattr(memory, name) for name in names}
 
 
-def _describe(name: str, checkpoint: "CheckpointInfo", plans: "dict[int, ComputePlan]") -> dict[str, Any]:
+def _describe(name: str, checkpoint: "CheckpointInfo", plans: "dict[int, ComputeSetup]") -> dict[str, Any]:
     from glm_int4.checkpoint.build import resident_bytes
     from glm_int4.models.kv_cache import kv_bytes_per_token
 

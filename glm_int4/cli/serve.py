@@ -41,7 +41,7 @@ def run(
     """Serve a model over HTTP, as OpenAI does, with a chat page."""
     check_packages()
     from glm_int4.server.serving import serve
-    from glm_int4.server.settings import LOOPBACK, Settings, plan_slots
+    from glm_int4.server.settings import LOOPBACK, Settings, choose_slots
 
     name = options.find_model(model)
     settings = Settings(
@@ -64,7 +64,7 @@ def run(
         prefix=prefix,
     )
     glm.tokenizer  # noqa: B018 (a folder without one is an error now)
-    serve(glm, plan_slots(glm, parallel), settings)
+    serve(glm, choose_slots(glm, parallel), settings)
 
 
 def check_packages() -> None:

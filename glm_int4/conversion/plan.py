@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glm_int4.checkpoint.build import load_checked_tokenizer
 from glm_int4.checkpoint.checks import warn_of_untied_head
 from glm_int4.checkpoint.files.folder import read_tokenizer_config
 from glm_int4.checkpoint.files.reader import CheckpointReader
@@ -16,7 +15,8 @@ from glm_int4.checkpoint.files.safetensors_file import TensorSpec
 from glm_int4.checkpoint.formats import layout
 from glm_int4.checkpoint.formats.layout import MatrixSpec
 from glm_int4.checkpoint.opening import CheckpointInfo, Schemes, open_checkpoint, tensor_specs
-from glm_int4.checkpoint.writing.output_folder import Unit, plan_shards
+from glm_int4.checkpoint.tokenizer_check import load_checked_tokenizer
+from glm_int4.checkpoint.writing.output_folder import Unit, fill_shards
 from glm_int4.conversion.calibrated.sequences import NUM_SEQUENCES, Calibration, read_calibration, sample_sequences
 from glm_int4.conversion.folding import Folding, find_folding
 from glm_int4.conversion.mixed.choice import choose_mix
@@ -145,8 +145,8 @@ def make_plan(
         draw = functools.partial(sample_sequences, calibration, tokenizer, info.config)
         mix = choose_mix(reader, info, options, folding, draw, scratch, progress)
         schemes, costs = {**schemes, **mix.schemes}, mix.costs
-    _check_group_sizes(matrices.values(), schemes)
-    shards = plan_shards(_units(reader, info, matrices, schemes, options), options.shard_bytes)
+    _check_group_sizes(matrices.values(), schemes, word_bits=8 if options.official else 32)
+    shards = fill_shards(_units(reader, info, matrices, schemes, options), options.shard_bytes)
     names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     if tokenizer_config is not None:
         tokenizer_config.pop("auto_map", None)  # the names of code to download
@@ -239,7 +239,7 @@ def _check_convertible(
         )
 
 
-def _check_group_sizes(matrices: Iterable[MatrixSpec], schemes: Schemes) -> None:
+def _check_group_sizes(matrices: Iterable[MatrixSpec], schemes: Schemes, *, word_bits: int) -> None:
     matrices = list(matrices)
     for matrix in matrices:
         scheme, k = schemes[matrix.name], matrix.in_features
@@ -251,9 +251,9 @@ def _check_group_sizes(matrices: Iterable[MatrixSpec], schemes: Schemes) -> None
                 f"expected a group size that divides the {k} inputs of {matrix.name}, got {scheme.group_size}; "
                 f"pass --group-size {' or '.join([*fitting, 'channel'])}"
             )
-        if k * scheme.bits % 32:
+        if k * scheme.bits % word_bits:
             raise InputError(
-                f"expected inputs that fill whole 32-bit words at {scheme.bits} bits, got {k} of {matrix.name}"
+                f"expected inputs that fill whole {word_bits}-bit words at {scheme.bits} bits, got {k} of {matrix.name}"
             )
 
 

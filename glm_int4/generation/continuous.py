@@ -66,8 +66,8 @@ class Batcher:
 
     def __init__(self, engine: Engine, num_slots: int) -> None:
         check_slots(num_slots)
-        config, plan = engine.config, engine.plan
-        self._engine, self._model, self._plan = engine, engine.model, plan
+        config, setup = engine.config, engine.setup
+        self._engine, self._model, self._setup = engine, engine.model, setup
         self.prefix_length = engine.prefix.length if engine.prefix else 0
         self._cache = SlotCache(
             config.num_layers,
@@ -75,12 +75,12 @@ class Batcher:
             config.num_kv_heads,
             config.head_dim,
             engine.max_length + self.prefix_length,
-            dtype=plan.kv_dtype,
-            device=plan.device,
+            dtype=setup.kv_dtype,
+            device=setup.device,
         )
         if engine.prefix:
             self._cache.write_prefix(engine.prefix.k, engine.prefix.v)
-        self._stepper = make_stepper(engine.model, plan)
+        self._stepper = make_stepper(engine.model, setup)
         self.num_slots = num_slots
         self._free = deque(range(num_slots))  # the one that was left first comes first
         self._kept: list[list[int]] = [[] for _ in range(num_slots)]  # ids that a slot has read in whole pieces
@@ -175,8 +175,8 @@ class Batcher:
         """Read a prompt behind its first ``num_kept`` tokens; yields None, and in the end the logits (1, 1, V)."""
         cache, prompt = sequence.cache, sequence.prompt
         assert cache is not None
-        batch = sequence.batch = Batch(self._model, [prompt], self._plan.device, self.prefix_length)
-        mask = batch.prefill_mask(self._plan.stream_dtype)
+        batch = sequence.batch = Batch(self._model, [prompt], self._setup.device, self.prefix_length)
+        mask = batch.prefill_mask(self._setup.stream_dtype)
         rows = PREFILL_ROWS if self._model.is_causal else batch.num_tokens
         kept = self._kept[sequence.slot] = prompt[:num_kept]
         cache.length = self.prefix_length + num_kept
@@ -187,7 +187,7 @@ class Batcher:
                 kept += prompt[part]
             if first + rows < batch.num_tokens:
                 yield None
-        if self._plan.device.type == "cpu" and batch.num_tokens >= TRIM_TOKENS:
+        if self._setup.device.type == "cpu" and batch.num_tokens >= TRIM_TOKENS:
             trim_heap()
         yield self._model.lm_head(x[:, -1:])
 
@@ -208,10 +208,10 @@ class Batcher:
         caches = [sequence.cache for sequence in sequences if sequence.cache is not None]
         batches = [sequence.batch for sequence in sequences if sequence.batch is not None]
         rows = RunningRows(self._cache, [s.slot for s in sequences], [cache.length for cache in caches])
-        ids = torch.tensor([[sequence.ids[-1]] for sequence in sequences], device=self._plan.device)
+        ids = torch.tensor([[sequence.ids[-1]] for sequence in sequences], device=self._setup.device)
         steps = [len(sequence.ids) - 1 for sequence in sequences]
         numbers = [b.next_position_ids(step)[0] for b, step in zip(batches, steps, strict=True)]
-        positions = torch.tensor(numbers, device=self._plan.device)[..., None]
+        positions = torch.tensor(numbers, device=self._setup.device)[..., None]
         decode = partial(self._model, last_only=True) if self._stepper is None else self._stepper.step
         logits = decode(ids, positions, batches[0].decode_mask(), rows)
         for cache in caches:
@@ -257,5 +257,5 @@ def check_slots(num_slots: int) -> None:
 def slot_bytes(engine: Engine) -> int:
     """Memory that a slot takes when its sequence is as long as can be."""
     config = engine.config
-    per_token = kv_bytes_per_token(config.num_layers, config.num_kv_heads, config.head_dim, engine.plan.kv_dtype)
+    per_token = kv_bytes_per_token(config.num_layers, config.num_kv_heads, config.head_dim, engine.setup.kv_dtype)
     return per_token * (engine.max_length + (engine.prefix.length if engine.prefix else 0))

@@ -17,11 +17,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from glm_int4.checkpoint.build import ComputePlan
+from glm_int4.checkpoint.build import ComputeSetup
 from glm_int4.models import Model
-from glm_int4.models.attention import AttentionMask
 from glm_int4.models.gpu_step import DecodeStep
 from glm_int4.models.kv_cache import KVCache
+from glm_int4.models.past import AttentionMask
 from glm_int4.models.slots import RunningRows
 from glm_int4.quantization.kernels import decode_kernels
 
@@ -34,16 +34,16 @@ _LEAST_COLUMNS = 256
 _WARM_UP_STEPS = 2
 
 
-def make_stepper(model: Model, plan: ComputePlan) -> "GraphStepper | None":
-    """What decodes on this plan's device, or None where the model's own ``forward`` does."""
-    if plan.device.type != "cuda" or plan.stream_dtype != torch.float16:
+def make_stepper(model: Model, setup: ComputeSetup) -> "GraphStepper | None":
+    """What decodes in this setup, or None where the model's own ``forward`` does."""
+    if setup.device.type != "cuda" or setup.stream_dtype != torch.float16:
         return None
     head_dim = model.config.head_dim
     if head_dim < 16 or head_dim & (head_dim - 1):
         logger.info("GPU decoding: layer by layer, because a head of %d elements fits no kernel", head_dim)
         return None
     try:
-        return GraphStepper(model, decode_kernels(plan.device))
+        return GraphStepper(model, decode_kernels(setup.device))
     except Exception as error:  # no Triton, or a broken one
         logger.warning("GPU decoding: layer by layer in torch, because %s", _cause(error))
         return None

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from glm_int4.checkpoint.build import ComputePlan
+from glm_int4.checkpoint.build import ComputeSetup
 from glm_int4.errors import NotFiniteError, is_out_of_memory
 from glm_int4.generation.cuda_graphs import TokenReading, make_stepper
 from glm_int4.generation.padded_batch import Batch
@@ -20,9 +20,8 @@ from glm_int4.generation.prompt_lookup import PromptLookup
 from glm_int4.generation.recovery import find_first_not_finite, release_memory
 from glm_int4.generation.sampling import Sampler
 from glm_int4.models import Model
-from glm_int4.models.attention import AttentionMask
 from glm_int4.models.kv_cache import KVCache
-from glm_int4.models.prefix_encoder import Prefix
+from glm_int4.models.past import AttentionMask, Prefix
 from glm_int4.system import trim_heap
 
 logger = logging.getLogger(__name__)
@@ -51,10 +50,10 @@ class _Sequence:
 class Decoder:
     """Decodes batches of rows, up to ``max_length`` tokens each, behind a prefix if there is one."""
 
-    def __init__(self, model: Model, plan: ComputePlan, max_length: int, prefix: Prefix | None = None) -> None:
-        self._model, self._plan, self._max_length, self._prefix = model, plan, max_length, prefix
+    def __init__(self, model: Model, setup: ComputeSetup, max_length: int, prefix: Prefix | None = None) -> None:
+        self._model, self._setup, self._max_length, self._prefix = model, setup, max_length, prefix
         self._kept: _Sequence | None = None
-        self._stepper = make_stepper(model, plan)
+        self._stepper = make_stepper(model, setup)
         self.num_reused = 0  # tokens of the last prompt that the cache held already
 
     def steps(
@@ -79,7 +78,7 @@ class Decoder:
         except Exception as error:
             if is_out_of_memory(error):
                 whole = False  # the cache goes too: the next answer begins with all memory
-                release_memory(error, self._plan.device)
+                release_memory(error, self._setup.device)
             raise
         finally:
             if batch.size == 1 and whole:
@@ -109,7 +108,7 @@ class Decoder:
                 sequence.ids.append(tokens[0])
             yield [token if alive else None for alive, token in zip(running, tokens, strict=True)]
             if not ahead and not last:
-                logits = self._decode(batch, sequence, torch.tensor(tokens, device=self._plan.device), step)
+                logits = self._decode(batch, sequence, torch.tensor(tokens, device=self._setup.device), step)
                 sequence.ids.append(tokens[0])
 
     def _steps_with_lookup(
@@ -145,7 +144,7 @@ class Decoder:
             if draft:
                 logits = self._verify(batch, sequence, [seen[-1], *draft], step - 1)
             else:
-                logits = self._decode(batch, sequence, torch.tensor(seen[-1:], device=self._plan.device), step - 1)
+                logits = self._decode(batch, sequence, torch.tensor(seen[-1:], device=self._setup.device), step - 1)
                 sequence.ids.append(seen[-1])
 
     def _accept(self, sampler: Sampler, tokens: list[int], seen: list[list[int]]) -> list[int]:
@@ -155,14 +154,14 @@ class Decoder:
         except NotFiniteError as error:
             if not logger.isEnabledFor(logging.INFO):
                 raise NotFiniteError(f"{error}; --debug names the layer") from error
-            place = find_first_not_finite(self._model, seen[tokens.index(-1)], self._plan.stream_dtype, self._prefix)
+            place = find_first_not_finite(self._model, seen[tokens.index(-1)], self._setup.stream_dtype, self._prefix)
             raise NotFiniteError(f"{error}; the first come out of {place}") from error
         return tokens
 
     @torch.inference_mode()
     def _verify(self, batch: Batch, sequence: _Sequence, tokens: list[int], step: int) -> Tensor:
         """Feed the token of a step and guesses behind it; returns the logits (1, T, V) behind each."""
-        ids = torch.tensor([tokens], device=self._plan.device)
+        ids = torch.tensor([tokens], device=self._setup.device)
         positions = torch.cat([batch.decode_positions(step + i) for i in range(len(tokens))], dim=-1)
         logits = self._model(ids, positions, AttentionMask(), sequence.cache)
         sequence.ids += tokens
@@ -171,7 +170,7 @@ class Decoder:
     @torch.inference_mode()
     def _prefill(self, batch: Batch, sequence: _Sequence) -> Tensor:
         """Read the prompts; returns the logits (B, 1, V) of their last position."""
-        cache, mask = sequence.cache, batch.prefill_mask(self._plan.stream_dtype)
+        cache, mask = sequence.cache, batch.prefill_mask(self._setup.stream_dtype)
         start, rows = 0, batch.num_tokens
         if self._model.is_causal and batch.size == 1:
             common = _common_length(sequence.ids[: max(cache.length - batch.prefix_length, 0)], batch.rows[0])
@@ -184,7 +183,7 @@ class Decoder:
             part = slice(first, first + rows)
             x = self._model.transformer(batch.token_ids[:, part], batch.positions[:, :, part], mask, cache)
             sequence.ids += batch.rows[0][part]
-        if self._plan.device.type == "cpu" and batch.num_tokens - start >= TRIM_TOKENS:
+        if self._setup.device.type == "cpu" and batch.num_tokens - start >= TRIM_TOKENS:
             trim_heap()
         return self._model.lm_head(x[:, -1:])
 
@@ -210,8 +209,8 @@ class Decoder:
             config.num_kv_heads,
             config.head_dim,
             length + (self._prefix.length if self._prefix else 0),
-            dtype=self._plan.kv_dtype,
-            device=self._plan.device,
+            dtype=self._setup.kv_dtype,
+            device=self._setup.device,
         )
         if self._prefix:
             cache.write_prefix(self._prefix.k, self._prefix.v)

@@ -2,13 +2,13 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from glm_int4.checkpoint.build import ComputePlan
+from glm_int4.checkpoint.build import ComputeSetup
 from glm_int4.checkpoint.opening import CheckpointInfo
+from glm_int4.checkpoint.tokenizer_check import text_prefix
 from glm_int4.errors import InputError, TokenizerError
 from glm_int4.generation.decoding import Decoder
 from glm_int4.generation.padded_batch import Batch
@@ -16,18 +16,15 @@ from glm_int4.generation.prompt_lookup import PromptLookup
 from glm_int4.generation.records import StreamRecord
 from glm_int4.generation.rows import TokenIds, as_rows, check_rows, check_whole_number, is_batch
 from glm_int4.generation.sampling import Sampler, SamplingParams
+from glm_int4.generation.scoring import PerplexityResult, measure
 from glm_int4.generation.stopping import until_stop
 from glm_int4.models import Model
-from glm_int4.models.config import ChatGLMConfig
-from glm_int4.models.prefix_encoder import Past, Prefix
+from glm_int4.models.past import Past, Prefix
 from glm_int4.text import StreamDecoder, Tokenizer
 from glm_int4.text.chat_format import chat_format
 from glm_int4.text.messages import Message
 from glm_int4.text.replies import Reply
 from glm_int4.text.tools import Tool
-
-if TYPE_CHECKING:
-    from glm_int4.generation.scoring import PerplexityResult
 
 logger = logging.getLogger(__name__)
 
@@ -45,15 +42,15 @@ class Engine:
         self,
         model: Model,
         info: CheckpointInfo,
-        plan: ComputePlan,
+        setup: ComputeSetup,
         tokenizer: Tokenizer | None,
         max_length: int,
         prefix: Prefix | None = None,
     ) -> None:
-        self.model, self.config, self.info, self.plan = model, info.config, info, plan
+        self.model, self.config, self.info, self.setup = model, info.config, info, setup
         self.max_length, self.prefix = max_length, prefix
         self._tokenizer = tokenizer
-        self._decoder = Decoder(model, plan, max_length, prefix)
+        self._decoder = Decoder(model, setup, max_length, prefix)
         self._format = chat_format(self.config.version)
         self._warned_of_base = False
 
@@ -69,7 +66,7 @@ class Engine:
 
     @property
     def device(self) -> torch.device:
-        return self.plan.device
+        return self.setup.device
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -81,9 +78,9 @@ class Engine:
     @property
     def text_prefix(self) -> list[int]:
         """The ids in front of a text that the model continues: [gMASK] and sop."""
-        if isinstance(self.config, ChatGLMConfig):
-            return [self.config.gmask_token_id, self.config.bos_token_id]
-        return list(self.tokenizer.prefix_ids)
+        if self.config.version != "1":
+            self.tokenizer  # noqa: B018 (their config does not name the two ids)
+        return text_prefix(self.config, self._tokenizer)
 
     @torch.inference_mode()
     def logits(self, token_ids: TokenIds | Sequence[TokenIds]) -> Tensor:
@@ -95,7 +92,7 @@ class Engine:
             (B, T, V) float32; positions of padding mean nothing.
         """
         batch = self._batch(token_ids)
-        return self.model(batch.token_ids, batch.positions, batch.prefill_mask(self.plan.stream_dtype), self.prefix)
+        return self.model(batch.token_ids, batch.positions, batch.prefill_mask(self.setup.stream_dtype), self.prefix)
 
     @torch.inference_mode()
     def hidden_states(self, token_ids: TokenIds) -> Tensor:
@@ -104,9 +101,9 @@ class Engine:
         With an INT8 cache, all attention reads keys and values as that cache keeps them.
         """
         batch = self._batch(token_ids)
-        mask = batch.prefill_mask(self.plan.stream_dtype)
+        mask = batch.prefill_mask(self.setup.stream_dtype)
         past: Past = self.prefix
-        if self.plan.kv_dtype == torch.int8:
+        if self.setup.kv_dtype == torch.int8:
             past = self._decoder.new_cache(1, batch.num_tokens)
         return self.model.transformer(batch.token_ids, batch.positions, mask, past)[0]
 
@@ -234,10 +231,8 @@ class Engine:
         """Tokens of a conversation's prompt."""
         return len(self._format.encode(self.tokenizer, messages, tools))
 
-    def perplexity(self, text: str, window: int | None = None, stride: int = 512) -> "PerplexityResult":
-        """Perplexity of a text; see ``perplexity.measure``."""
-        from glm_int4.generation.scoring import measure
-
+    def perplexity(self, text: str, window: int | None = None, stride: int = 512) -> PerplexityResult:
+        """Perplexity of a text; see ``scoring.measure``."""
         return measure(self, text, window=window, stride=stride)
 
     def _stream(

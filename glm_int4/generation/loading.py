@@ -6,18 +6,19 @@ from pathlib import Path
 
 import torch
 
-from glm_int4.checkpoint.build import ComputePlan, build_model, load_checked_tokenizer
+from glm_int4.checkpoint.build import ComputeSetup, build_model
 from glm_int4.checkpoint.files.folder import read_config, resolve_folder
 from glm_int4.checkpoint.formats import layout
 from glm_int4.checkpoint.opening import CheckpointInfo, open_checkpoint
 from glm_int4.checkpoint.prefix_file import load_prefix
+from glm_int4.checkpoint.tokenizer_check import load_checked_tokenizer
 from glm_int4.downloads import shown
 from glm_int4.errors import InputError
 from glm_int4.generation.engine import Engine
 from glm_int4.generation.memory_plan import plan_memory
 from glm_int4.generation.rows import check_whole_number
 from glm_int4.models.config import Config
-from glm_int4.quantization.cpu.float32 import choose_backend
+from glm_int4.quantization.cpu.choose import choose_backend
 from glm_int4.quantization.gpu.matrix import choose_gpu_backend
 from glm_int4.system import total_bytes
 from glm_int4.versions import UNDECIDED
@@ -64,16 +65,16 @@ def load(
         logger.warning("taking this for ChatGLM2: in its files there is %s", UNDECIDED)
     check_max_length(max_length, info.config)
     tokenizer = load_checked_tokenizer(folder, info.config)
-    plan = make_plan(info, place, dtype, kv_bits)
+    setup = choose_setup(info, place, dtype, kv_bits)
     found = None
     if prefix is not None:
-        found = load_prefix(prefix, info.config, place, plan.prefix_dtype)
+        found = load_prefix(prefix, info.config, place, setup.prefix_dtype)
     elif trained := read_config(folder).get("pre_seq_len"):
         logger.warning("config.json has pre_seq_len %s: the prefix itself is loaded with --prefix", shown(trained))
-    memory = plan_memory(info, plan, max_length, found.length if found else 0)
-    network = build_model(reader, info, plan)
-    logger.info("loaded %s on %s: %s linears, %s stream", folder, place, plan.backend, plan.stream_dtype)
-    return Engine(network, info, plan, tokenizer, memory.max_length, found)
+    memory = plan_memory(info, setup, max_length, found.length if found else 0)
+    network = build_model(reader, info, setup)
+    logger.info("loaded %s on %s: %s linears, %s stream", folder, place, setup.backend, setup.stream_dtype)
+    return Engine(network, info, setup, tokenizer, memory.max_length, found)
 
 
 def check_max_length(max_length: int | None, config: Config) -> None:
@@ -112,9 +113,9 @@ def choose_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def make_plan(
+def choose_setup(
     info: CheckpointInfo, device: torch.device, dtype: torch.dtype | None = None, kv_bits: int = 16
-) -> ComputePlan:
+) -> ComputeSetup:
     """Choose backend and dtypes; an explicit ``dtype`` is taken everywhere, without packed operations.
 
     Raises:
@@ -126,7 +127,7 @@ def make_plan(
     if dtype is not None:
         if dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise InputError(f"expected dtype float32, float16, bfloat16 or None, got {dtype!r}")
-        return ComputePlan(
+        return ComputeSetup(
             device=device,
             backend="reference",
             dense_dtype=dtype,
@@ -136,7 +137,7 @@ def make_plan(
         )
     quantized = any(info.schemes.values())
     if device.type == "cuda":
-        return ComputePlan(
+        return ComputeSetup(
             device=device,
             backend=choose_gpu_backend(device) if quantized else "reference",
             dense_dtype=torch.float16,
@@ -145,7 +146,7 @@ def make_plan(
             half_tables=True,
         )
     fits = 4 * layout.num_parameters(info.config) <= _FLOAT32_MEMORY_SHARE * total_bytes()
-    return ComputePlan(
+    return ComputeSetup(
         device=device,
         backend=choose_backend() if quantized else "reference",
         dense_dtype=torch.float32 if fits or quantized else torch.bfloat16,

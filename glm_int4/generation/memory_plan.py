@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from glm_int4.checkpoint.build import ComputePlan, resident_bytes
+from glm_int4.checkpoint.build import ComputeSetup, resident_bytes
 from glm_int4.checkpoint.opening import CheckpointInfo
 from glm_int4.errors import InputError
 from glm_int4.models.config import Config
@@ -61,7 +61,7 @@ class MemoryPlan:
 
 
 def plan_memory(
-    info: CheckpointInfo, plan: ComputePlan, max_length: int | None = None, prefix_length: int = 0
+    info: CheckpointInfo, plan: ComputeSetup, max_length: int | None = None, prefix_length: int = 0
 ) -> MemoryPlan:
     """Plan for a checkpoint that is not loaded yet.
 
@@ -97,7 +97,7 @@ def plan_memory(
     return wanted
 
 
-def scratch_bytes(config: Config, plan: ComputePlan, max_length: int) -> int:
+def scratch_bytes(config: Config, plan: ComputeSetup, max_length: int) -> int:
     """Bytes that activations and libraries take at most, beside weights and cache."""
     kind, itemsize = plan.device.type, plan.stream_dtype.itemsize
     rows = min(max_length, max_length if config.version == "1" else _PROMPT_ROWS)
@@ -116,7 +116,7 @@ def _longest(make: Callable[[int], MemoryPlan], limit: int) -> int:
     return low
 
 
-def _fits_in_int8(plan: MemoryPlan, config: Config, compute: ComputePlan) -> bool:
+def _fits_in_int8(plan: MemoryPlan, config: Config, compute: ComputeSetup) -> bool:
     """Whether an INT8 cache would make the plan fit."""
     if compute.kv_dtype == torch.int8 or plan.free_bytes is None:
         return False

@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glm_int4.models import Model
-from glm_int4.models.attention import AttentionMask, attention_mask_func
+from glm_int4.models.attention import attention_mask_func
+from glm_int4.models.past import AttentionMask
 
 
 class Batch:

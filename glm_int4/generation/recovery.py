@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from glm_int4.generation.padded_batch import Batch
 from glm_int4.models import Model
-from glm_int4.models.attention import AttentionMask
-from glm_int4.models.prefix_encoder import Prefix
+from glm_int4.models.past import AttentionMask, Prefix
 from glm_int4.system import trim_heap
 
 

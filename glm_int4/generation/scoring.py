@@ -3,20 +3,38 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from glm_int4.errors import GLMError, InputError
-
-if TYPE_CHECKING:
-    from glm_int4.generation.engine import Engine
+from glm_int4.models import Model
+from glm_int4.models.config import Config
+from glm_int4.text import Tokenizer
 
 MAX_WINDOW = 2048
 _MAX_LOSS = 700.0  # nats per token; its exponential still fits a float
 _NOT_FINITE = "expected finite losses, got nan or inf; the weights are damaged or overflow this dtype"
 _HEAD_ROWS = 256  # rows of logits at a time: 256 x 130528 floats are 134 MB
+
+
+class Scored(Protocol):
+    """A model whose predictions are measured: an ``Engine``."""
+
+    @property
+    def model(self) -> Model: ...
+    @property
+    def config(self) -> Config: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def max_length(self) -> int: ...
+    @property
+    def text_prefix(self) -> list[int]: ...
+    def hidden_states(self, token_ids: Sequence[int]) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +62,12 @@ class TokenScores:
 
 
 def measure(
-    engine: "Engine",
+    engine: Scored,
     text: str | Sequence[int],
     *,
     window: int | None = None,
     stride: int = 512,
-    reference: "Engine | None" = None,
+    reference: Scored | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PerplexityResult:
     """Predict every token of a text once.
@@ -97,7 +115,7 @@ def measure(
 
 
 def score_tokens(
-    engine: "Engine", ids: Sequence[int], *, window: int, stride: int, reference: "Engine | None" = None
+    engine: Scored, ids: Sequence[int], *, window: int, stride: int, reference: Scored | None = None
 ) -> Iterator[TokenScores]:
     """Yield the scores of a text's tokens in order, some hundred at a time; arguments and errors as ``measure``."""
     if not ids:
@@ -140,7 +158,7 @@ def _windows(num_tokens: int, window: int, stride: int) -> Iterator[tuple[int, i
 
 
 @torch.inference_mode()
-def _log_probabilities(engine: "Engine", ids: Sequence[int], count: int) -> Iterator[tuple[Tensor, slice]]:
+def _log_probabilities(engine: Scored, ids: Sequence[int], count: int) -> Iterator[tuple[Tensor, slice]]:
     """Log-probabilities (rows, V) that predict the last ``count`` of ``ids``, some rows at a time."""
     hidden = engine.hidden_states([*engine.text_prefix, *ids[:-1]])
     hidden = hidden[-count:]

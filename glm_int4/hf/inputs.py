@@ -14,8 +14,8 @@ from transformers import Cache
 
 from glm_int4.errors import InputError
 from glm_int4.models import Model
-from glm_int4.models.attention import AttentionMask, attention_mask_func
-from glm_int4.models.prefix_encoder import Prefix
+from glm_int4.models.attention import attention_mask_func
+from glm_int4.models.past import AttentionMask, Prefix
 
 logger = logging.getLogger(__name__)
 

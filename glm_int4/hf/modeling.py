@@ -146,10 +146,10 @@ class ChatGLMForCausalLM(PreTrainedModel, GenerationMixin):
         use_cache = getattr(self.config, "use_cache", True) if use_cache is None else use_cache
         if past_key_values is None and use_cache:
             past_key_values = DynamicCache(config=self.config)
-        prefix, plan = self.engine.prefix, self.engine.plan
-        past = prefix if past_key_values is None else TransformersCache(past_key_values, prefix, plan.prefix_dtype)
+        prefix, setup = self.engine.prefix, self.engine.setup
+        past = prefix if past_key_values is None else TransformersCache(past_key_values, prefix, setup.prefix_dtype)
         length = past.length if isinstance(past, TransformersCache) else 0
-        mask = make_mask(self.glm, token_ids, real, length, prefix.length if prefix else 0, plan.stream_dtype)
+        mask = make_mask(self.glm, token_ids, real, length, prefix.length if prefix else 0, setup.stream_dtype)
         if position_ids is None:
             position_ids = self._positions(token_ids, real, length)
         position_ids = position_ids.to(self.device)
@@ -221,7 +221,7 @@ class ChatGLMForCausalLM(PreTrainedModel, GenerationMixin):
     def to(self, *args: Any, **kwargs: Any) -> "ChatGLMForCausalLM":  # type: ignore[override]
         """Move to another device: the weights are loaded anew, in that device's layout. No other dtype."""
         device, dtype = torch._C._nn._parse_to(*args, **kwargs)[:2]
-        if dtype is not None and dtype != self.engine.plan.dense_dtype:
+        if dtype is not None and dtype != self.engine.setup.dense_dtype:
             raise InputError(f"expected no dtype, got {dtype}; pass dtype to from_pretrained, weights stay packed")
         if device is not None and device.type != self.device.type:
             logger.info("loading the weights anew for %s", device)

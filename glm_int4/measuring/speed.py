@@ -23,7 +23,7 @@ from glm_int4.checkpoint.formats import layout
 from glm_int4.checkpoint.opening import CheckpointInfo, open_checkpoint
 from glm_int4.generation.decoding import Decoder
 from glm_int4.generation.engine import Engine
-from glm_int4.generation.loading import check_threads, choose_device, load, make_plan
+from glm_int4.generation.loading import check_threads, choose_device, choose_setup, load
 from glm_int4.generation.padded_batch import Batch
 from glm_int4.generation.sampling import Sampler, SamplingParams
 from glm_int4.measuring import bandwidth
@@ -138,8 +138,8 @@ def random_engine(
 ) -> Engine:
     """An engine with random weights in the shapes of a config; without a tokenizer."""
     reader, info = open_random(name, raw, bits, device, num_layers)
-    plan = make_plan(info, device, kv_bits=kv_bits)
-    return Engine(build_model(reader, info, plan), info, plan, None, info.config.max_sequence_length)
+    setup = choose_setup(info, device, kv_bits=kv_bits)
+    return Engine(build_model(reader, info, setup), info, setup, None, info.config.max_sequence_length)
 
 
 def _stored_bits(info: CheckpointInfo) -> int:
@@ -182,7 +182,7 @@ def _prefill(engine: Engine, settings: BenchSettings, report: Callable[[str], No
         if rate and tokens / rate > settings.seconds:
             report(f"prompt of {tokens} tokens left out: about {tokens / rate:.0f} s; give --seconds to wait for it")
             continue
-        decoder = Decoder(engine.model, engine.plan, tokens + 1)
+        decoder = Decoder(engine.model, engine.setup, tokens + 1)
         times: list[float] = []
         while len(times) < _RUNS and sum(times) < settings.seconds / 2:
             prompt = random_row(engine, tokens, seed=len(times))  # another one each time: none is kept
@@ -213,14 +213,14 @@ class FilledDecoder(Decoder):
         for scales in (cache.k_scales, cache.v_scales):
             scales.fill_(0.01)
         cache.length = batch.num_tokens
-        return torch.zeros(batch.size, 1, self._model.config.vocab_size, device=self._plan.device)
+        return torch.zeros(batch.size, 1, self._model.config.vocab_size, device=self._setup.device)
 
 
 def _decode(engine: Engine, settings: BenchSettings, report: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     kind = engine.device.type
     steps = _WARM_UP[kind] + _STEPS[kind]
-    config, plan = engine.config, engine.plan
-    kv_bytes = kv_bytes_per_token(config.num_layers, config.num_kv_heads, config.head_dim, plan.kv_dtype)
+    config, setup = engine.config, engine.setup
+    kv_bytes = kv_bytes_per_token(config.num_layers, config.num_kv_heads, config.head_dim, setup.kv_dtype)
     weight_bytes = weight_bytes_per_step(engine)
     for batch_size, context in itertools.product(settings.batches, settings.contexts):
         what = f"decoding {batch_size} x {context} tokens"
@@ -249,7 +249,7 @@ def _step_time(engine: Engine, batch_size: int, first: int, limit_s: float) -> t
     """Median seconds of a step behind ``first`` tokens; on a GPU also what a step launches."""
     kind = engine.device.type
     steps = _WARM_UP[kind] + _STEPS[kind]
-    decoder = FilledDecoder(engine.model, engine.plan, first + steps)
+    decoder = FilledDecoder(engine.model, engine.setup, first + steps)
     rows = [random_row(engine, first, seed) for seed in range(batch_size)]
     batch = Batch(engine.model, rows, engine.device)
     sampler = Sampler(_GREEDY, engine.config.version)

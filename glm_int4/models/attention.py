@@ -4,7 +4,6 @@ Scores are never materialized, keys and values never repeated for the heads that
 """
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,28 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glm_int4.models.kv_cache import KVCache
-from glm_int4.models.prefix_encoder import Past
+from glm_int4.models.past import AttentionMask, Past
 from glm_int4.models.slots import RunningRows
 from glm_int4.quantization.cpu.threads import has_numba, numba_threads
 
 # The official value for scores of invisible columns; finite, so that a fully masked row stays a number.
 MASKED_SCORE = -10000.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttentionMask:
-    """Who sees whom: context columns are visible to every row, the rest is causal.
-
-    ``context_length``: length of the bidirectional context of an unpadded sequence, counted from the
-    first column; 0 is causal throughout. ``bias``: additive scores (B, 1, T, S) for several rows of a
-    padded batch, instead. ``padding``: (B,) columns hidden from a single new token, the leading ones
-    behind ``prefix_length`` columns of a prefix, which every row sees.
-    """
-
-    context_length: int = 0
-    bias: Tensor | None = None
-    padding: Tensor | None = None
-    prefix_length: int = 0
 
 
 def attention_mask_func(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -97,7 +80,7 @@ def cached_attention(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, cache
     end = cache.append(layer_id, k, v)
     if _has_loop(q, cache):
         slots = torch.arange(q.shape[0])
-        return _one_token_attention(q[:, 0], cache, layer_id, slots, torch.full_like(slots, end), mask)[:, None]
+        return _one_token_attention(q[:, 0], cache, layer_id, slots, torch.full_like(slots, end - 1), mask)[:, None]
     keys, values = cache.read(layer_id, end, q.dtype)
     return attention_fn(q.transpose(1, 2), keys, values, mask)
 
@@ -107,7 +90,7 @@ def running_attention(q: Tensor, k: Tensor, v: Tensor, rows: RunningRows, layer_
     rows.append(layer_id, k, v)
     mask = AttentionMask()
     if _has_loop(q, rows.cache):
-        return _one_token_attention(q[:, 0], rows.cache, layer_id, rows.slots, rows.ends, mask)[:, None]
+        return _one_token_attention(q[:, 0], rows.cache, layer_id, rows.slots, rows.columns, mask)[:, None]
     parts = []
     for query, (slot, end) in zip(q.transpose(1, 2), rows.numbers, strict=True):
         keys, values = rows.cache.slot(slot).read(layer_id, end, q.dtype)
@@ -116,28 +99,23 @@ def running_attention(q: Tensor, k: Tensor, v: Tensor, rows: RunningRows, layer_
 
 
 def _one_token_attention(
-    q: Tensor, cache: KVCache, layer_id: int, slots: Tensor, ends: Tensor, mask: AttentionMask
+    q: Tensor, cache: KVCache, layer_id: int, slots: Tensor, columns: Tensor, mask: AttentionMask
 ) -> Tensor:
     """Attention (B, H, D) to (B, H * D) in a Numba loop that reads the cache as it is stored.
 
     Args:
-        slots: (B,) int64, each row's place in the cache's batch. ends: (B,) int64, columns written there.
+        slots: (B,) int64, each row's place in the cache's batch. columns: (B,) int64, the new token's column there.
     """
-    from glm_int4.models import attention_loops
+    from glm_int4.models import cpu_step_loops
 
-    def stored(x: Tensor) -> np.ndarray:
-        part = x[layer_id]
-        return (part.view(torch.uint16) if part.dtype == torch.float16 else part).numpy()
-
-    q = q.contiguous()
-    out = torch.empty_like(q)
+    out = torch.empty(q.shape[0], q.shape[1] * q.shape[2])
     padding = torch.zeros(q.shape[0], dtype=torch.int64) if mask.padding is None else mask.padding
-    k, v, k_scales, v_scales = (stored(x) for x in (cache.k, cache.v, cache.k_scales, cache.v_scales))
-    places = (slots.numpy(), ends.numpy(), padding.numpy(), mask.prefix_length)
+    stored = (part[layer_id] for part in cache.arrays())
+    places = (slots.numpy(), columns.numpy(), padding.numpy(), mask.prefix_length)
     softmax_scale = np.float32(1 / math.sqrt(q.shape[-1]))
     with numba_threads():
-        attention_loops.one_token_attention(q.numpy(), k, v, k_scales, v_scales, *places, softmax_scale, out.numpy())
-    return out.flatten(1)
+        cpu_step_loops.attend_to_cache(q.contiguous().numpy(), *stored, *places, softmax_scale, out.numpy())
+    return out
 
 
 def _has_loop(q: Tensor, cache: KVCache) -> bool:

@@ -11,15 +11,16 @@ import math
 import torch
 from torch import Tensor, nn
 
-from glm_int4.models.attention import AttentionMask, attend
+from glm_int4.models.attention import attend
 from glm_int4.models.config import ChatGLMConfig
 from glm_int4.models.cpu_step import FusedLayers, LayerParts
 from glm_int4.models.kv_cache import KVCache
-from glm_int4.models.memory_saving import run_in_chunks
-from glm_int4.models.prefix_encoder import Past, run_layer
+from glm_int4.models.memory_saving import run_in_chunks, run_layer
+from glm_int4.models.past import AttentionMask, Past
 from glm_int4.models.slots import RunningRows
+from glm_int4.quantization.activation import linear_of_activation
 from glm_int4.quantization.embedding import DenseEmbedding, QuantizedEmbedding
-from glm_int4.quantization.linear import LinearFactory, activate_and_multiply, dense_linear
+from glm_int4.quantization.linear import LinearFactory, dense_linear
 
 # The official GLMBlock is always built with its default of 28 layers, whatever the config says.
 RESIDUAL_ALPHA = math.sqrt(2 * 28)
@@ -91,9 +92,7 @@ class GLU(nn.Module):
         self.dense_4h_to_h = make_linear(f"{prefix}.dense_4h_to_h", config.ffn_size, config.hidden_size, True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return run_in_chunks(
-            x, lambda part: activate_and_multiply("gelu", self.dense_h_to_4h(part), self.dense_4h_to_h)
-        )
+        return run_in_chunks(x, lambda part: linear_of_activation(self.dense_4h_to_h, self.dense_h_to_4h(part), "gelu"))
 
 
 class GLMBlock(nn.Module):

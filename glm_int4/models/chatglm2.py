@@ -11,15 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glm_int4.models.attention import AttentionMask, attend
+from glm_int4.models.attention import attend
 from glm_int4.models.config import ChatGLM2Config
 from glm_int4.models.cpu_step import FusedLayers, LayerParts
 from glm_int4.models.kv_cache import KVCache
-from glm_int4.models.memory_saving import run_in_chunks
-from glm_int4.models.prefix_encoder import Past, run_layer
+from glm_int4.models.memory_saving import run_in_chunks, run_layer
+from glm_int4.models.past import AttentionMask, Past
 from glm_int4.models.slots import RunningRows
+from glm_int4.quantization.activation import linear_of_activation
 from glm_int4.quantization.embedding import DenseEmbedding, QuantizedEmbedding
-from glm_int4.quantization.linear import LinearFactory, activate_and_multiply, dense_linear
+from glm_int4.quantization.linear import LinearFactory, dense_linear
 
 ROTARY_BASE = 10000.0
 
@@ -100,7 +101,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return run_in_chunks(
-            x, lambda part: activate_and_multiply("swiglu", self.dense_h_to_4h(part), self.dense_4h_to_h)
+            x, lambda part: linear_of_activation(self.dense_4h_to_h, self.dense_h_to_4h(part), "swiglu")
         )
 
 

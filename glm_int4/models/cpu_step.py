@@ -6,10 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from glm_int4.models.attention import AttentionMask
 from glm_int4.models.config import Config
 from glm_int4.models.kv_cache import KVCache
-from glm_int4.models.prefix_encoder import Past
+from glm_int4.models.past import AttentionMask, Past
 from glm_int4.models.slots import RunningRows
 from glm_int4.quantization.cpu.integer import IntegerMatrix
 from glm_int4.quantization.cpu.threads import numba_threads

@@ -20,7 +20,7 @@ from glm_int4.quantization.cpu.integer_loops import (
     quantize_rows,
     quantize_rows_here,
 )
-from glm_int4.quantization.cpu.integer_vectors import float_of_half, half_of_float
+from glm_int4.quantization.cpu.vectors import float_of_half, half_of_float
 
 # Columns of the table of matrices.
 PACKED, SCALES, ZEROS, BIAS, BITS, GROUPS, RUN, INPUTS = range(8)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from glm_int4.models import Model, chatglm
 from glm_int4.models.kv_cache import KVCache
-from glm_int4.quantization.activation import linear_activation
+from glm_int4.quantization.activation import activation_of_linear
 
 
 class DecodeStep:
@@ -115,4 +115,4 @@ class DecodeStep:
 
     def _mlp(self, mlp: nn.Module, x: Tensor) -> Tensor:
         activation = "gelu" if self._first_version else "swiglu"
-        return mlp.dense_4h_to_h(linear_activation(mlp.dense_h_to_4h, x, activation))  # type: ignore[operator,arg-type]
+        return mlp.dense_4h_to_h(activation_of_linear(mlp.dense_h_to_4h, x, activation))  # type: ignore[operator,arg-type]

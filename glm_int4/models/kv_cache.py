@@ -14,7 +14,7 @@ def kv_bytes_per_token(num_layers: int, num_kv_heads: int, head_dim: int, dtype:
     return 2 * num_layers * num_kv_heads * (head_dim * dtype.itemsize + scale_bytes)
 
 
-def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_heads(x: Tensor) -> tuple[Tensor, Tensor]:
     """Whole numbers from -127 to 127, of x's shape (..., D) and dtype, and their float16 scales (...)."""
     scale = (x.abs().amax(-1).float() / 127).clamp(min=2.0**-24).half()
     return (x / scale[..., None].float()).round_().clamp_(-127, 127), scale
@@ -69,7 +69,7 @@ class KVCache:
         for x, values, scales in ((k, self.k, self.k_scales), (v, self.v, self.v_scales)):
             x = x.transpose(1, 2)
             if self.dtype == torch.int8:
-                x, scales[layer_id, :, :, new] = quantize_rows(x)
+                x, scales[layer_id, :, :, new] = quantize_heads(x)
             values[layer_id, :, :, new] = x
         return end
 

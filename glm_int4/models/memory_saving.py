@@ -1,9 +1,12 @@
-"""The feed-forward part some rows at a time, so that its wide activations stay small."""
+"""Time for memory: the feed-forward part some rows at a time, and layers that are computed twice in training."""
 
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from glm_int4.models.past import AttentionMask, Past, Prefix
 
 # Rows at a time. GPU: 512 x 27392 values in half precision are 28 MB. CPU: 128 x 27392 floats are 14 MB,
 # which stay in the last-level cache between the two matrices.
@@ -17,3 +20,11 @@ def run_in_chunks(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     if x.shape[1] <= rows or (torch.is_grad_enabled() and x.requires_grad):
         return function(x)
     return torch.cat([function(part) for part in x.split(rows, dim=1)], dim=1)
+
+
+def run_layer(layer: nn.Module, x: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, past: Past) -> Tensor:
+    """Run one layer, keeping no more of it for a backward pass than its input where the prefix says so."""
+    if isinstance(past, Prefix) and past.recompute and torch.is_grad_enabled():
+        out: Tensor = checkpoint(layer, x, rotary, mask, past, use_reentrant=False, preserve_rng_state=False)
+        return out
+    return layer(x, rotary, mask, past)

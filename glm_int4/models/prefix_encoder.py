@@ -4,61 +4,11 @@
 Prefix keys are not rotated, and the positions of real tokens start at 0 as without a prefix.
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
-
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from glm_int4.models.config import ChatGLM2Config, Config
-from glm_int4.models.kv_cache import KVCache
-from glm_int4.models.slots import RunningRows
-
-if TYPE_CHECKING:
-    from glm_int4.models.attention import AttentionMask
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prefix:
-    """Keys and values of a prefix of P columns: k and v are (num_layers, Hkv, P, D).
-
-    ``recompute``: whether a backward pass computes a layer's activations anew instead of keeping them.
-    """
-
-    k: Tensor
-    v: Tensor
-    recompute: bool = False
-
-    @property
-    def length(self) -> int:
-        return self.k.shape[2]
-
-    @property
-    def num_bytes(self) -> int:
-        return self.k.numel() * self.k.element_size() + self.v.numel() * self.v.element_size()
-
-    def join(self, layer_id: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Put one layer's prefix in front of keys and values (B, Hkv, T, D)."""
-        parts = ((self.k[layer_id], k), (self.v[layer_id], v))
-        joined = [torch.cat((p.to(x.dtype).expand(x.shape[0], -1, -1, -1), x), dim=2) for p, x in parts]
-        return joined[0], joined[1]
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> "Prefix":
-        """A copy of its own on a device."""
-        k, v = (x.to(device, dtype, copy=True, memory_format=torch.contiguous_format) for x in (self.k, self.v))
-        return Prefix(k=k, v=v, recompute=self.recompute)
-
-
-class Joining(Protocol):
-    """Whatever holds earlier keys and values and puts them in front of new ones, as ``Prefix.join`` does."""
-
-    def join(self, layer_id: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]: ...
-
-
-# What a layer finds before the tokens that it is given: nothing, a prefix alone, a cache, slots of one, or the
-# cache of another package.
-Past = KVCache | RunningRows | Prefix | Joining | None
+from glm_int4.models.past import Prefix
 
 
 class PrefixEncoder(nn.Module):
@@ -104,11 +54,3 @@ def split_prefix(states: Tensor, *, recompute: bool = False) -> Prefix:
     """The prefix of what a ``PrefixEncoder`` returned."""
     layers = states.permute(1, 2, 0, 3)  # (2 * num_layers, Hkv, P, D)
     return Prefix(k=layers[0::2], v=layers[1::2], recompute=recompute)
-
-
-def run_layer(layer: nn.Module, x: Tensor, rotary: tuple[Tensor, Tensor], mask: "AttentionMask", past: Past) -> Tensor:
-    """Run one layer, keeping no more of it for a backward pass than its input where the prefix says so."""
-    if isinstance(past, Prefix) and past.recompute and torch.is_grad_enabled():
-        out: Tensor = checkpoint(layer, x, rotary, mask, past, use_reentrant=False, preserve_rng_state=False)
-        return out
-    return layer(x, rotary, mask, past)

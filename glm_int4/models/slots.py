@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glm_int4.models.kv_cache import KVCache, quantize_rows
+from glm_int4.models.kv_cache import KVCache, quantize_heads
 
 
 class SlotCache(KVCache):
@@ -61,5 +61,5 @@ class RunningRows:
         for x, values, scales in ((k, cache.k, cache.k_scales), (v, cache.v, cache.v_scales)):
             x = x[:, 0]
             if cache.dtype == torch.int8:
-                x, scales[layer_id][self.slots, :, self.columns] = quantize_rows(x)
+                x, scales[layer_id][self.slots, :, self.columns] = quantize_heads(x)
             values[layer_id][self.slots, :, self.columns] = x.to(cache.dtype)

@@ -4,10 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glm_int4.quantization.cpu.float32 import RowsMatrix
-from glm_int4.quantization.cpu.integer import IntegerMatrix
-from glm_int4.quantization.gpu.matrix import ReferenceMatrix, TritonMatrix
-from glm_int4.quantization.gradient import multiply
+from glm_int4.quantization.backends import make_matrix
+from glm_int4.quantization.gpu.matrix import ReferenceMatrix
 from glm_int4.quantization.scheme import QuantizedWeight
 
 
@@ -24,27 +22,23 @@ class QuantizedEmbedding(nn.Module):
 
     Args:
         weight: the quantized matrix (V, hidden_size).
-        backend: as of ``QuantizedLinear``.
+        backend: one of ``backends.BACKENDS``.
         dtype: of the looked-up rows.
     """
 
     def __init__(self, weight: QuantizedWeight, backend: str, dtype: torch.dtype) -> None:
         super().__init__()
-        self.matrix: ReferenceMatrix | RowsMatrix | IntegerMatrix
-        if backend == "triton":
-            self.matrix = TritonMatrix(weight, None)
-        elif backend == "integer" and IntegerMatrix.takes(weight):
-            self.matrix = IntegerMatrix(weight, None)
-        else:
-            self.matrix = ReferenceMatrix(weight) if backend == "reference" else RowsMatrix(weight)
+        self.matrix = make_matrix(weight, None, backend)
         self.scheme, self.dtype = weight.scheme, dtype
 
     def forward(self, token_ids: Tensor) -> Tensor:
+        """Rows of ids: (...) to (..., hidden_size)."""
         rows = self.matrix.dequantize(token_ids.flatten()).to(self.dtype)
         return rows.view(*token_ids.shape, -1)
 
     def project(self, x: Tensor) -> Tensor:
         """``x @ weight.T`` accumulated and returned in float32: (..., V)."""
-        if isinstance(self.matrix, TritonMatrix) and not x.requires_grad:
-            return self.matrix(x, out_dtype=torch.float32)
-        return multiply(self.matrix, x.float()).float()
+        if isinstance(self.matrix, ReferenceMatrix):
+            out: Tensor = self.matrix(x, out_dtype=torch.float32)
+            return out
+        return self.matrix(x)

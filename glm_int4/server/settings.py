@@ -48,7 +48,7 @@ class Settings:
                 raise InputError(f"expected {expected}, got {value!r}")
 
 
-def plan_slots(engine: Engine, wanted: int | None = None) -> int:
+def choose_slots(engine: Engine, wanted: int | None = None) -> int:
     """How many answers an engine can give at a time; None chooses, from the memory that is left.
 
     Raises:

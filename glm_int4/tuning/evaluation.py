@@ -42,8 +42,8 @@ def evaluate(
     """
     tokenizer, max_target = engine.tokenizer, settings.target_length(engine.config.version)
     with torch.no_grad():
-        prefix = split_prefix(encoder()).to(engine.device, engine.plan.prefix_dtype)
-    answering = Engine(engine.model, engine.info, engine.plan, tokenizer, engine.max_length, prefix)
+        prefix = split_prefix(encoder()).to(engine.device, engine.setup.prefix_dtype)
+    answering = Engine(engine.model, engine.info, engine.setup, tokenizer, engine.max_length, prefix)
     sampling = SamplingParams(
         temperature=0 if greedy else OFFICIAL_TEMPERATURE, top_p=OFFICIAL_TOP_P, seed=settings.seed
     )

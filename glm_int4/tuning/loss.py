@@ -52,7 +52,7 @@ def prefix_loss(
         states = states * kept / (1 - dropout)
     prefix = split_prefix(states, recompute=recompute)
     batch = Batch(engine.model, rows, engine.device, prefix.length)
-    mask = batch.prefill_mask(engine.plan.stream_dtype)
+    mask = batch.prefill_mask(engine.setup.stream_dtype)
     hidden = engine.model.transformer(batch.token_ids, batch.positions, mask, prefix)
     padded = [[IGNORED] * (batch.num_tokens - len(row)) + row for row in targets]
     expected = torch.tensor(padded, device=engine.device)[:, 1:]

@@ -3,7 +3,7 @@
 import math
 from dataclasses import asdict, dataclass
 
-from glm_int4.checkpoint.build import ComputePlan, resident_bytes
+from glm_int4.checkpoint.build import ComputeSetup, resident_bytes
 from glm_int4.checkpoint.formats import layout
 from glm_int4.checkpoint.opening import CheckpointInfo
 from glm_int4.models.config import ChatGLM2Config
@@ -16,7 +16,7 @@ _SCRATCH_BYTES = 4 * (64 << 20)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryPlan:
+class TrainingMemory:
     """Bytes that a step holds at once; every part is an upper bound.
 
     weights: of the model. parameters: of the prefix with gradient and AdamW's two moments. states: keys and
@@ -36,7 +36,7 @@ class MemoryPlan:
         return sum(asdict(self).values())
 
 
-def plan_memory(info: CheckpointInfo, plan: ComputePlan, settings: PTuneSettings) -> MemoryPlan:
+def estimate_memory(info: CheckpointInfo, setup: ComputeSetup, settings: PTuneSettings) -> TrainingMemory:
     """Plan a training step with samples of the greatest length."""
     config, length = info.config, settings.pre_seq_len
     encoder = PrefixEncoder(config, length, settings.prefix_projection, device="meta")
@@ -54,8 +54,8 @@ def plan_memory(info: CheckpointInfo, plan: ComputePlan, settings: PTuneSettings
     # Gradients are as many as what they belong to.
     kept = inputs + 2 * a_layer if settings.gradient_checkpointing else (config.num_layers + 1) * a_layer
     num_learnt = settings.per_device_train_batch_size * num_targets
-    return MemoryPlan(
-        weights=resident_bytes(info, plan),
+    return TrainingMemory(
+        weights=resident_bytes(info, setup),
         parameters=4 * _FLOAT * num_parameters,
         states=5 * _FLOAT * length * prefix_width(config),
         activations=_FLOAT * kept,

@@ -26,7 +26,7 @@ from glm_int4.tuning.data import Columns, Row, Sample, collate, make_sample, rea
 from glm_int4.tuning.evaluation import evaluate
 from glm_int4.tuning.log import TrainingLog, draw_loss, has_matplotlib
 from glm_int4.tuning.loss import prefix_loss
-from glm_int4.tuning.memory import plan_memory
+from glm_int4.tuning.memory import estimate_memory
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class PTuneReport:
 
     checkpoint: the newest checkpoint. step: its number. loss: of the last steps that were logged.
     empty_rows, cut_answers: rows left out, and answers longer than ``max_target_length``. planned_bytes: see
-    ``memory.plan_memory``. evaluation: see ``evaluation.evaluate``.
+    ``memory.estimate_memory``. evaluation: see ``evaluation.evaluate``.
     """
 
     checkpoint: str
@@ -279,7 +279,7 @@ class _Run:
             cut_answers=sum(sample.num_cut > 0 for sample in self._samples),
             seconds=seconds,
             tokens_per_s=self.num_tokens / seconds if self.num_tokens else None,
-            planned_bytes=plan_memory(self._engine.info, self._engine.plan, self._settings).total,
+            planned_bytes=estimate_memory(self._engine.info, self._engine.setup, self._settings).total,
             peak_rss_bytes=peak_bytes(),
             evaluation=evaluation,
         )

@@ -17,7 +17,7 @@ from glm_int4.checkpoint.build import resident_bytes
 from glm_int4.checkpoint.formats import layout
 from glm_int4.checkpoint.opening import open_checkpoint
 from glm_int4.errors import GLMError
-from glm_int4.generation.loading import choose_device, make_plan
+from glm_int4.generation.loading import choose_device, choose_setup
 from glm_int4.models.config import parse_config
 from glm_int4.text import load_tokenizer
 from glm_int4.text.tokenizer_loading import has_tokenizer
@@ -151,7 +151,7 @@ def use(folder):
         tokenizer.decode(tokenizer.encode(TEXT))
         tokenizer.decode(range(-5, 2000))
     reader, info = open_checkpoint(folder)
-    resident_bytes(info, make_plan(info, choose_device("cpu"), None))
+    resident_bytes(info, choose_setup(info, choose_device("cpu"), None))
     for name in info.stored_bytes:
         if name in reader:
             reader[name].float().sum()

@@ -128,7 +128,7 @@ def test_the_next_step_runs_while_tokens_are_read(version, monkeypatch):
     prompt = PROMPT if version == "1" else [20, 31, 42, 44]
     expected = half.generate(prompt, 12, GREEDY, [])
     stop = next(i for i in range(3, 12) if expected[i] not in expected[:i])
-    half._decoder = Decoder(half.model, half.plan, half.max_length)
+    half._decoder = Decoder(half.model, half.setup, half.max_length)
     half._decoder._stepper = stepper = GraphStepper(half.model, reference, Capture())
     step, read = stepper.step, TokenReading.read
     monkeypatch.setattr(stepper, "step", lambda *inputs: order.append("step") or step(*inputs))
@@ -209,8 +209,8 @@ def test_bounds_are_powers_of_two_up_to_the_caches_end():
 
 
 def test_a_cpu_and_other_precisions_have_no_stepper(half, caplog):
-    assert make_stepper(half.model, half.plan) is None
-    plan = SimpleNamespace(device=torch.device("cuda"), stream_dtype=torch.float16)
+    assert make_stepper(half.model, half.setup) is None
+    setup = SimpleNamespace(device=torch.device("cuda"), stream_dtype=torch.float16)
     with caplog.at_level(logging.WARNING):
-        assert make_stepper(half.model, plan) is None or torch.cuda.is_available()
+        assert make_stepper(half.model, setup) is None or torch.cuda.is_available()
     assert "GPU decoding: layer by layer in torch, because" in caplog.text or torch.cuda.is_available()

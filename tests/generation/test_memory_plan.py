@@ -12,7 +12,7 @@ from glm_int4 import SamplingParams
 from glm_int4.checkpoint.opening import open_checkpoint
 from glm_int4.errors import InputError
 from glm_int4.generation import memory_plan
-from glm_int4.generation.loading import make_plan
+from glm_int4.generation.loading import choose_setup
 from tests.conftest import MINI, TINY
 
 GREEDY = SamplingParams(temperature=0)
@@ -30,7 +30,7 @@ def free(monkeypatch):
 
 def plan_for(max_length=None, kv_bits=16):
     _, info = open_checkpoint(MINI)
-    return memory_plan.plan_memory(info, make_plan(info, torch.device("cpu"), kv_bits=kv_bits), max_length)
+    return memory_plan.plan_memory(info, choose_setup(info, torch.device("cpu"), kv_bits=kv_bits), max_length)
 
 
 def test_the_parts_add_up_to_what_is_needed(free):
@@ -86,7 +86,7 @@ def test_nothing_is_loaded_for_a_plan_that_is_refused(free, monkeypatch):
 def test_a_prefix_counts_in_the_cache(free):
     free(10**12)
     _, info = open_checkpoint(TINY)
-    plan = make_plan(info, torch.device("cpu"))
+    plan = choose_setup(info, torch.device("cpu"))
     with_prefix = memory_plan.plan_memory(info, plan, 16, prefix_length=8)
     assert with_prefix.kv_bytes == 24 * with_prefix.kv_bytes_per_token
 

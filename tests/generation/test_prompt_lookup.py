@@ -96,7 +96,7 @@ def test_penalties_and_seeds_give_what_they_give_without(engine, prompt):
 
 
 def test_the_context_may_end_amid_guesses(engine, prompt):
-    glm = glm_int4.generation.engine.Engine(engine.model, engine.info, engine.plan, None, len(prompt) + 6)
+    glm = glm_int4.generation.engine.Engine(engine.model, engine.info, engine.setup, None, len(prompt) + 6)
     assert glm.generate(prompt, 50, LOOKUP, stop_ids=[]) == engine.generate(prompt, 6, PLAIN, stop_ids=[])
 
 

@@ -72,7 +72,7 @@ def test_random_weights_have_the_shapes_and_answer_with_numbers(version, bits):
     assert 0.1 < logits.std() < 10
     scheme = engine.info.linear_scheme
     assert (scheme.bits if scheme else 16) == bits
-    total = resident_bytes(engine.info, engine.plan)
+    total = resident_bytes(engine.info, engine.setup)
     skipped = 0
     if version == "3":
         embedding = layout.embedding(engine.config)
@@ -124,7 +124,7 @@ def test_a_filled_cache_is_as_long_as_the_prompts_and_finite(tiny):
     from glm_int4.generation.padded_batch import Batch
     from glm_int4.generation.sampling import Sampler, SamplingParams
 
-    decoder = FilledDecoder(tiny.model, tiny.plan, 40)
+    decoder = FilledDecoder(tiny.model, tiny.setup, 40)
     batch = Batch(tiny.model, [random_row(tiny, 30, seed=0)], tiny.device)
     sampler = Sampler(SamplingParams(temperature=0), "1")
     assert len(list(decoder.steps(batch, 5, sampler, frozenset()))) == 5

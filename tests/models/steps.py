@@ -34,15 +34,15 @@ def compare(version, ops, kv_bits=16, batch_size=2, prefix_length=0, num_steps=3
 @torch.inference_mode()
 def run(engine, rows, num_steps, prefix_length, ops):
     """Logits (B, V) of steps behind prompts, by the modules or by a DecodeStep."""
-    model, config, plan = engine.model, engine.config, engine.plan
+    model, config, setup = engine.model, engine.config, engine.setup
     batch = Batch(model, rows, engine.device, prefix_length)
     heads = (config.num_layers, len(rows), config.num_kv_heads, config.head_dim)
-    cache = KVCache(*heads, 40, dtype=plan.kv_dtype)
+    cache = KVCache(*heads, 40, dtype=setup.kv_dtype)
     if prefix_length:
         generator = torch.Generator().manual_seed(0)
         shape = (config.num_layers, config.num_kv_heads, prefix_length, config.head_dim)
-        cache.write_prefix(*(torch.randn(shape, generator=generator).to(plan.stream_dtype) for _ in range(2)))
-    model(batch.token_ids, batch.positions, batch.prefill_mask(plan.stream_dtype), cache)
+        cache.write_prefix(*(torch.randn(shape, generator=generator).to(setup.stream_dtype) for _ in range(2)))
+    model(batch.token_ids, batch.positions, batch.prefill_mask(setup.stream_dtype), cache)
     step = DecodeStep(model, cache, ops) if ops else None
     results = []
     for i in range(num_steps):

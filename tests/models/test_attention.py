@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from glm_int4.models import attention
-from glm_int4.models.attention import AttentionMask, attention_fn, cached_attention
+from glm_int4.models.attention import attention_fn, cached_attention
 from glm_int4.models.kv_cache import KVCache, kv_bytes_per_token
+from glm_int4.models.past import AttentionMask
 from tests.tolerances import FLOAT32_RELATIVE_RMS, INT8_CACHE_RELATIVE_RMS, relative_rms
 
 SHAPES = {"v1": (4, 4), "v2": (8, 2)}  # query heads, key/value heads

@@ -5,9 +5,10 @@ import torch
 from safetensors.torch import load_file
 
 from glm_int4.generation.sampling import SamplingParams
-from glm_int4.models.attention import AttentionMask, attention_mask_func
+from glm_int4.models.attention import attention_mask_func
 from glm_int4.models.chatglm import RESIDUAL_ALPHA, RotaryEmbedding
 from glm_int4.models.kv_cache import KVCache
+from glm_int4.models.past import AttentionMask
 from tests.conftest import FIXTURES
 from tests.tolerances import ORACLE_ABSOLUTE, ORACLE_HIDDEN_SHARE
 

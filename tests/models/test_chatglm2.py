@@ -7,9 +7,10 @@ from safetensors.torch import load_file
 import glm_int4
 from glm_int4.generation import decoding
 from glm_int4.generation.sampling import SamplingParams
-from glm_int4.models.attention import AttentionMask, attention_mask_func
+from glm_int4.models.attention import attention_mask_func
 from glm_int4.models.chatglm2 import RotaryEmbedding
 from glm_int4.models.kv_cache import KVCache
+from glm_int4.models.past import AttentionMask
 from tests.conftest import FIXTURES
 from tests.tolerances import ORACLE_ABSOLUTE, ORACLE_HIDDEN_SHARE
 
@@ -122,7 +123,7 @@ def test_a_long_prompt_runs_in_chunks_to_the_same_logits(engine, cases, monkeypa
     expected = cases["long.greedy"][0].tolist()
     for rows in (1, 7, 61, 62):
         monkeypatch.setattr(decoding, "PREFILL_ROWS", rows)
-        fresh = glm_int4.generation.engine.Engine(engine.model, engine.info, engine.plan, None, 128)
+        fresh = glm_int4.generation.engine.Engine(engine.model, engine.info, engine.setup, None, 128)
         assert fresh.generate(ids, 20, GREEDY, stop_ids=[]) == expected
 
 
@@ -133,7 +134,7 @@ def test_a_second_turn_reads_only_what_is_new(engine, cases):
     reused = engine.generate(second, 12, GREEDY, stop_ids=[])
     # The last token of an answer is never fed, so its keys are not there yet.
     assert engine._decoder.num_reused == len(first) + len(answer) - 1
-    fresh = glm_int4.generation.engine.Engine(engine.model, engine.info, engine.plan, None, 128)
+    fresh = glm_int4.generation.engine.Engine(engine.model, engine.info, engine.setup, None, 128)
     assert fresh.generate(second, 12, GREEDY, stop_ids=[]) == reused
     assert fresh._decoder.num_reused == 0
 

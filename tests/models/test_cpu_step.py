@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from glm_int4.models import chatglm, chatglm2
-from glm_int4.models.attention import AttentionMask
 from glm_int4.models.config import ChatGLM2Config, ChatGLMConfig
 from glm_int4.models.cpu_step import FusedLayers
 from glm_int4.models.kv_cache import KVCache
+from glm_int4.models.past import AttentionMask
 from glm_int4.quantization.cpu.instructions import instruction_set
 from glm_int4.quantization.linear import QuantizedLinear
 from glm_int4.quantization.rounding.rtn import quantize_rtn

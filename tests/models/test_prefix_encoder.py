@@ -109,14 +109,14 @@ def test_a_prompt_runs_in_chunks_and_a_second_turn_reads_only_what_is_new(engine
     expected = engine.generate(ids, 20, GREEDY, stop_ids=[])
     for num_rows in (1, 7):
         monkeypatch.setattr(decoding, "PREFILL_ROWS", num_rows)
-        fresh = Engine(engine.model, engine.info, engine.plan, None, 128, engine.prefix)
+        fresh = Engine(engine.model, engine.info, engine.setup, None, 128, engine.prefix)
         assert fresh.generate(ids, 20, GREEDY, stop_ids=[]) == expected
     second = [*ids, *expected[:6], 9, 30, 31]
     reused = engine.generate(second, 12, GREEDY, stop_ids=[])
     engine.generate(ids, 20, GREEDY, stop_ids=[])
     assert engine.generate(second, 12, GREEDY, stop_ids=[]) == reused
     assert engine._decoder.num_reused == (len(ids) + 6 if engine.model.is_causal else 0)
-    fresh = Engine(engine.model, engine.info, engine.plan, None, 128, engine.prefix)
+    fresh = Engine(engine.model, engine.info, engine.setup, None, 128, engine.prefix)
     assert fresh.generate(second, 12, GREEDY, stop_ids=[]) == reused
 
 
@@ -146,7 +146,7 @@ def test_quantized_weights_and_caches_take_a_prefix(load, folder, version, bits,
 
 
 def test_without_a_prefix_nothing_is_in_front(engine, cases, ids, version):
-    plain = Engine(engine.model, engine.info, engine.plan, None, 64)
+    plain = Engine(engine.model, engine.info, engine.setup, None, 64)
     close(plain.logits(ids), cases["gmask_prompt.logits" if version == "1" else "prompt.logits"])
 
 

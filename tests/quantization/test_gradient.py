@@ -14,11 +14,11 @@ from tests.tolerances import FLOAT32_RELATIVE_RMS, relative_rms
 def small_pieces(monkeypatch):
     """Several pieces even for small matrices."""
     monkeypatch.setattr(float32, "SCRATCH_BYTES", 1 << 15)
-    monkeypatch.setattr("glm_int4.quantization.gpu.matrix._PIECE_WEIGHTS", 1 << 14)
+    monkeypatch.setattr("triton_kernels.reference._CHUNK_WEIGHTS", 1 << 14)
 
 
 @pytest.mark.usefixtures("small_pieces")
-@pytest.mark.parametrize("backend", ["rows", "reference"])
+@pytest.mark.parametrize("backend", ["float32", "reference"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_the_gradient_is_that_of_the_dequantized_matrix(scheme, shape, backend):
@@ -36,7 +36,7 @@ def test_the_gradient_is_that_of_the_dequantized_matrix(scheme, shape, backend):
 
 
 @pytest.mark.usefixtures("small_pieces")
-@pytest.mark.parametrize("backend", ["rows", "reference"])
+@pytest.mark.parametrize("backend", ["float32", "reference"])
 def test_the_gradient_passes_through_a_tied_head(backend):
     embedding = QuantizedEmbedding(quantized((112, 384), SCHEMES[3]), backend, torch.float32)
     dense = embedding(torch.arange(112))

@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from glm_int4.quantization.cpu import float32, instructions
-from glm_int4.quantization.cpu.float32 import RowsMatrix
+from glm_int4.quantization.cpu import choose, instructions
+from glm_int4.quantization.cpu.float32 import Float32Matrix
 from glm_int4.quantization.embedding import QuantizedEmbedding
 from glm_int4.quantization.linear import QuantizedLinear
 from glm_int4.quantization.rounding import rtn
@@ -35,7 +35,7 @@ def quantized(shape, scheme):
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_rows_agree_with_the_reference_on_both_sides_of_the_switch(scheme, shape):
     weight, bias = quantized(shape, scheme), torch.randn(shape[0])
-    fast, reference = QuantizedLinear(weight, bias, "rows"), QuantizedLinear(weight, bias, "reference")
+    fast, reference = QuantizedLinear(weight, bias, "float32"), QuantizedLinear(weight, bias, "reference")
     for num_rows in (1, 2, 5, 17, 33, 65):
         x = torch.randn(2 * num_rows, shape[1])[::2]  # not contiguous
         out = fast(x[None])[0]
@@ -44,7 +44,7 @@ def test_rows_agree_with_the_reference_on_both_sides_of_the_switch(scheme, shape
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
-@pytest.mark.parametrize("backend", ["rows", "reference"])
+@pytest.mark.parametrize("backend", ["float32", "reference"])
 def test_an_embedding_looks_up_and_projects_the_same_rows(scheme, backend):
     weight = quantized((112, 384), scheme)
     embedding = QuantizedEmbedding(weight, backend, torch.float32)
@@ -67,9 +67,11 @@ def test_held_to_avx2_the_integers_agree_too():
     environment = os.environ | {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
     code = (
         "import torch\n"
-        "from tests.quantization import test_integer as i, test_linear as t\n"
+        "from glm_int4.quantization.cpu.choose import choose_backend\n"
+        "from tests.quantization import test_linear as t\n"
+        "from tests.quantization.cpu import test_integer as i\n"
         "assert torch.backends.cpu.get_cpu_capability() == 'AVX2'\n"
-        "assert t.cpu.choose_backend() == 'integer'\n"
+        "assert choose_backend() == 'integer'\n"
         "assert i.instruction_set().lanes == 8\n"
         "for scheme in t.SCHEMES:\n"
         "    i.test_products_agree_with_the_reference(scheme, (96, 384))\n"
@@ -80,7 +82,7 @@ def test_held_to_avx2_the_integers_agree_too():
 
 def test_held_to_less_than_avx2_rows_are_multiplied():
     environment = os.environ | {"ATEN_CPU_CAPABILITY": "default"}
-    code = "from glm_int4.quantization.cpu import float32; assert float32.choose_backend() == 'rows'"
+    code = "from glm_int4.quantization.cpu.choose import choose_backend; assert choose_backend() == 'float32'"
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
@@ -95,8 +97,8 @@ def test_a_processor_that_numba_was_told_of_is_not_trusted_with_vectors(monkeypa
 
 
 def test_without_numba_the_reference_runs(monkeypatch):
-    monkeypatch.setattr(float32, "has_numba", lambda: False)
-    assert float32.choose_backend.__wrapped__() == "reference"
+    monkeypatch.setattr(choose, "has_numba", lambda: False)
+    assert choose.choose_backend.__wrapped__() == "reference"
 
 
 def test_foreign_kernels_are_refused_with_their_path(tmp_path):
@@ -119,7 +121,7 @@ def test_large_sums_before_scaling_do_not_overflow(bits, scale):
     scheme = QuantizationScheme(bits=bits, group_size=None, symmetric=True)
     packed = torch.full((32, 256 * bits // 8), 255, dtype=torch.uint8)
     scales = torch.full((32, 1), scale, dtype=torch.float16)
-    matrix = RowsMatrix(QuantizedWeight(scheme=scheme, packed=packed, scales=scales, zero_points=None))
+    matrix = Float32Matrix(QuantizedWeight(scheme=scheme, packed=packed, scales=scales, zero_points=None))
     x = torch.full((1, 256), 1000.0)
     expected = 256 * 1000.0 * ((1 << bits) - 1 - scheme.zero) * scales[0, 0].float()
     torch.testing.assert_close(matrix(x), expected.expand(1, 32), rtol=1e-5, atol=0)

@@ -14,7 +14,7 @@ import pytest
 import glm_int4
 from glm_int4.errors import InputError
 from glm_int4.server.serving import bind
-from glm_int4.server.settings import Settings, plan_slots
+from glm_int4.server.settings import Settings, choose_slots
 from tests.conftest import EXAMPLES
 
 ROOT = EXAMPLES.parent
@@ -153,15 +153,15 @@ def test_answers_at_a_time_are_planned_from_the_memory_that_is_left(mini_int4, m
     assert each == 2 * 7 * 256 * 2 * 512
     for left, slots in ((100 * each, 8), (8 * each, 4), (each // 2, 1)):
         monkeypatch.setattr(settings, "available_bytes", lambda device, left=left: left)
-        assert plan_slots(engine) == slots
+        assert choose_slots(engine) == slots
     monkeypatch.setattr(settings, "available_bytes", lambda device: 3 * each)
-    assert plan_slots(engine, 3) == 3
+    assert choose_slots(engine, 3) == 3
     with pytest.raises(
         InputError, match=r"expected room for 4 answers of 512 tokens, which take 0.01 GB, got .*--parallel 3"
     ):
-        plan_slots(engine, 4)
+        choose_slots(engine, 4)
     with pytest.raises(InputError, match="expected from 1 to 16 answers at a time, got 17"):
-        plan_slots(engine, 17)
+        choose_slots(engine, 17)
     monkeypatch.undo()
     assert settings.available_bytes(engine.device) > 1 << 20
 

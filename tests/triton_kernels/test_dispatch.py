@@ -29,7 +29,7 @@ def test_without_triton_the_package_imports_and_runs():
         "import sys; sys.modules['triton'] = None\n"
         "import torch; torch.version.cuda = '13.0'\n"
         "import triton_kernels\n"
-        "from triton_kernels import linear\n"
+        "from triton_kernels import dispatch\n"
         "assert dispatch.obstacle(torch.device('cuda')).startswith('Triton cannot be imported: ')\n"
         "q, scales = torch.zeros(16, 128, dtype=torch.uint8), torch.ones(1, 16)\n"
         "out = triton_kernels.int8_linear(torch.ones(1, 128), q, scales, group_size=128)\n"

@@ -2,13 +2,13 @@
 
 import torch
 
-from glm_int4.checkpoint.build import ComputePlan
+from glm_int4.checkpoint.build import ComputeSetup
 from glm_int4.checkpoint.formats import layout
 from glm_int4.checkpoint.opening import CheckpointInfo
 from glm_int4.models.config import ChatGLM2Config, ChatGLMConfig
 from glm_int4.quantization.scheme import QuantizationScheme
 from glm_int4.tuning.arguments import PTuneSettings
-from glm_int4.tuning.memory import plan_memory
+from glm_int4.tuning.memory import estimate_memory
 
 GB = 10**9
 V1 = ChatGLMConfig(
@@ -22,11 +22,11 @@ V2 = ChatGLM2Config(
 )  # fmt: skip
 INT4 = QuantizationScheme(bits=4, group_size=128, symmetric=False)
 INT8 = QuantizationScheme(bits=8, group_size=None, symmetric=True)
-CUDA = ComputePlan(
+CUDA = ComputeSetup(
     device=torch.device("cuda"), backend="reference", dense_dtype=torch.float16, stream_dtype=torch.float16,
     kv_dtype=torch.float16, half_tables=True,
 )  # fmt: skip
-CPU = ComputePlan(
+CPU = ComputeSetup(
     device=torch.device("cpu"), backend="integer", dense_dtype=torch.float32, stream_dtype=torch.float32,
     kv_dtype=torch.float16, half_tables=True,
 )  # fmt: skip
@@ -44,7 +44,7 @@ def info(config):
 def test_at_6_billion_parameters_int4_a_step_fits_7_gb():
     settings = PTuneSettings(pre_seq_len=128, max_source_length=64, max_target_length=64)
     for compute in (CUDA, CPU):
-        plan = plan_memory(info(V1), compute, settings)
+        plan = estimate_memory(info(V1), compute, settings)
         assert 3.4 * GB < plan.weights < 3.6 * GB
         assert plan.parameters == 16 * 128 * 229376
         assert plan.total <= 7 * GB
@@ -52,16 +52,16 @@ def test_at_6_billion_parameters_int4_a_step_fits_7_gb():
 
 def test_version_2_takes_less_for_its_prefix_and_a_projection_takes_far_more():
     settings = PTuneSettings(max_target_length=64)
-    plan = plan_memory(info(V2), CUDA, settings)
+    plan = estimate_memory(info(V2), CUDA, settings)
     assert plan.parameters == 16 * 128 * 14336
     assert plan.total <= 7 * GB
-    projected = plan_memory(info(V1), CUDA, PTuneSettings(prefix_projection=True, max_target_length=64))
+    projected = estimate_memory(info(V1), CUDA, PTuneSettings(prefix_projection=True, max_target_length=64))
     assert 15 * GB < projected.parameters < 16 * GB
 
 
 def test_recomputing_activations_takes_less():
     kept, recomputed = (
-        plan_memory(info(V1), CUDA, PTuneSettings(gradient_checkpointing=recompute)).activations
+        estimate_memory(info(V1), CUDA, PTuneSettings(gradient_checkpointing=recompute)).activations
         for recompute in (False, True)
     )
     assert recomputed < kept / 5

@@ -45,7 +45,7 @@ class Unit:
         return sum(spec.num_bytes for spec in self.specs)
 
 
-def plan_shards(units: Sequence[Unit], max_bytes: int = MAX_SHARD_BYTES) -> list[list[Unit]]:
+def fill_shards(units: Sequence[Unit], max_bytes: int = MAX_SHARD_BYTES) -> list[list[Unit]]:
     """Fill shards in order, none larger than ``max_bytes`` unless a single unit is."""
     shards: list[list[Unit]] = []
     size = 0

@@ -84,7 +84,7 @@ def statistics(conversation: Conversation) -> str:
     seed = "none" if sampling.seed is None else sampling.seed
     lines = {
         "model": f"{conversation.name}, {bits(conversation)} ({glm.info.bits_per_weight:.2f} bits per weight)",
-        "computes": f"on {glm.device}, {glm.plan.backend}",
+        "computes": f"on {glm.device}, {glm.setup.backend}",
         "context": f"{context(conversation)}, {rounds(conversation.num_rounds)}",
         "answers": f"{len(turns)}, of {sum(turn.new_tokens for turn in turns)} tokens{average}",
         "last": speed(turns[-1]) if turns else "none",

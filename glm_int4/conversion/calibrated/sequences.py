@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
+from glm_int4.checkpoint.tokenizer_check import text_prefix
 from glm_int4.errors import InputError
-from glm_int4.models.config import ChatGLMConfig, Config
+from glm_int4.models.config import Config
 from glm_int4.text import Tokenizer
 from glm_int4.text.sample_text import SAMPLE_TEXT
 from glm_int4.text.text_file import read_text
@@ -36,7 +37,7 @@ def read_calibration(path: Path, tokenizer: Tokenizer, config: Config) -> Calibr
     """
     text = read_text(path, "calibration text")
     ids = tokenizer.encode(text)
-    prefix = text_prefix(tokenizer, config)
+    prefix = text_prefix(config, tokenizer)
     length = min(SEQUENCE_TOKENS, config.max_sequence_length - len(prefix))
     count = min(len(ids) // length, NUM_SEQUENCES)
     if count == 0:
@@ -60,16 +61,9 @@ def sample_sequences(
     length = min(num_tokens, config.max_sequence_length - 2)
     if tokenizer is not None:
         logger.warning("sensitivities are measured on a built-in text; --calibration FILE takes another")
-        prefix, ids = text_prefix(tokenizer, config), tokenizer.encode(SAMPLE_TEXT)
+        prefix, ids = text_prefix(config, tokenizer), tokenizer.encode(SAMPLE_TEXT)
         starts = range(0, min(len(ids), num_sequences * length), length)
         return [[*prefix, *ids[i : i + length]] for i in starts]
     logger.warning("sensitivities are measured on random tokens, since there is no tokenizer beside the weights")
     draw = torch.randint(0, config.vocab_size, (num_sequences, length), generator=torch.Generator().manual_seed(0))
     return [row.tolist() for row in draw]
-
-
-def text_prefix(tokenizer: Tokenizer, config: Config) -> list[int]:
-    """The ids in front of a text that a model continues: [gMASK] and sop."""
-    if isinstance(config, ChatGLMConfig):
-        return [config.gmask_token_id, config.bos_token_id]
-    return list(tokenizer.prefix_ids)

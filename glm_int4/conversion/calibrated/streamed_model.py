@@ -18,8 +18,8 @@ from glm_int4.checkpoint.formats import layout
 from glm_int4.checkpoint.opening import CheckpointInfo
 from glm_int4.conversion.folding import Folding
 from glm_int4.models import Model, chatglm, chatglm2
-from glm_int4.models.attention import AttentionMask
 from glm_int4.models.config import ChatGLMConfig
+from glm_int4.models.past import AttentionMask
 from glm_int4.quantization.embedding import DenseEmbedding
 
 # Activations beyond so many bytes lie in a file.

@@ -1,25 +1,21 @@
-"""Quantized linear layers on a CPU: which way suits this machine, and the way without vector instructions.
+"""Quantized matrices on a CPU without vector instructions of ours: Numba loops over the file layout, in float32.
 
-"integer" is in ``integer.py``. "rows", for other processors and for shapes that it does not take: Numba loops over
-the file layout in float32; many rows are multiplied by pieces of dequantized weights that fit the cache.
-"reference" (``gpu.py``) is plain torch, exact in float32.
+For processors and shapes that ``integer.py`` does not take. Many rows are multiplied by pieces of dequantized weights
+that fit the cache.
 """
 
-import functools
-import logging
 import math
 import threading
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from glm_int4.quantization.cpu.instructions import instruction_set
-from glm_int4.quantization.cpu.threads import has_numba, numba_threads
-from glm_int4.quantization.scheme import QuantizedWeight
+from glm_int4.quantization.cpu.frozen_matrix import FrozenMatrix
+from glm_int4.quantization.cpu.threads import numba_threads
+from glm_int4.quantization.scheme import QuantizationScheme, QuantizedWeight
 
-logger = logging.getLogger(__name__)
 _thread = threading.local()
 
 # Rows of x up to which multiplying row by row beats dequantize + matmul, from
@@ -29,20 +25,6 @@ ROWS_MAX_ROWS = 20
 
 # Scratch of one dequantized piece: small enough to stay in the last-level cache.
 SCRATCH_BYTES = 4 << 20
-
-
-@functools.cache
-def choose_backend() -> str:
-    """What suits this machine: "integer", "rows" or "reference"."""
-    if not has_numba():
-        logger.warning("CPU backend: reference (plain torch, slow), because numba is not installed")
-        return "reference"
-    instructions = instruction_set()
-    if instructions is None:
-        logger.info("CPU backend: rows, because this processor has no AVX2 (or Numba or torch may not use it)")
-        return "rows"
-    logger.info("CPU backend: integer (%s)", instructions.name)
-    return "integer"
 
 
 def scratch(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -57,14 +39,15 @@ def scratch(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return buffer[:num_bytes].view(dtype).view(tuple(shape))
 
 
-class RowsMatrix(nn.Module):
-    """A quantized matrix in the file layout, multiplied in float32 by Numba loops."""
+class Float32Matrix(FrozenMatrix):
+    """A quantized matrix in the file layout, with its bias (N,) or None."""
 
     packed: Tensor
     scales: Tensor
     zeros: Tensor
+    bias: Tensor | None
 
-    def __init__(self, weight: QuantizedWeight) -> None:
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None = None) -> None:
         super().__init__()
         self.in_features, self.out_features = weight.in_features, weight.out_features
         self.bits, self.group_size = weight.scheme.bits, weight.group_size
@@ -74,12 +57,19 @@ class RowsMatrix(nn.Module):
         self.register_buffer("packed", weight.packed.clone())  # not the mapped file
         self.register_buffer("scales", weight.scales.contiguous())
         self.register_buffer("zeros", zeros.contiguous())
+        self.register_buffer("bias", None if bias is None else bias.float())
 
-    def forward(self, x: Tensor) -> Tensor:
+    @staticmethod
+    def resident_bytes(out_features: int, in_features: int, scheme: QuantizationScheme, *, has_bias: bool) -> int:
+        """Bytes of a matrix (N, K): packed weights, float16 scales and a byte of zero point a group, float32 bias."""
+        num_groups = in_features // scheme.row_group_size(in_features)
+        return out_features * (in_features * scheme.bits // 8 + 3 * num_groups + 4 * has_bias)
+
+    def multiply(self, x: Tensor) -> Tensor:
         """(..., K) to (..., N) in float32."""
         from glm_int4.quantization.cpu import float32_loops
 
-        rows = x.reshape(-1, self.in_features).float().contiguous()
+        rows = x.detach().reshape(-1, self.in_features).float().contiguous()
         packed, scales, zeros = self._arrays(slice(None))
         out = torch.empty(rows.shape[0], self.out_features)
         if rows.shape[0] <= ROWS_MAX_ROWS:
@@ -90,6 +80,8 @@ class RowsMatrix(nn.Module):
         else:
             for part, weight in self.pieces():
                 torch.mm(rows, weight.T, out=out[:, part])
+        if self.bias is not None:
+            out += self.bias
         return out.view(*x.shape[:-1], self.out_features)
 
     def pieces(self) -> Iterator[tuple[slice, Tensor]]:

@@ -10,18 +10,19 @@ beside it, so a row of a batch gets bit for bit what it would get alone.
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from glm_int4.quantization.cpu import huge_pages
+from glm_int4.quantization.cpu.frozen_matrix import FrozenMatrix
 from glm_int4.quantization.cpu.threads import numba_threads
-from glm_int4.quantization.scheme import QuantizedWeight
+from glm_int4.quantization.scheme import QuantizationScheme, QuantizedWeight
 
 TILE_ROWS = 32
 
 _PIECE_TILES = 8  # of weights dequantized at a time
 
 
-class IntegerMatrix(nn.Module):
+class IntegerMatrix(FrozenMatrix):
     """A quantized matrix (N, K) in tiles, with its bias.
 
     Args:
@@ -34,7 +35,7 @@ class IntegerMatrix(nn.Module):
     zeros: Tensor
     bias: Tensor
 
-    def __init__(self, weight: QuantizedWeight, bias: Tensor | None) -> None:
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None = None) -> None:
         super().__init__()
         self.in_features, self.out_features = weight.in_features, weight.out_features
         self.bits, self.group_size = weight.scheme.bits, weight.group_size
@@ -48,16 +49,22 @@ class IntegerMatrix(nn.Module):
         self.register_buffer("bias", torch.zeros(self.out_features) if bias is None else bias.float().contiguous())
 
     @staticmethod
-    def takes(weight: QuantizedWeight) -> bool:
+    def takes(out_features: int, in_features: int) -> bool:
         """Whether the tiles take this shape."""
-        return weight.in_features % 32 == 0 and weight.out_features % TILE_ROWS == 0
+        return in_features % 32 == 0 and out_features % TILE_ROWS == 0
+
+    @staticmethod
+    def resident_bytes(out_features: int, in_features: int, scheme: QuantizationScheme, *, has_bias: bool) -> int:
+        """Bytes of a matrix (N, K); a matrix without a bias has zeros."""
+        num_groups = in_features // scheme.row_group_size(in_features)
+        return out_features * (in_features * scheme.bits // 8 + 3 * num_groups + 4)
 
     @property
     def addresses(self) -> tuple[int, int, int, int]:
         """Where packed weights, scales, zero points and bias lie."""
         return self.packed.data_ptr(), self.scales.data_ptr(), self.zeros.data_ptr(), self.bias.data_ptr()
 
-    def forward(self, x: Tensor, activation: str | None = None) -> Tensor:
+    def multiply(self, x: Tensor, activation: str | None = None) -> Tensor:
         """(..., K) to (..., N) in float32; ``activation`` ("gelu" or "swiglu") is applied to x first.
 
         SwiGLU takes x as (..., 2 * K), the gate first.

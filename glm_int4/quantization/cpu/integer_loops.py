@@ -9,7 +9,8 @@ import numba
 import numpy as np
 
 from glm_int4.quantization.cpu.instructions import AVX2, instruction_set
-from glm_int4.quantization.cpu.integer_vectors import TILE_ROWS, fetch_add, float_of_half, tile_product
+from glm_int4.quantization.cpu.integer_vectors import TILE_ROWS, tile_product
+from glm_int4.quantization.cpu.vectors import fetch_add, float_of_half
 
 # Sums may be reordered and multiplications fused, but nan and inf stay what they are.
 SAFE = {"reassoc", "contract", "nsz", "arcp"}

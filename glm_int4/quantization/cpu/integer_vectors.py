@@ -12,6 +12,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from glm_int4.quantization.cpu.instructions import InstructionSet
+from glm_int4.quantization.cpu.vectors import splat
 
 binding.initialize_native_asmparser()  # Numba itself has no use for one
 
@@ -44,14 +45,6 @@ def _int(value: int) -> ir.Constant:
 
 def _load(builder: ir.IRBuilder, address: Any, kind: Any, align: int) -> Any:
     return builder.load(builder.inttoptr(address, kind.as_pointer()), align=align)
-
-
-def splat(builder: ir.IRBuilder, value: Any, kind: ir.VectorType) -> Any:
-    """A vector with a value in every lane."""
-    empty = ir.Constant(kind, ir.Undefined)
-    first = builder.insert_element(empty, value, ir.Constant(_I32, 0))
-    lanes = ir.Constant(ir.VectorType(_I32, kind.count), [0] * kind.count)
-    return builder.shuffle_vector(first, empty, lanes)
 
 
 class _TileProduct:
@@ -200,34 +193,3 @@ def tile_product(bits: int, rows: int, instructions: InstructionSet) -> Any:
         return types.void(*[types.intp] * 12), generate
 
     return product
-
-
-@intrinsic
-def fetch_add(typing_context, address, value):
-    """Add to an int64 that several threads share; returns what it was."""
-
-    def generate(context, builder, signature, arguments):
-        shared = builder.inttoptr(arguments[0], _I64.as_pointer())
-        return builder.atomic_rmw("add", shared, arguments[1], "monotonic")
-
-    return types.int64(types.intp, types.int64), generate
-
-
-@intrinsic
-def float_of_half(typing_context, bits):
-    """Float32 of a float16's bits (uint16), by the processor's own conversion."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.fpext(builder.bitcast(arguments[0], _HALF), _FLOAT)
-
-    return types.float32(types.uint16), generate
-
-
-@intrinsic
-def half_of_float(typing_context, value):
-    """Bits (uint16) of the float16 nearest to a float32."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.bitcast(builder.fptrunc(arguments[0], _HALF), ir.IntType(16))
-
-    return types.uint16(types.float32), generate

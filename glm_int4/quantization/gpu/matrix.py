@@ -2,10 +2,10 @@
 
 import functools
 import logging
-from collections.abc import Iterator
 from types import ModuleType
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glm_int4.quantization import kernels
@@ -14,8 +14,6 @@ from glm_int4.quantization.kernels import obstacle, packing, reference
 from glm_int4.quantization.scheme import QuantizationScheme, QuantizedWeight
 
 logger = logging.getLogger(__name__)
-
-_PIECE_WEIGHTS = 1 << 22  # dequantized at a time for a gradient: 16 MiB in float32
 
 # Set by the first failure; from then on everything runs the reference.
 _kernels_failed = False
@@ -35,7 +33,8 @@ def choose_gpu_backend(device: torch.device) -> str:
         packed = torch.zeros(128, 128 * bits // 8, dtype=torch.uint8)
         ones = torch.ones(128, 1)
         weight = QuantizedWeight(scheme=scheme, packed=packed, scales=ones.half(), zero_points=ones.byte())
-        TritonMatrix(weight, None).to(device)(torch.ones(1, 128, dtype=torch.float16, device=device))
+        x = torch.ones(1, 128, dtype=torch.float16, device=device, requires_grad=True)
+        TritonMatrix(weight).to(device)(x).sum().backward()  # training needs the product with the transposed weights
     torch.cuda.synchronize(device)
     if _kernels_failed:
         return "reference"
@@ -44,53 +43,66 @@ def choose_gpu_backend(device: torch.device) -> str:
 
 
 class ReferenceMatrix(nn.Module):
-    """A quantized matrix in the kernels' runtime layout, multiplied by the plain-torch reference."""
+    """A quantized matrix in the kernels' runtime layout with its bias (N,), multiplied by the plain-torch reference.
+
+    Rows of two weights more than a multiple of four, which no planar word holds, are filled up with two zeros.
+    """
 
     qweight: Tensor
     scales: Tensor
     zero_points: Tensor | None
+    bias: Tensor | None
 
-    def __init__(self, weight: QuantizedWeight) -> None:
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None = None) -> None:
         super().__init__()
         self.in_features, self.out_features = weight.in_features, weight.out_features
         self.bits, self.group_size = weight.scheme.bits, weight.group_size
-        qweight = packing.to_planar(weight.packed) if self.bits == 4 else weight.packed.clone()
-        zeros = weight.zero_points
-        self.register_buffer("qweight", qweight)
+        packed, zeros = weight.packed, weight.zero_points
+        self._num_filled = -self.in_features % 4 if self.bits == 4 else 0
+        if self._num_filled:
+            self.group_size += self._num_filled  # such a row is one group
+            packed = F.pad(packed, (0, 1))
+        self.register_buffer("qweight", packing.to_planar(packed) if self.bits == 4 else packed.clone())
         self.register_buffer("scales", weight.scales.T.contiguous())
         self.register_buffer("zero_points", None if zeros is None else zeros.T.contiguous())
+        self.register_buffer("bias", None if bias is None else bias.float())
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., K) to (..., N) of x's dtype."""
-        linear = reference.int4_linear if self.bits == 4 else reference.int8_linear
-        return linear(x, self.qweight, self.scales, self.zero_points, group_size=self.group_size)
+    @staticmethod
+    def resident_bytes(out_features: int, in_features: int, scheme: QuantizationScheme, *, has_bias: bool) -> int:
+        """Bytes of a matrix (N, K); without zero points a group has its float16 scale alone."""
+        num_groups = in_features // scheme.row_group_size(in_features)
+        a_row = in_features * scheme.bits // 8 + num_groups * (2 if scheme.symmetric else 3)
+        return out_features * (a_row + 4 * has_bias)
+
+    def forward(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
+        """(..., K) to (..., N) of x's dtype or of ``out_dtype``, through which a gradient passes."""
+        return self._run(reference, x, out_dtype, None)
 
     def dequantize(self, rows: slice | Tensor) -> Tensor:
         """The chosen rows in float32."""
         dequantize = reference.dequantize_int4 if self.bits == 4 else reference.dequantize_int8
         zeros = None if self.zero_points is None else self.zero_points[:, rows]
-        return dequantize(self.qweight[rows], self.scales[:, rows], zeros, self.group_size)
+        weights = dequantize(self.qweight[rows], self.scales[:, rows], zeros, self.group_size)
+        return weights[:, : self.in_features]
 
-    def pieces(self) -> Iterator[tuple[slice, Tensor]]:
-        """Rows and their weights in float32, a piece at a time."""
-        step = max(_PIECE_WEIGHTS // self.in_features, 1)
-        for start in range(0, self.out_features, step):
-            rows = slice(start, start + step)
-            yield rows, self.dequantize(rows)
+    def _run(self, path: ModuleType, x: Tensor, out_dtype: torch.dtype | None, activation: str | None) -> Tensor:
+        linear = path.int4_linear if self.bits == 4 else path.int8_linear
+        x = F.pad(x, (0, self._num_filled)) if self._num_filled else x
+        arguments = (x, self.qweight, self.scales, self.zero_points, self.bias)
+        out: Tensor = linear(*arguments, group_size=self.group_size, activation=activation, out_dtype=out_dtype)
+        return out
 
 
 class TritonMatrix(ReferenceMatrix):
     """A quantized matrix multiplied by the Triton kernels in float16; where they fail, by the reference."""
 
-    bias: Tensor | None
-
-    def __init__(self, weight: QuantizedWeight, bias: Tensor | None) -> None:
-        super().__init__(weight)
-        self.register_buffer("bias", None if bias is None else bias.float())
-
     def forward(self, x: Tensor, out_dtype: torch.dtype | None = None, activation: str | None = None) -> Tensor:
-        """(..., K) to (..., N) in float16, or in ``out_dtype``; after ``activation`` "swiglu" (..., N // 2)."""
+        """(..., K) to (..., N) in float16, or in ``out_dtype``; after ``activation`` "swiglu" (..., N // 2).
+
+        A gradient runs the kernels' own product with the weights as they are (``triton_kernels/autograd.py``).
+        """
         global _kernels_failed
+        x = x.half()
         if _kernels_failed:
             return self._run(reference, x, out_dtype, activation)
         try:
@@ -103,8 +115,3 @@ class TritonMatrix(ReferenceMatrix):
             cause = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
             logger.warning("GPU backend: reference (dequantize + cuBLAS), because Triton failed: %s", cause)
             return out
-
-    def _run(self, path: ModuleType, x: Tensor, out_dtype: torch.dtype | None, activation: str | None) -> Tensor:
-        linear = path.int4_linear if self.bits == 4 else path.int8_linear
-        arguments = (x.half(), self.qweight, self.scales, self.zero_points, self.bias)
-        return linear(*arguments, group_size=self.group_size, activation=activation, out_dtype=out_dtype)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from glm_int4.quantization.cpu.threads import numba_threads
+from glm_int4.quantization.cpu.vectors import float_of_half
 from glm_int4.quantization.rounding.rtn_vectors import STEP, round_group, sum_of_squares, try_range
 from glm_int4.quantization.scheme import QuantizationScheme
 
@@ -66,15 +67,6 @@ def _range(bits):
     return -np.int32(low).view(np.float32), np.int32(high).view(np.float32)
 
 
-@numba.njit
-def _widen_half(bits, out):
-    """Float32 of finite float16, a row of bits; subnormals too."""
-    for k in range(len(out)):
-        magnitude = np.uint32(np.uint32(bits[k] & np.uint16(0x7FFF)) << np.uint32(13)).view(np.float32)
-        value = magnitude * np.float32(2.0**112)
-        out[k] = -value if bits[k] & np.uint16(0x8000) else value
-
-
 @numba.njit(parallel=True, cache=True, error_model="numpy")
 def _search_rows(halves, floats, group_size, shares, symmetric, middle, packed, scales, zeros, sums):
     num_rows, in_features = halves.shape if halves.size else floats.shape
@@ -90,7 +82,8 @@ def _search_rows(halves, floats, group_size, shares, symmetric, middle, packed, 
         row_values = np.zeros(in_features + count - group_size, dtype=np.float32)
         row_bits = row_values.view(np.int32)
         if halves.size:
-            _widen_half(halves[row], row_values[:in_features])
+            for k in range(in_features):
+                row_values[k] = float_of_half(halves[row, k])
         else:
             row_values[:in_features] = floats[row]
         for group in range(in_features // group_size):

@@ -16,7 +16,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from glm_int4.quantization.cpu.integer_vectors import splat
+from glm_int4.quantization.cpu.vectors import splat
 
 STEP = 32
 _LANES, _VECTORS = 16, 2  # whatever the processor's registers hold

@@ -14,10 +14,12 @@ from glm_int4.checkpoint.formats.official import from_official, to_official
 from glm_int4.checkpoint.opening import open_checkpoint, read_weight
 from glm_int4.errors import CheckpointError, ConfigError, InputError
 from glm_int4.generation.sampling import SamplingParams
+from glm_int4.models.config import parse_config
 from glm_int4.quantization.cpu.integer import IntegerMatrix
 from glm_int4.quantization.gpu.matrix import ReferenceMatrix
+from glm_int4.quantization.rounding.rtn import dequantize
 from tests.conftest import FIXTURES
-from tests.tolerances import ORACLE_ABSOLUTE
+from tests.tolerances import INT16_RELATIVE_RMS, ORACLE_ABSOLUTE, relative_rms
 
 GREEDY = SamplingParams(temperature=0)
 KINDS = [(v, q) for v in ("v1", "v2", "v3") for q in ("int4", "int8", "int4_qe") if v == "v1" or q != "int4_qe"]
@@ -63,7 +65,8 @@ def test_weights_rounded_to_half_precision_give_the_official_gpu_logits(kind):
     engine, expected = load(folder_of(*kind), version), expected_of(version)
     for module in engine.model.modules():
         if isinstance(module, ReferenceMatrix):
-            module.forward = lambda x, m=module: x @ m.dequantize(slice(None)).half().float().T
+            bias = 0 if module.bias is None else module.bias
+            module.forward = lambda x, m=module, b=bias, **_: x @ m.dequantize(slice(None)).half().float().T + b
             dequantize = module.dequantize
             module.dequantize = lambda rows, d=dequantize: d(rows).half().float()
     logits = engine.logits(ids_of(version, CASE[version]))
@@ -93,8 +96,39 @@ def test_the_fast_path_of_a_cpu_takes_these_checkpoints(kind):
     ids = ids_of(version, CASE[version])
     a, b = exact.logits(ids).softmax(-1), fast.logits(ids).softmax(-1)
     assert (a - b).abs().max() < 0.15  # 16-bit inputs; the tiny models' logits reach 20
-    if fast.plan.backend == "integer":
+    if fast.setup.backend == "integer":
         assert any(isinstance(module, IntegerMatrix) for module in fast.model.modules())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_rows_that_are_no_multiple_of_4_weights_load(bits, tmp_path):
+    raw = json.loads((FIXTURES / "v2_tiny" / "config.json").read_text()) | {"ffn_hidden_size": 214}
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "config.json").write_text(json.dumps(raw))
+    config, generator = parse_config(raw), torch.Generator().manual_seed(0)
+    shapes = layout.vectors(config) | {
+        f"{m.name}.weight": (m.out_features, m.in_features) for m in layout.matrices(config).values()
+    }
+    tensors = {name: torch.randn(shape, generator=generator).mul(0.3).half() for name, shape in shapes.items()}
+    save_file(tensors, tmp_path / "half" / "model.safetensors")
+    glm_int4.quantize_checkpoint(tmp_path / "half", tmp_path / "official", bits=bits, format="official")
+    reader, info = open_checkpoint(tmp_path / "official")
+    plain = {
+        f"{name}.weight": dequantize(read_weight(reader, info, matrix))
+        for name, matrix in layout.matrices(config).items()
+        if info.schemes[name] is not None
+    }
+    (tmp_path / "plain").mkdir()
+    shutil.copy(tmp_path / "half" / "config.json", tmp_path / "plain")
+    save_file(
+        {name: plain.get(name, tensor).float() for name, tensor in tensors.items()},
+        tmp_path / "plain" / "model.safetensors",
+    )
+    ids = list(range(3, 40))
+    expected = load(tmp_path / "plain", "v2").logits(ids)
+    torch.testing.assert_close(load(tmp_path / "official", "v2").logits(ids), expected, atol=ORACLE_ABSOLUTE, rtol=0)
+    fast = load(tmp_path / "official", "v2", dtype=None).logits(ids)
+    assert relative_rms(fast, expected) < 20 * INT16_RELATIVE_RMS
 
 
 @pytest.mark.parametrize("bits", [4, 8])

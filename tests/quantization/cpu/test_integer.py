@@ -6,11 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from glm_int4.quantization.activation import linear_of_activation
 from glm_int4.quantization.cpu import integer
 from glm_int4.quantization.cpu.instructions import instruction_set
 from glm_int4.quantization.cpu.threads import numba_threads
 from glm_int4.quantization.embedding import QuantizedEmbedding
-from glm_int4.quantization.linear import QuantizedLinear, activate_and_multiply
+from glm_int4.quantization.linear import QuantizedLinear
 from glm_int4.quantization.scheme import QuantizedWeight
 from tests.quantization.test_linear import SCHEMES, quantized
 from tests.tolerances import FLOAT32_RELATIVE_RMS, INT16_RELATIVE_RMS, relative_rms
@@ -80,7 +81,7 @@ def test_activations_on_the_way_in_are_torchs(activation, num_rows):
     x = 5 * torch.randn(2, num_rows, 768 if activation == "swiglu" else 384)
     a = F.gelu(x, approximate="tanh") if activation == "gelu" else F.silu(x[..., :384]) * x[..., 384:]
     for linear in (fast, reference):
-        out = activate_and_multiply(activation, x, linear)
+        out = linear_of_activation(linear, x, activation)
         assert relative_rms(out, reference(a)) < INT16_RELATIVE_RMS
 
 

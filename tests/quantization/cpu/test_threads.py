@@ -7,13 +7,13 @@ import pytest
 
 CODE = """
 import torch
-from glm_int4.quantization.cpu.float32 import RowsMatrix
+from glm_int4.quantization.cpu.float32 import Float32Matrix
 from glm_int4.quantization.rounding.rtn import quantize_rtn
 from glm_int4.quantization.scheme import QuantizationScheme
 scheme = QuantizationScheme(bits=8, group_size=None, symmetric=True)
 if {by_torch}:
     torch.set_num_threads(1)
-RowsMatrix(quantize_rtn(torch.randn(32, 64), scheme)[0])(torch.randn(1, 64))
+Float32Matrix(quantize_rtn(torch.randn(32, 64), scheme)[0])(torch.randn(1, 64))
 assert torch.get_num_threads() == 1, torch.get_num_threads()
 """
 

@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from glm_int4.quantization import kernels
+from glm_int4.quantization.backends import BACKENDS
 from glm_int4.quantization.embedding import QuantizedEmbedding
 from glm_int4.quantization.gpu import matrix
 from glm_int4.quantization.linear import QuantizedLinear
+from glm_int4.quantization.rounding import rtn
+from glm_int4.quantization.scheme import QuantizationScheme
 from tests.quantization.test_linear import SCHEMES, SHAPES, quantized
 from tests.tolerances import FLOAT16_RELATIVE_RMS, FLOAT32_RELATIVE_RMS, relative_rms
 
@@ -92,3 +95,34 @@ def test_the_probe_decides(monkeypatch):
     assert matrix.choose_gpu_backend.__wrapped__(device) == "triton"
     monkeypatch.setattr(kernels, "int8_linear", None)
     assert matrix.choose_gpu_backend.__wrapped__(device) == "reference"
+
+
+def test_the_gradient_is_the_kernels_own_and_runs_the_reference_where_they_failed(monkeypatch):
+    weight = quantized((112, 384), SCHEMES[0])
+    linear, grad = QuantizedLinear(weight, torch.randn(112), "triton"), torch.randn(5, 112).half()
+    dense = QuantizedLinear(weight, None, "reference").matrix.dequantize(slice(None))
+    differentiable = kernels.int4_linear
+    calls = []
+    monkeypatch.setattr(kernels, "int4_linear", lambda *a, **o: calls.append(1) or differentiable(*a, **o))
+    for failed, num_calls in ((False, 1), (True, 1)):
+        monkeypatch.setattr(matrix, "_kernels_failed", failed)
+        x = torch.randn(5, 384).half().requires_grad_()
+        linear(x).backward(grad)
+        assert len(calls) == num_calls
+        assert x.grad.dtype == torch.float16
+        assert relative_rms(x.grad, grad.float() @ dense) < FLOAT16_RELATIVE_RMS
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_rows_that_are_no_multiple_of_4_weights(bits, backend):
+    scheme = QuantizationScheme(bits=bits, group_size=None, symmetric=True)
+    weight = rtn.quantize_rtn(torch.randn(16, 214), scheme)[0]
+    linear, x = QuantizedLinear(weight, torch.randn(16), backend), torch.randn(3, 214, requires_grad=True)
+    dense = rtn.dequantize(weight)
+    out = linear(x)
+    out.float().sum().backward()
+    tolerance = FLOAT16_RELATIVE_RMS if backend == "triton" else FLOAT32_RELATIVE_RMS
+    assert relative_rms(out, x @ dense.T + linear.matrix.bias) < tolerance
+    assert relative_rms(x.grad, dense.sum(0).expand(3, -1)) < tolerance
+    assert relative_rms(linear.matrix.dequantize(torch.tensor([2, 5])), dense[[2, 5]]) < FLOAT32_RELATIVE_RMS

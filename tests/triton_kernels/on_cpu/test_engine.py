@@ -9,21 +9,23 @@ import pytest
 import torch
 
 import glm_int4
-from glm_int4.checkpoint.build import ComputePlan, build_model
+from glm_int4.checkpoint.build import ComputeSetup, build_model
 from glm_int4.generation import loading
 from glm_int4.generation.cuda_graphs import GraphStepper
 from glm_int4.generation.engine import Engine
 from glm_int4.generation.sampling import SamplingParams
 from glm_int4.measuring.random_weights import open_random
+from glm_int4.models.prefix_encoder import PrefixEncoder
 from glm_int4.models.presets import CONFIGS
+from glm_int4.tuning.loss import IGNORED, prefix_loss
 from tests.models.steps import run
-from tests.tolerances import FLOAT16_RELATIVE_RMS, relative_rms
+from tests.tolerances import FLOAT16_RELATIVE_RMS, HALF_PRECISION_GRADIENT, relative_rms
 from tests.triton_kernels.on_cpu import ARCHITECTURE, QUICK
 from triton_kernels import decode, dispatch, gpu, reference
 
 CPU = torch.device("cpu")
-# As ``make_plan`` says for a GPU, but for the device.
-PLAN = ComputePlan(
+# As ``choose_setup`` says for a GPU, but for the device.
+SETUP = ComputeSetup(
     device=CPU,
     backend="triton",
     dense_dtype=torch.float16,
@@ -62,7 +64,7 @@ def refuse(*arguments):
 def test_an_answer_has_the_tokens_of_the_cpu(kv_dtype, mini_int4, monkeypatch, caplog):
     on_cpu = glm_int4.load(mini_int4, device="cpu")
     rows = [on_cpu.tokenizer.encode_prompt(text) for text in ("12加7等于几?", "你好")]
-    monkeypatch.setattr(loading, "make_plan", lambda *_: dataclasses.replace(PLAN, kv_dtype=kv_dtype))
+    monkeypatch.setattr(loading, "choose_setup", lambda *_: dataclasses.replace(SETUP, kv_dtype=kv_dtype))
     glm = glm_int4.load(mini_int4, device="cpu")
     captured = []
     stepper = GraphStepper(glm.model, decode, lambda step: captured.append(step) or step)
@@ -80,16 +82,39 @@ def test_an_answer_has_the_tokens_of_the_cpu(kv_dtype, mini_int4, monkeypatch, c
 def test_steps_of_heads_that_share_keys_have_the_logits_of_float32(bits, monkeypatch):
     reader, info = open_random("small", SMALL, bits, CPU, num_layers=2)
     exact, half = (
-        dataclasses.replace(PLAN, backend="reference", dense_dtype=d, stream_dtype=d, kv_dtype=d)
+        dataclasses.replace(SETUP, backend="reference", dense_dtype=d, stream_dtype=d, kv_dtype=d)
         for d in (torch.float32, torch.float16)
     )
     rows = [[20, 31, 42, 44, 7], [17, 18, 19, 20, 21, 22, 43, 300]]
 
-    def logits(plan, ops):
-        engine = Engine(build_model(reader, info, plan), info, plan, None, 64)
+    def logits(setup, ops):
+        engine = Engine(build_model(reader, info, setup), info, setup, None, 64)
         return run(engine, rows, 2, 0, ops)
 
     plain_steps, exact_steps = logits(half, None), logits(exact, None)
     monkeypatch.setattr(reference, "multiply", refuse)
-    for ours, plain, expected in zip(logits(PLAN, decode), plain_steps, exact_steps, strict=True):
+    for ours, plain, expected in zip(logits(SETUP, decode), plain_steps, exact_steps, strict=True):
         assert relative_rms(ours, expected) < 2 * relative_rms(plain, expected) + FLOAT16_RELATIVE_RMS
+
+
+def test_a_prefix_is_trained_through_the_kernels_own_product(monkeypatch):
+    """Every quantized matrix of the two layers passes its gradient on by ``gpu.multiply_transposed``."""
+    reader, info = open_random("small", SMALL, 4, CPU, num_layers=2)
+    exact = dataclasses.replace(
+        SETUP, backend="reference", dense_dtype=torch.float32, stream_dtype=torch.float32, kv_dtype=torch.float32
+    )
+    ids, labels = torch.tensor([[5, 6, 7, 8, 9, 10]]), torch.tensor([[IGNORED, IGNORED, 7, 8, 9, 10]])
+    encoder = PrefixEncoder(info.config, 3)
+    grads, counted, product = [], [], gpu.multiply_transposed
+    for setup in (exact, SETUP):
+        engine = Engine(build_model(reader, info, setup), info, setup, None, 64)
+        encoder.zero_grad()
+        prefix_loss(engine, encoder, ids, labels).backward()
+        grads.append(encoder.embedding.weight.grad.clone())
+        if setup is exact:
+            monkeypatch.setattr(reference, "multiply", refuse)
+            monkeypatch.setattr(reference, "multiply_transposed", refuse)
+            monkeypatch.setattr(gpu, "multiply_transposed", lambda *args: counted.append(1) or product(*args))
+    # The head, and four matrices a layer but for the first layer's projection, whose input has no gradient.
+    assert len(counted) == 1 + 2 * 4 - 1
+    assert relative_rms(grads[1], grads[0]) < HALF_PRECISION_GRADIENT
