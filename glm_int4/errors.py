@@ -1,8 +1,11 @@
 """The error tree of glm_int4: what a caller can catch, and how it ends a command.
 
 Messages are one line: what was expected, what was found, what to do about it. Every room of the
-package may import this module; it imports nothing.
+package may import this module; it imports nothing of the package.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class GLMError(Exception):
@@ -23,6 +26,18 @@ class UserError(GLMError):
 
 class InputError(UserError):
     """An argument, a prompt or a text file cannot be used."""
+
+
+class PromptTooLongError(InputError):
+    """A prompt leaves no room for an answer.
+
+    Args:
+        limit: tokens that a prompt must stay below.
+        got: what there is instead: a number of tokens, or "9000 characters".
+    """
+
+    def __init__(self, limit: int, got: str) -> None:
+        super().__init__(f"expected a prompt of less than {limit} tokens, got {got}; shorten it")
 
 
 class ConfigError(UserError):
@@ -50,3 +65,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, RuntimeError | OSError) and any(sign in str(error).lower() for sign in _OUT_OF_MEMORY)
+
+
+@contextmanager
+def naming_exhausted_memory(what: str, advice: str) -> Iterator[None]:
+    """Turn memory that ran out into a GLMError that names what it was for and what to do."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise GLMError(f"expected enough memory for the {what}, got too little; {advice}") from error

@@ -1,6 +1,7 @@
 """The house's floors: a module imports from its own layer or a lower one (CONTRIBUTING.md)."""
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -46,12 +47,19 @@ def modules(room):
 
 
 def imports(path):
+    """The modules that a file imports; ``from package import module`` imports the module, not the package."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            yield from ([f"{node.module}.{a.name}" for a in node.names] if node.module == "glm_int4" else [node.module])
+            folder = ROOT / node.module.replace(".", "/")
+            for alias in node.names:
+                is_module = (folder / f"{alias.name}.py").is_file() or (folder / alias.name).is_dir()
+                yield f"{node.module}.{alias.name}" if is_module else node.module
+
+
+PRODUCT = modules("glm_int4") + modules("triton_kernels")
 
 
 @pytest.mark.parametrize("room", ALLOWED)
@@ -67,8 +75,26 @@ def test_every_module_has_a_room_and_nobody_imports_the_programs():
     lobby = {"glm_int4/__init__.py", "glm_int4/__main__.py", "glm_int4/version.py"}
     housed = {path for room in ALLOWED for path in modules(room)} | {ROOT / name for name in lobby}
     assert set(modules("glm_int4")) <= housed
-    for path in modules("glm_int4") + modules("triton_kernels"):
+    for path in PRODUCT:
         assert not {name.split(".")[0] for name in imports(path)} & {"tools", "benchmarks", "tests"}, path
+
+
+def test_no_files_import_each_other_in_a_circle():
+    """Wherever the import stands: at the top, in a function, or for types alone."""
+    paths = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in PRODUCT}
+    paths = {name.removesuffix(".__init__"): path for name, path in paths.items()}
+    below = {name: {other for other in imports(path) if other in paths} - {name} for name, path in paths.items()}
+    below["glm_int4"] = set()  # it hands names on when they are asked for
+    while free := {name for name, others in below.items() if not others & below.keys()}:
+        below = {name: others for name, others in below.items() if name not in free}
+    assert not below, f"these import each other: {sorted(below)}"
+
+
+def test_a_files_name_tells_which_file_it_is_and_no_room_is_crowded():
+    names = Counter(path.name for path in PRODUCT if path.name not in ("__init__.py", "__main__.py"))
+    assert max(names.values()) == 1, names.most_common(3)
+    rooms = Counter(path.parent for path in PRODUCT if path.parent.name != "triton_kernels")
+    assert max(rooms.values()) <= 15, rooms.most_common(3)
 
 
 def test_the_kernels_know_torch_and_triton_only():
@@ -90,13 +116,13 @@ def test_one_place_imports_the_kernels():
 
 
 def test_one_room_imports_transformers():
-    for path in modules("glm_int4") + modules("triton_kernels"):
+    for path in PRODUCT:
         if not path.is_relative_to(ROOT / "glm_int4" / "hf"):
             assert "transformers" not in {name.split(".")[0] for name in imports(path)}, path
 
 
 def test_only_the_command_line_and_the_server_print_or_exit():
-    for path in modules("glm_int4") + modules("triton_kernels"):
+    for path in PRODUCT:
         if any(path.is_relative_to(ROOT / room) for room in PRINTING_ROOMS):
             continue
         calls = {

@@ -80,16 +80,16 @@ TABLE: dict[tuple[int, int], tuple[Launch, ...]] = {
 
 
 # What was measured on a GPU of this machine takes the place of the table's rows: (bits, architecture) -> rows.
-_tuned: dict[tuple[int, int], tuple[Launch, ...]] = {}
+_measured: dict[tuple[int, int], tuple[Launch, ...]] = {}
 
 
-def adopt(tuned: Mapping[tuple[int, int], tuple[Launch, ...]]) -> None:
+def adopt(measured: Mapping[tuple[int, int], tuple[Launch, ...]]) -> None:
     """Take these rows instead of the table's, until others are adopted; an empty mapping goes back to the table.
 
     Raises:
         ValueError: rows that no kernel could serve.
     """
-    for (bits, _), rows in tuned.items():
+    for (bits, _), rows in measured.items():
         limits = [row.max_rows for row in rows]
         if bits not in (4, 8) or not rows or limits != sorted(set(limits)):
             raise ValueError(f"launches must be for 4 or 8 bits with rising max_rows, got {bits} bits and {limits}")
@@ -98,14 +98,14 @@ def adopt(tuned: Mapping[tuple[int, int], tuple[Launch, ...]]) -> None:
             known = row.kernel in ("dot", "gemv") and row.num_stages >= 1 and row.programs_per_sm >= 1
             if not known or any(size < 1 or size & (size - 1) for size in sizes):
                 raise ValueError(f"a launch must be of dot or gemv in powers of two, got {row}")
-    _tuned.clear()
-    _tuned.update(tuned)
+    _measured.clear()
+    _measured.update(measured)
 
 
 def launches(bits: int, architecture: int) -> tuple[Launch, ...]:
     """The rows of the table for a GPU, by rising number of rows of x."""
-    if (bits, architecture) in _tuned:
-        return _tuned[bits, architecture]
+    if (bits, architecture) in _measured:
+        return _measured[bits, architecture]
     known = [first for table_bits, first in TABLE if table_bits == bits and first <= architecture]
     return TABLE[bits, max(known)] if known else ()
 
@@ -127,7 +127,11 @@ def num_splits(launch: Launch, in_features: int, out_features: int, num_multipro
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionLaunch:
-    """How to run one-token attention: query heads in a product (1: none, without tensor cores), columns of a split."""
+    """How to run one-token attention.
+
+    block_h: query heads that share a key head and go into one product on tensor cores; 1 where a program handles a
+    single head without them. block_s: columns of the cache in a split.
+    """
 
     block_h: int
     block_s: int
@@ -135,11 +139,11 @@ class AttentionLaunch:
     source: str = _COMPILED
 
 
-def attention(heads_per_group: int, *, tensor_cores: bool) -> AttentionLaunch:
+def attention(heads_per_kv_head: int, *, tensor_cores: bool) -> AttentionLaunch:
     """The launch for so many query heads that share a key head. A product has 16 rows at least."""
-    if heads_per_group == 1 or not tensor_cores:
+    if heads_per_kv_head == 1 or not tensor_cores:
         return AttentionLaunch(block_h=1, block_s=64, num_warps=4)
-    block_h = max(16, 1 << (heads_per_group - 1).bit_length())
+    block_h = max(16, 1 << (heads_per_kv_head - 1).bit_length())
     return AttentionLaunch(block_h=block_h, block_s=64, num_warps=4)
 
 

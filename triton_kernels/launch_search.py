@@ -15,6 +15,7 @@ import triton
 from torch import Tensor
 
 from triton_kernels import gpu, launch
+from triton_kernels.graph_capture import capture
 from triton_kernels.launch import Launch
 from triton_kernels.operands import Epilogue, Matrix
 
@@ -54,7 +55,7 @@ def candidates(row: Launch) -> Iterator[Launch]:
             yield option
 
 
-def tune(
+def search(
     bits: int,
     device: torch.device,
     shapes: Sequence[tuple[int, int]],
@@ -190,23 +191,15 @@ def _run(row: Launch | None, matrix: Matrix, x: Tensor) -> Tensor:
 
 def graph_seconds(function: Callable[[], object]) -> float:
     """Median time of a captured graph of a function."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        function()  # compiles what is to be compiled
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        kept = function()
+    replay = capture(function, warm_up=True)
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     times = []
     for _ in range(_REPLAYS + 1):
         start.record()
-        graph.replay()
+        replay()
         end.record()
         end.synchronize()
         times.append(start.elapsed_time(end) / 1e3)
-    del kept
     return sorted(times[1:])[_REPLAYS // 2]
 
 

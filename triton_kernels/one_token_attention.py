@@ -47,10 +47,10 @@ def attend_kernel(
     offs_s = split * BLOCK_S + tl.arange(0, BLOCK_S)
     if split * BLOCK_S < length:
         offs_d = tl.arange(0, HEAD_DIM)
-        group = tl.program_id(1) if BLOCK_H > 1 else tl.program_id(1) // HEADS
+        kv_head = tl.program_id(1) if BLOCK_H > 1 else tl.program_id(1) // HEADS
         padding = tl.load(padding_ptr + row).to(tl.int32)
         visible = (offs_s < length) & ((offs_s < prefix_length) | (offs_s >= prefix_length + padding))
-        entry = (tl.load(slots_ptr + row) * num_kv_heads + group) * max_length + offs_s
+        entry = (tl.load(slots_ptr + row) * num_kv_heads + kv_head) * max_length + offs_s
         k = tl.load(k_ptr + entry[:, None] * HEAD_DIM + offs_d[None, :], mask=visible[:, None], other=0)
         v = tl.load(v_ptr + entry[:, None] * HEAD_DIM + offs_d[None, :], mask=visible[:, None], other=0)
         score_scale = tl.zeros([BLOCK_S], tl.float32) + softmax_scale
@@ -76,7 +76,7 @@ def attend_kernel(
         else:
             offs_h = tl.arange(0, BLOCK_H)
             mask_h = offs_h < HEADS
-            head = first_head + group * HEADS + offs_h
+            head = first_head + kv_head * HEADS + offs_h
             q = tl.load(q_ptr + head[:, None] * HEAD_DIM + offs_d[None, :], mask=mask_h[:, None], other=0)
             scores = tl.dot(q, tl.trans(k.to(tl.float16))) * score_scale[None, :]
             scores = tl.where(visible[None, :], scores, -float("inf"))

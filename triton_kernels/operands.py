@@ -24,10 +24,12 @@ class Matrix:
 
     @property
     def out_features(self) -> int:
+        """N."""
         return self.qweight.shape[0]
 
     @property
     def in_features(self) -> int:
+        """K."""
         return self.qweight.shape[1] * (4 if self.bits == 4 else 1)
 
 

@@ -39,6 +39,7 @@ class CheckpointInfo:
 
     @property
     def weight_bytes(self) -> int:
+        """Bytes of all tensors as stored."""
         return sum(self.stored_bytes.values())
 
     @property

@@ -75,13 +75,13 @@ def _tune(device: str) -> None:
     place = choose_device(device)
     if place.type != "cuda":
         raise InputError("expected a CUDA device for --tune, got the CPU, where there is nothing to tune; leave it out")
-    from glm_int4.measuring.launches import tune_and_keep
+    from glm_int4.measuring.launches import search_and_keep
     from glm_int4.quantization.kernels import obstacle
 
     cause = obstacle(place)
     if cause is not None:
         raise InputError(f"expected a GPU that runs the Triton kernels for --tune, got none: {cause}")
-    tune_and_keep(place, _say)
+    search_and_keep(place, _say)
 
 
 def _say(line: str) -> None:

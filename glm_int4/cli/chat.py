@@ -19,60 +19,30 @@ _HINT = "/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves."
 
 def run(
     model: options.Model = None,
+    *,
     prompt: Annotated[str | None, typer.Option(help="Ask this one question and print the answer alone.")] = None,
     system: Annotated[str | None, typer.Option(help="Text in front of the conversation.")] = None,
     tools: Annotated[Path | None, typer.Option(help="A JSON file with a list of tools that ChatGLM3 may call.")] = None,
-    greedy: options.Greedy = False,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    repetition_penalty: options.RepetitionPenalty = 1.0,
+    sampling: options.Sampling,
     max_new_tokens: options.MaxNewTokens = None,
-    max_length: options.MaxLength = None,
-    kv_bits: options.KVBits = 16,
-    prefix: options.Prefix = None,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
-    prompt_lookup: options.PromptLookup = 0,
-    device: options.Device = "auto",
-    threads: options.Threads = None,
-    model_version: options.ModelVersion = "auto",
+    loading: options.Loading,
 ) -> None:
     """Chat with a model."""
-    sampling = options.sampling_params(
-        greedy=greedy,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        stop=stop,
-        prompt_lookup=prompt_lookup,
-    )
+    params = sampling.params()
     if prompt is not None:
         options.check_text(prompt, "a prompt")
     if system is not None:
         options.check_text(system, "a system text")
     definitions = options.read_tools(tools) if tools is not None else None
     started = time.perf_counter()
-    glm = options.load_engine(
-        model,
-        device=device,
-        threads=threads,
-        model_version=model_version,
-        max_length=max_length,
-        kv_bits=kv_bits,
-        prefix=prefix,
-    )
+    glm = loading.load(model)
     glm.tokenizer  # noqa: B018 (a folder without one is an error now, not after the first question)
     from glm_int4.cli.terminal.conversation import Conversation
     from glm_int4.cli.terminal.screen import PlainScreen
     from glm_int4.cli.terminal.status import call_note, limit_note
 
     name = options.find_model(model)
-    conversation = Conversation(
-        glm, sampling, name=name, system=system, max_new_tokens=max_new_tokens, tools=definitions
-    )
+    conversation = Conversation(glm, params, name=name, system=system, max_new_tokens=max_new_tokens, tools=definitions)
     conversation.check(system, [])
     if prompt is not None:
         screen = PlainScreen()

@@ -16,61 +16,33 @@ NAME = "generate"
 
 def run(
     model: options.Model = None,
+    *,
     prompt: Annotated[str | None, typer.Option(help="The text.")] = None,
     prompt_file: Annotated[Path | None, typer.Option(help="A UTF-8 file with the text.")] = None,
-    greedy: options.Greedy = False,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    repetition_penalty: options.RepetitionPenalty = 1.0,
+    sampling: options.Sampling,
     max_new_tokens: options.MaxNewTokens = None,
-    max_length: options.MaxLength = None,
-    kv_bits: options.KVBits = 16,
-    prefix: options.Prefix = None,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
-    prompt_lookup: options.PromptLookup = 0,
-    device: options.Device = "auto",
-    threads: options.Threads = None,
-    model_version: options.ModelVersion = "auto",
+    loading: options.Loading,
     as_json: options.Json = False,
 ) -> None:
     """Answer a bare prompt, without the conversation template."""
     if (prompt is None) == (prompt_file is None):
         raise InputError("expected either --prompt or --prompt-file, got " + ("none" if prompt is None else "both"))
     text = read_text(prompt_file) if prompt_file else options.check_text(prompt or "", "a prompt")
-    sampling = options.sampling_params(
-        greedy=greedy,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        stop=stop,
-        prompt_lookup=prompt_lookup,
-    )
+    params = sampling.params()
     from glm_int4.generation.records import StreamRecord
 
     started = time.perf_counter()
-    glm = options.load_engine(
-        model,
-        device=device,
-        threads=threads,
-        model_version=model_version,
-        max_length=max_length,
-        kv_bits=kv_bits,
-        prefix=prefix,
-    )
+    glm = loading.load(model)
     loaded = time.perf_counter()
     prompt_ids = glm.tokenizer.encode_prompt(text)
     if not as_json:
-        for piece in glm.stream_text(prompt_ids, max_new_tokens, sampling):
+        for piece in glm.stream_text(prompt_ids, max_new_tokens, params):
             print(options.printable(piece), end="", flush=True)
         print()
         return
     record = StreamRecord()
     pieces, first = [], None
-    for piece in glm.stream_text(prompt_ids, max_new_tokens, sampling, record):
+    for piece in glm.stream_text(prompt_ids, max_new_tokens, params, record):
         first = first or time.perf_counter()
         pieces.append(piece)
     ended = time.perf_counter()

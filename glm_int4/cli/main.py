@@ -12,9 +12,10 @@ from typing import Annotated, NoReturn, TextIO
 
 import typer
 
-from glm_int4.cli import bench, chat, faults, generate, info, perplexity, ptune, quantize, serve, usage
+from glm_int4.cli import bench, chat, generate, info, perplexity, ptune, quantize, serve, usage
 from glm_int4.cli.examples import epilog
-from glm_int4.errors import GLMError
+from glm_int4.cli.options import spread
+from glm_int4.errors import GLMError, is_out_of_memory
 from glm_int4.version import __version__
 
 _MEMORY_ADVICE = "close other programs, choose a smaller model or a smaller --max-length"
@@ -35,7 +36,9 @@ app = typer.Typer(
 for module in (quantize, chat, serve, generate, perplexity, info, bench, ptune):
     summary = (module.run.__doc__ or "").split("\n")[0]
     context = getattr(module, "CONTEXT", None)
-    app.command(module.NAME, short_help=summary, epilog=epilog(module.NAME), context_settings=context)(module.run)
+    app.command(module.NAME, short_help=summary, epilog=epilog(module.NAME), context_settings=context)(
+        spread(module.run)
+    )
 
 
 def _show_version(value: bool) -> None:
@@ -84,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        if faults.is_out_of_memory(error):
+        if is_out_of_memory(error):
             _fail(f"expected enough memory for this, got too little ({error or 'MemoryError'}); {_MEMORY_ADVICE}", 1)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO) and not error.filename:
             _discard_output()

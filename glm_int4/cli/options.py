@@ -1,18 +1,21 @@
 """Options that several commands share, and how they become arguments of the Python interface."""
 
+import inspect
 import json
 import os
 import sys
 import unicodedata
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from glm_int4.errors import InputError
-from glm_int4.text.messages import is_blank
+from glm_int4.text.chat.messages import is_blank
+from glm_int4.text.chat.tools import Tool, check_tools
 from glm_int4.text.text_file import read_text
-from glm_int4.text.tools import Tool, check_tools
 
 if TYPE_CHECKING:
     from glm_int4.generation.engine import Engine
@@ -60,55 +63,81 @@ def find_model(model: str | None) -> str:
     )
 
 
-def load_engine(
-    model: str | None,
-    *,
-    device: str = "auto",
-    threads: int | None = None,
-    model_version: str = "auto",
-    max_length: int | None = None,
-    kv_bits: int = 16,
-    prefix: Path | None = None,
-) -> "Engine":
-    """Load the model that the options name."""
-    from glm_int4.generation.loading import load
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loading:
+    """The options of every command that loads a model."""
 
-    return load(
-        find_model(model),
-        device=device,
-        prefix=prefix,
-        threads=threads,
-        model_version=model_version,
-        max_length=max_length,
-        kv_bits=kv_bits,
-    )
+    device: Device = "auto"
+    threads: Threads = None
+    model_version: ModelVersion = "auto"
+    max_length: MaxLength = None
+    kv_bits: KVBits = 16
+    prefix: Prefix = None
+
+    def load(self, model: str | None) -> "Engine":
+        """Load the model that the command line names."""
+        from glm_int4.generation.loading import load
+
+        return load(find_model(model), **asdict(self))
 
 
-def sampling_params(
-    *,
-    greedy: bool,
-    temperature: float | None,
-    top_p: float | None,
-    top_k: int | None,
-    repetition_penalty: float,
-    seed: int | None,
-    stop: list[str] | None,
-    prompt_lookup: int = 0,
-) -> "SamplingParams":
-    """Sampling options as the Python interface takes them."""
-    from glm_int4.generation.sampling import SamplingParams
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """The options that say how tokens are picked."""
 
-    if greedy and temperature:
-        raise InputError(f"expected --greedy or --temperature, got both (temperature {temperature})")
-    return SamplingParams(
-        temperature=0.0 if greedy else temperature,
-        top_p=top_p,
-        top_k=top_k,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        stop=tuple(stop or ()),
-        prompt_lookup=prompt_lookup,
-    )
+    greedy: Greedy = False
+    temperature: Temperature = None
+    top_p: TopP = None
+    top_k: TopK = None
+    repetition_penalty: RepetitionPenalty = 1.0
+    seed: Seed = None
+    stop: Stop = None
+    prompt_lookup: PromptLookup = 0
+
+    def params(self) -> "SamplingParams":
+        """The options as the Python interface takes them."""
+        from glm_int4.generation.sampling import SamplingParams
+
+        if self.greedy and self.temperature:
+            raise InputError(f"expected --greedy or --temperature, got both (temperature {self.temperature})")
+        values = asdict(self) | {
+            "temperature": 0.0 if self.greedy else self.temperature,
+            "stop": tuple(self.stop or ()),
+        }
+        del values["greedy"]
+        return SamplingParams(**values)
+
+
+def spread(run: Callable[..., None]) -> Callable[..., None]:
+    """A command with an option for every field of its parameters that are dataclasses; Typer knows none of those."""
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, type] = {}
+    for parameter in inspect.signature(run).parameters.values():
+        group = parameter.annotation
+        if not is_dataclass(group):
+            parameters.append(parameter)
+            continue
+        assert isinstance(group, type)
+        groups[parameter.name] = group
+        hints = get_type_hints(group, include_extras=True)
+        parameters += [
+            parameter.replace(name=field.name, annotation=hints[field.name], default=field.default)
+            for field in fields(group)
+        ]
+
+    def command(**given: Any) -> None:
+        made = {
+            name: group(**{field.name: given.pop(field.name) for field in fields(group)})
+            for name, group in groups.items()
+        }
+        run(**given, **made)
+
+    command.__doc__, command.__module__ = run.__doc__, run.__module__
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    # Typer passes values by name, so that options without a default may stand behind others.
+    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return command
 
 
 def printable(text: str) -> str:

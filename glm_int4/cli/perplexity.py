@@ -14,6 +14,7 @@ NAME = "perplexity"
 
 
 def run(
+    *,
     text: Annotated[Path, typer.Option(help="A UTF-8 text file.")],
     model: options.Model = None,
     window: Annotated[int | None, typer.Option(help="Tokens seen at once. Default: 2048 or the model's limit.")] = None,
@@ -21,19 +22,15 @@ def run(
     reference: Annotated[
         str | None, typer.Option(help="A checkpoint to compare with: adds KL divergence and top-1 agreement.")
     ] = None,
-    prefix: options.Prefix = None,
-    kv_bits: options.KVBits = 16,
-    device: options.Device = "auto",
-    threads: options.Threads = None,
-    model_version: options.ModelVersion = "auto",
+    loading: options.Loading,
     as_json: options.Json = False,
 ) -> None:
     """Measure perplexity over a sliding window, with its standard error."""
     content = read_text(text)
-    glm = options.load_engine(
-        model, device=device, threads=threads, model_version=model_version, prefix=prefix, kv_bits=kv_bits
-    )
-    other = options.load_engine(reference, device=device, model_version=model_version) if reference else None
+    glm = loading.load(model)
+    other = None
+    if reference:
+        other = options.Loading(device=loading.device, model_version=loading.model_version).load(reference)
 
     from glm_int4.generation.scoring import measure
 

@@ -17,6 +17,7 @@ _PACKAGES = {"fastapi": "fastapi", "uvicorn": "uvicorn", "prometheus_client": "p
 
 def run(
     model: options.Model = None,
+    *,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 for any free one.")] = 8000,
     api_key: Annotated[
@@ -31,12 +32,7 @@ def run(
         typer.Option(metavar="NAME", help="A name under which a proxy reaches this server; may be repeated."),
     ] = None,
     max_new_tokens: options.MaxNewTokens = None,
-    max_length: options.MaxLength = None,
-    kv_bits: options.KVBits = 16,
-    prefix: options.Prefix = None,
-    device: options.Device = "auto",
-    threads: options.Threads = None,
-    model_version: options.ModelVersion = "auto",
+    loading: options.Loading,
 ) -> None:
     """Serve a model over HTTP, as OpenAI does, with a chat page."""
     check_packages()
@@ -54,15 +50,7 @@ def run(
         max_body_bytes=max_body_bytes,
         host_names=(*LOOPBACK, *map(str.lower, allow_host or ())) if host in LOOPBACK or allow_host else (),
     )
-    glm = options.load_engine(
-        name,
-        device=device,
-        threads=threads,
-        model_version=model_version,
-        max_length=max_length,
-        kv_bits=kv_bits,
-        prefix=prefix,
-    )
+    glm = loading.load(name)
     glm.tokenizer  # noqa: B018 (a folder without one is an error now)
     serve(glm, choose_slots(glm, parallel), settings)
 

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 # A channel moves where the norm's gain is so many times the usual one, and its weights so many times smaller.
 _LEAST_FACTOR = 4.0
-_BLOCK_ROWS = 1024
+_PIECE_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +84,8 @@ def _factors(reader: CheckpointReader, matrix: MatrixSpec, norm: str) -> Tensor 
         return None
     name = f"{matrix.name}.weight"
     squares = torch.zeros(matrix.in_features)
-    for start in range(0, matrix.out_features, _BLOCK_ROWS):
-        rows = slice(start, start + _BLOCK_ROWS)
+    for start in range(0, matrix.out_features, _PIECE_ROWS):
+        rows = slice(start, start + _PIECE_ROWS)
         squares += reader[name][rows].float().square().sum(0)
         reader.release(name, rows)
     sizes = squares.sqrt()

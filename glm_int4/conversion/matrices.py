@@ -1,4 +1,4 @@
-"""Rounding one matrix of a plan by the plan's method, in blocks of rows where the method allows."""
+"""Rounding one matrix of a plan by the plan's method, in pieces of rows where the method allows."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ from glm_int4.quantization.rounding.rtn import quantize_official, quantize_rtn
 from glm_int4.quantization.scheme import QuantizationScheme, QuantizedWeight
 
 # Of float16: 8 MiB. Its float32 copy then stays below the size that malloc gives back at once, instead of being
-# faulted in anew for every block: 30 s instead of 49 for ChatGLM-6B's shapes (2 cores of an AMD EPYC).
-BLOCK_WEIGHTS = 4 << 20
+# faulted in anew for every piece: 30 s instead of 49 for ChatGLM-6B's shapes (2 cores of an AMD EPYC).
+PIECE_WEIGHTS = 4 << 20
 
 Quantize = Callable[[Tensor, QuantizationScheme], tuple[QuantizedWeight, float, float]]
 
@@ -32,13 +32,14 @@ class ErrorSums:
 
     @property
     def relative_rms(self) -> float:
+        """Root mean square error as a share of the weights'."""
         return (self.error / self.norm) ** 0.5 if self.norm else 0.0
 
 
-def quantized_blocks(
+def quantized_pieces(
     plan: QuantizationPlan, matrix: MatrixSpec, sums: ErrorSums, calibrated: CalibratedQuantizer | None
 ) -> Iterator[QuantizedWeight]:
-    """Yield a matrix in blocks of rows, quantized; adds their errors to ``sums``.
+    """Yield a matrix in pieces of rows, quantized; adds their errors to ``sums``.
 
     Args:
         calibrated: GPTQ for the linear layers, which must come in order; None for the other methods.
@@ -57,11 +58,11 @@ def quantized_blocks(
     if plan.method == "hqq":
         quantize = quantize_hqq
     weight = plan.reader[f"{source}.weight"]
-    step = max(BLOCK_WEIGHTS // matrix.in_features, 1)
+    step = max(PIECE_WEIGHTS // matrix.in_features, 1)
     for start in range(0, matrix.out_features, step):
-        block = weight[start : start + step]
-        check_finite(f"{source}.weight", block)
-        quantized, error, norm = quantize(plan.folding.fold(f"{matrix.name}.weight", block), scheme)
+        piece = weight[start : start + step]
+        check_finite(f"{source}.weight", piece)
+        quantized, error, norm = quantize(plan.folding.fold(f"{matrix.name}.weight", piece), scheme)
         _check_scales(source, quantized)
         plan.reader.release(f"{source}.weight", slice(start, start + step))
         sums.error, sums.norm = sums.error + error, sums.norm + norm

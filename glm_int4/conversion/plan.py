@@ -38,12 +38,13 @@ logger = logging.getLogger(__name__)
 class QuantizationPlan:
     """One run: its source, the scheme of every matrix, and what goes to which shard.
 
-    method: how weights are rounded; "kept" where the source is quantized already. scheme: of the linear
-    layers, but for a mix. matrices: in the order of the network. schemes: as they will be stored. sources:
-    name of the matrix to read, where it has another one. folding: what moves from norms into matrices.
-    costs: of a mix, the KL divergence that each matrix is expected to cost. calibration: the text for GPTQ.
-    shards: units by file name. tokenizer_config: as it will be written. tokenizer_json: the text of a
-    tokenizer.json, for vLLM. fingerprint: JSON value that is equal where two runs would write the same bytes.
+    method: how weights are rounded; "kept" where the source is quantized already. scheme: of all linear layers,
+    unless they are mixed. matrices: in the order of the network. schemes: of every matrix, as it will be stored.
+    sources: for a matrix that is stored under another name than it is read, the name to read. folding: what
+    moves from norms into matrices. costs: where bits are mixed, the KL divergence that each matrix is expected to
+    cost. calibration: the text for GPTQ. shards: units by file name. tokenizer_config: as it will be written.
+    tokenizer_json: the text of a tokenizer.json, for vLLM. fingerprint: a JSON value that two runs share if they
+    would write the same bytes.
     """
 
     options: QuantizationOptions
@@ -64,18 +65,22 @@ class QuantizationPlan:
 
     @property
     def config(self) -> Config:
+        """The config of the source."""
         return self.info.config
 
     @property
     def units(self) -> list[Unit]:
+        """Everything to be stored, shard after shard."""
         return [unit for units in self.shards.values() for unit in units]
 
     @property
     def stored_bytes(self) -> int:
+        """Bytes of all tensors as they will be stored."""
         return sum(unit.num_bytes for unit in self.units)
 
     @property
     def total_source_bytes(self) -> int:
+        """Bytes to be read in all."""
         return sum(self.source_bytes(unit) for unit in self.units)
 
     @property
@@ -101,7 +106,7 @@ class QuantizationPlan:
 def make_plan(
     folder: Path, options: QuantizationOptions, scratch: Path, progress: Progress | None = None
 ) -> QuantizationPlan:
-    """Open a checkpoint and plan how to quantize it; for a mix, that takes measuring it.
+    """Open a checkpoint and plan how to quantize it. Where bits are mixed, its sensitivities are measured for that.
 
     Args:
         scratch: folder for activations that are too many for the memory.

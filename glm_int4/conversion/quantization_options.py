@@ -105,6 +105,7 @@ class QuantizationOptions:
 
     @property
     def official(self) -> bool:
+        """Whether the official layout is written."""
         return self.output_format == "official"
 
     @property
@@ -114,6 +115,7 @@ class QuantizationOptions:
 
     @property
     def shard_bytes(self) -> int:
+        """Most bytes of a file, a larger tensor alone excepted."""
         if self.max_shard_bytes is not None:
             return self.max_shard_bytes
         return GPTQ_SHARD_BYTES if self.method == "gptq" else MAX_SHARD_BYTES

@@ -1,4 +1,4 @@
-"""Quantizing a checkpoint offline: one block of rows at a time, in little memory.
+"""Quantizing a checkpoint offline: one piece of rows at a time, in little memory.
 
 What is to be done is decided in ``plan.py``; the files that come out are described in
 ``packed_format.py``; how they are put in place, in ``shards.py`` and ``publishing.py``.
@@ -27,7 +27,7 @@ from glm_int4.checkpoint.formats import packed as packed_format
 from glm_int4.checkpoint.writing.output_folder import OutputFolder, Unit, sha256
 from glm_int4.checkpoint.writing.publishing import REPORT, check_output, tidy
 from glm_int4.conversion.calibrated.gptq_pass import CalibratedQuantizer, estimated_seconds
-from glm_int4.conversion.matrices import ErrorSums, quantized_blocks
+from glm_int4.conversion.matrices import ErrorSums, quantized_pieces
 from glm_int4.conversion.mixed.sensitivity import Progress
 from glm_int4.conversion.plan import QuantizationPlan, make_plan
 from glm_int4.conversion.quantization_options import QuantizationOptions, parse_size
@@ -236,7 +236,7 @@ def _write_unit(
     if matrix is not None and plan.schemes[matrix.name] is not None:
         sums = ErrorSums()
         stored = official_format if plan.options.official else packed_format
-        stored.write_weight(writer, matrix, quantized_blocks(plan, matrix, sums, calibrated))
+        stored.write_weight(writer, matrix, quantized_pieces(plan, matrix, sums, calibrated))
         plan.reader.release(f"{plan.sources.get(matrix.name, matrix.name)}.weight")
         return {"name": unit.key, "rel_error": sums.relative_rms}
     for spec in unit.specs:

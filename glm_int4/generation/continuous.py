@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from glm_int4.errors import InputError, NotFiniteError
+from glm_int4.errors import InputError, NotFiniteError, PromptTooLongError
 from glm_int4.generation.cuda_graphs import make_stepper
 from glm_int4.generation.decoding import PREFILL_ROWS, TRIM_TOKENS
 from glm_int4.generation.engine import Engine
@@ -90,6 +90,7 @@ class Batcher:
 
     @property
     def num_waiting(self) -> int:
+        """Sequences that wait for a slot."""
         return len(self._waiting)
 
     @property
@@ -107,9 +108,7 @@ class Batcher:
         """
         room = self._engine.max_length - len(prompt)
         if room < 1:
-            raise InputError(
-                f"expected a prompt of less than {self._engine.max_length} tokens, got {len(prompt)}; shorten it"
-            )
+            raise PromptTooLongError(self._engine.max_length, str(len(prompt)))
         limit = room if max_new_tokens is None else min(max_new_tokens, room)
         return Sequence(prompt, limit, Sampler(sampling, self._engine.config.version), stops, seen=list(prompt))
 

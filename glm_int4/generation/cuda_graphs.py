@@ -11,6 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from types import ModuleType
 from weakref import WeakKeyDictionary
 
@@ -23,7 +24,7 @@ from glm_int4.models.gpu_step import DecodeStep
 from glm_int4.models.kv_cache import KVCache
 from glm_int4.models.past import AttentionMask
 from glm_int4.models.slots import RunningRows
-from glm_int4.quantization.kernels import decode_kernels
+from glm_int4.quantization.kernels import capture_graph, decode_kernels
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,10 @@ def make_stepper(model: Model, setup: ComputeSetup) -> "GraphStepper | None":
 
 @dataclass(slots=True)
 class _Graphs:
-    """The steps of one cache: the inputs that graphs read, and replays by rows and the bound of their length."""
+    """The steps of one cache: the tensors that graphs read their inputs from, and the graphs captured so far.
+
+    counts, replays: by (rows, columns), the powers of two that bound how many rows run and how long they are.
+    """
 
     step: DecodeStep
     token_ids: Tensor
@@ -77,7 +81,7 @@ class GraphStepper:
         capture: "Callable[[Callable[[], Tensor]], Callable[[], Tensor]] | None" = None,
     ) -> None:
         self._model, self._ops = model, ops
-        self._capture = capture or _GraphPool()
+        self._capture = capture or partial(capture_graph, pool=torch.cuda.graph_pool_handle())
         self._caches: WeakKeyDictionary[KVCache, _Graphs] = WeakKeyDictionary()
         self.fused = self.captures = True
 
@@ -193,24 +197,6 @@ class TokenReading:
             self._arrival.synchronize()
         numbers: list[int] = self._host.tolist()
         return numbers
-
-
-class _GraphPool:
-    """Captures functions as CUDA graphs that share their memory: one runs at a time."""
-
-    def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
-
-    def __call__(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        graph = torch.cuda.CUDAGraph()
-        with torch.inference_mode(), torch.cuda.graph(graph, pool=self._pool):
-            out = run()
-
-        def replay() -> Tensor:
-            graph.replay()
-            return out
-
-        return replay
 
 
 def row_bucket(num_rows: int) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor
 from glm_int4.checkpoint.build import ComputeSetup
 from glm_int4.checkpoint.opening import CheckpointInfo
 from glm_int4.checkpoint.tokenizer_check import text_prefix
-from glm_int4.errors import InputError, TokenizerError
+from glm_int4.errors import InputError, PromptTooLongError, TokenizerError
 from glm_int4.generation.decoding import Decoder
 from glm_int4.generation.padded_batch import Batch
 from glm_int4.generation.prompt_lookup import PromptLookup
@@ -21,10 +21,10 @@ from glm_int4.generation.stopping import until_stop
 from glm_int4.models import Model
 from glm_int4.models.past import Past, Prefix
 from glm_int4.text import StreamDecoder, Tokenizer
-from glm_int4.text.chat_format import chat_format
-from glm_int4.text.messages import Message
-from glm_int4.text.replies import Reply
-from glm_int4.text.tools import Tool
+from glm_int4.text.chat.chat_format import chat_format
+from glm_int4.text.chat.messages import Message
+from glm_int4.text.chat.replies import Reply
+from glm_int4.text.chat.tools import Tool
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,7 @@ class Engine:
 
     @property
     def device(self) -> torch.device:
+        """Where the model computes."""
         return self.setup.device
 
     @property
@@ -277,9 +278,7 @@ class Engine:
         batch = self._batch(token_ids)
         limit = self._limit(batch.num_tokens, max_new_tokens)
         if limit < 1:
-            raise InputError(
-                f"expected a prompt of less than {self.max_length} tokens, got {batch.num_tokens}; shorten it"
-            )
+            raise PromptTooLongError(self.max_length, str(batch.num_tokens))
         stops = frozenset(map(int, self.stop_ids if stop_ids is None else stop_ids))
         sampler = Sampler(sampling, self.config.version)
         yield from self._decoder.steps(batch, limit, sampler, stops, lookup or PromptLookup(sampling.prompt_lookup))

@@ -44,14 +44,17 @@ class MemoryPlan:
 
     @property
     def kv_bytes(self) -> int:
+        """Bytes of a cache that holds prefix and ``max_length``."""
         return self.kv_bytes_per_token * (self.max_length + self.prefix_length)
 
     @property
     def total_bytes(self) -> int:
+        """Bytes of weights, cache and scratch."""
         return self.weight_bytes + self.scratch_bytes + self.kv_bytes
 
     @property
     def fits(self) -> bool:
+        """Whether that is free, as far as the system says."""
         return self.free_bytes is None or self.total_bytes <= self.free_bytes
 
     def __str__(self) -> str:

@@ -42,11 +42,11 @@ class Batch:
         return AttentionMask(bias=F.pad(bias, (self.prefix_length, 0)))
 
     def next_position_ids(self, step: int) -> list[list[int]]:
-        """As ``decode_positions``, on the host: by row, its P positions."""
+        """As ``decode_positions``, as numbers: P for every row."""
         return [[*row[:-1], row[-1] + step] for row in self._next_rows]
 
     def decode_positions(self, step: int) -> Tensor:
-        """Positions (B, P, 1) of the new token number ``step``, from 0; the last kind of position counts."""
+        """Positions (B, P, 1) of new tokens, ``step`` steps behind the first; only the last kind of position grows."""
         positions = self._next.clone()
         positions[:, -1] += step
         return positions

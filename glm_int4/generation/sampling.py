@@ -12,7 +12,8 @@ from glm_int4.errors import InputError, NotFiniteError
 # temperature, top_p and top_k of the official chat(); top_k is the implicit default beneath it.
 OFFICIAL_DEFAULTS = {"1": (0.95, 0.7, 50), "2": (0.8, 0.8, 50), "3": (0.8, 0.8, 50)}
 
-# Tokens behind the top k that may be as likely as the last of them, and stay then. With more, top-p keeps too many.
+# Tokens as likely as the last of the top k are kept too. So many more are listed to find them; if there are more still,
+# top-p does not see those, and keeps them.
 _TIES = 64
 
 _NOT_FINITE = "expected finite logits, got nan or inf; the weights are damaged or overflow this dtype"

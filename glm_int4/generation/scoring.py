@@ -23,18 +23,31 @@ class Scored(Protocol):
     """A model whose predictions are measured: an ``Engine``."""
 
     @property
-    def model(self) -> Model: ...
+    def model(self) -> Model:
+        """The network; ``lm_head`` projects hidden states."""
+
     @property
-    def config(self) -> Config: ...
+    def config(self) -> Config:
+        """Its config."""
+
     @property
-    def tokenizer(self) -> Tokenizer: ...
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer."""
+
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """Where it computes."""
+
     @property
-    def max_length(self) -> int: ...
+    def max_length(self) -> int:
+        """Most tokens of a sequence."""
+
     @property
-    def text_prefix(self) -> list[int]: ...
-    def hidden_states(self, token_ids: Sequence[int]) -> Tensor: ...
+    def text_prefix(self) -> list[int]:
+        """The ids in front of a text."""
+
+    def hidden_states(self, token_ids: Sequence[int]) -> Tensor:
+        """Final hidden states (T, hidden_size) of ids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,9 +20,11 @@ __all__ = ["ChatGLMConfig", "ChatGLMForCausalLM", "ChatGLMTokenizer"]
 
 
 class _NoConfig(ChatGLMConfig):
-    """Of no checkpoint. The tokenizer is registered for it and found by its name alone, which the files and
-    ``ChatGLMConfig`` give: one that is registered for a file's configuration loses to the file's remote code
-    as soon as ``trust_remote_code=True`` is passed, as it often is out of habit.
+    """A configuration that no checkpoint has, to register the tokenizer for.
+
+    A tokenizer that is registered for a checkpoint's own configuration loses to the checkpoint's remote code as soon
+    as ``trust_remote_code=True`` is passed, as it often is out of habit. Ours is found by its class's name instead,
+    which ``ChatGLMConfig`` and the files give.
     """
 
 

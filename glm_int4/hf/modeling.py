@@ -252,6 +252,11 @@ class ChatGLMForCausalLM(PreTrainedModel, GenerationMixin):
         return next(module for name, module in self.named_modules() if name.endswith("word_embeddings"))
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: the folder that was read is the checkpoint.
+
+        Raises:
+            InputError: always.
+        """
         raise InputError(
             "expected to read a checkpoint, got save_pretrained; copy the folder, or use glm-int4 quantize"
         )

@@ -14,7 +14,7 @@ from transformers.utils import get_json_schema
 
 from glm_int4.errors import InputError, TokenizerError
 from glm_int4.text import Tokenizer, chat_format, load_tokenizer
-from glm_int4.text.messages import Message
+from glm_int4.text.chat.messages import Message
 from glm_int4.text.tokenizer_loading import V1_FILE, V2_FILE
 from glm_int4.text.tokenizer_v2 import special_pieces
 
@@ -173,7 +173,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return_dict: bool = True,
         **kwargs: Any,
     ) -> Any:
-        """Write conversations the official way; see ``glm_int4.text.chat_format``.
+        """Write conversations the official way; see ``glm_int4.text.chat.chat_format``.
 
         Args:
             conversation: messages, or a list of conversations. One that ends with an answer is closed, as in

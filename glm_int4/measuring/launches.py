@@ -10,7 +10,7 @@ from glm_int4.checkpoint.formats import layout
 from glm_int4.models.config import parse_config
 from glm_int4.models.presets import CONFIGS
 from glm_int4.quantization.gpu import launch_table
-from glm_int4.quantization.kernels import launch, tuning
+from glm_int4.quantization.kernels import launch, launch_search
 
 GROUP_SIZES = {4: 128, 8: None}
 
@@ -22,7 +22,7 @@ def real_shapes() -> list[tuple[int, int]]:
     return list(dict.fromkeys((matrix.out_features, matrix.in_features) for matrix in matrices))
 
 
-def tune_and_keep(device: torch.device, report: Callable[[str], None], seconds: float = 480.0) -> Path:
+def search_and_keep(device: torch.device, report: Callable[[str], None], seconds: float = 480.0) -> Path:
     """Measure the rows of the launch table for a GPU, use them, and keep them for later runs.
 
     Args:
@@ -34,7 +34,7 @@ def tune_and_keep(device: torch.device, report: Callable[[str], None], seconds: 
     launch.adopt({})  # from the table, not from what was measured before
     for i, (bits, group_size) in enumerate(GROUP_SIZES.items(), start=1):
         deadline = started + i * seconds / len(GROUP_SIZES)
-        rows[bits], _ = tuning().tune(
+        rows[bits], _ = launch_search().search(
             bits, device, real_shapes(), group_size=group_size, report=report, deadline=deadline
         )
     path = launch_table.save(device, rows)

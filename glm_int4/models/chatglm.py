@@ -15,7 +15,7 @@ from glm_int4.models.attention import attend
 from glm_int4.models.config import ChatGLMConfig
 from glm_int4.models.cpu_step import FusedLayers, LayerParts
 from glm_int4.models.kv_cache import KVCache
-from glm_int4.models.memory_saving import run_in_chunks, run_layer
+from glm_int4.models.memory_saving import by_chunks, run_layer
 from glm_int4.models.past import AttentionMask, Past
 from glm_int4.models.slots import RunningRows
 from glm_int4.quantization.activation import linear_of_activation
@@ -75,6 +75,7 @@ class SelfAttention(nn.Module):
         self.dense = make_linear(f"{prefix}.dense", hidden, hidden, True)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, past: Past) -> Tensor:
+        """x (B, T, hidden) to the same shape; rotary: cos and sin, see ``apply_rotary_pos_emb_index``."""
         qkv = self.query_key_value(x).unflatten(-1, (self.num_heads, 3 * self.head_dim))
         q, k, v = qkv.split(self.head_dim, dim=-1)  # each (B, T, H, D)
         q = apply_rotary_pos_emb_index(q, *rotary)
@@ -92,7 +93,8 @@ class GLU(nn.Module):
         self.dense_4h_to_h = make_linear(f"{prefix}.dense_4h_to_h", config.ffn_size, config.hidden_size, True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return run_in_chunks(x, lambda part: linear_of_activation(self.dense_4h_to_h, self.dense_h_to_4h(part), "gelu"))
+        """(B, T, hidden) to the same shape, some rows at a time."""
+        return by_chunks(x, lambda part: linear_of_activation(self.dense_4h_to_h, self.dense_h_to_4h(part), "gelu"))
 
 
 class GLMBlock(nn.Module):
@@ -107,11 +109,13 @@ class GLMBlock(nn.Module):
 
     @property
     def parts(self) -> LayerParts:
+        """Linears and norms, in the order in which they run."""
         attention, mlp = self.attention, self.mlp
         linears = (attention.query_key_value, attention.dense, mlp.dense_h_to_4h, mlp.dense_4h_to_h)
         return LayerParts(linears=linears, norms=(self.input_layernorm, self.post_attention_layernorm))
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, past: Past) -> Tensor:
+        """x (B, T, hidden) to the same shape; arguments as of ``SelfAttention``."""
         x = self.input_layernorm(x)
         x = torch.add(self.attention(x, rotary, mask, past), x, alpha=RESIDUAL_ALPHA)
         x = self.post_attention_layernorm(x)
@@ -152,6 +156,7 @@ class ChatGLMModel(nn.Module):
         cache: Past = None,
         hidden_states: list[Tensor] | None = None,
     ) -> Tensor:
+        """Final hidden states (B, T, hidden); arguments as of ``ChatGLMForConditionalGeneration``."""
         cos, sin = self.rotary_emb(positions.transpose(1, 2)[:, :, None])  # (B, T, 1, 2, D / 4)
         x = self.word_embeddings(token_ids)
         fused = self._fused_layers if hidden_states is None and FusedLayers.take(x, mask, cache) else None

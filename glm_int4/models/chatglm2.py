@@ -15,7 +15,7 @@ from glm_int4.models.attention import attend
 from glm_int4.models.config import ChatGLM2Config
 from glm_int4.models.cpu_step import FusedLayers, LayerParts
 from glm_int4.models.kv_cache import KVCache
-from glm_int4.models.memory_saving import run_in_chunks, run_layer
+from glm_int4.models.memory_saving import by_chunks, run_layer
 from glm_int4.models.past import AttentionMask, Past
 from glm_int4.models.slots import RunningRows
 from glm_int4.quantization.activation import linear_of_activation
@@ -68,6 +68,7 @@ class RMSNorm(nn.RMSNorm):
     """Root mean square norm in float32, returned in the input's dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., hidden) to the same shape and dtype."""
         assert self.weight is not None
         return F.rms_norm(x.float(), self.normalized_shape, self.weight.float(), self.eps).to(x.dtype)
 
@@ -84,6 +85,7 @@ class SelfAttention(nn.Module):
         self.dense = make_linear(f"{prefix}.dense", hidden, hidden, False)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, past: Past) -> Tensor:
+        """x (B, T, hidden) to the same shape; rotary: cos and sin, see ``apply_rotary_pos_emb``."""
         parts = self.query_key_value(x).split(self.sizes, dim=-1)
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in parts)  # (B, T, H or Hkv, D)
         q, k = apply_rotary_pos_emb(q, *rotary), apply_rotary_pos_emb(k, *rotary)
@@ -100,9 +102,8 @@ class MLP(nn.Module):
         self.dense_4h_to_h = make_linear(f"{prefix}.dense_4h_to_h", config.ffn_size, config.hidden_size, False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return run_in_chunks(
-            x, lambda part: linear_of_activation(self.dense_4h_to_h, self.dense_h_to_4h(part), "swiglu")
-        )
+        """(B, T, hidden) to the same shape, some rows at a time."""
+        return by_chunks(x, lambda part: linear_of_activation(self.dense_4h_to_h, self.dense_h_to_4h(part), "swiglu"))
 
 
 class GLMBlock(nn.Module):
@@ -117,11 +118,13 @@ class GLMBlock(nn.Module):
 
     @property
     def parts(self) -> LayerParts:
+        """Linears and norms, in the order in which they run."""
         attention, mlp = self.self_attention, self.mlp
         linears = (attention.query_key_value, attention.dense, mlp.dense_h_to_4h, mlp.dense_4h_to_h)
         return LayerParts(linears=linears, norms=(self.input_layernorm, self.post_attention_layernorm))
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, past: Past) -> Tensor:
+        """x (B, T, hidden) to the same shape; arguments as of ``SelfAttention``."""
         x = x + self.self_attention(self.input_layernorm(x), rotary, mask, past)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -179,6 +182,7 @@ class ChatGLMModel(nn.Module):
         cache: Past = None,
         hidden_states: list[Tensor] | None = None,
     ) -> Tensor:
+        """Final hidden states (B, T, hidden); arguments as of ``ChatGLMForConditionalGeneration``."""
         cos, sin = self.rotary_pos_emb(positions[:, 0, :, None])  # (B, T, 1, D / 4)
         x = self.embedding.word_embeddings(token_ids)
         fused = self._fused_layers if hidden_states is None and FusedLayers.take(x, mask, cache) else None

@@ -61,10 +61,12 @@ class ChatGLMConfig:
 
     @property
     def head_dim(self) -> int:
+        """Elements of a head."""
         return self.hidden_size // self.num_heads
 
     @property
     def num_kv_heads(self) -> int:
+        """Heads of keys and values: as many as of queries."""
         return self.num_heads
 
 

@@ -123,13 +123,13 @@ def attend_to_cache(q, k, v, k_scales, v_scales, slots, columns, padding, prefix
     first ``prefix_length``.
     """
     batch_size, num_heads, head_dim = q.shape
-    heads_per_group = num_heads // k.shape[1]
+    heads_per_kv_head = num_heads // k.shape[1]
     scaled = k_scales.shape[2] > 0
     for task in numba.prange(batch_size * num_heads):
         row, head = task // num_heads, task % num_heads
-        slot, group, hidden = slots[row], head // heads_per_group, padding[row]
+        slot, kv_head, hidden = slots[row], head // heads_per_kv_head, padding[row]
         query, count = q[row, head], columns[row] + 1 - hidden
-        keys, values = k[slot, group], v[slot, group]
+        keys, values = k[slot, kv_head], v[slot, kv_head]
         weights = np.empty(count, dtype=np.float32)
         largest = _LOWEST
         for i in range(count):
@@ -139,7 +139,7 @@ def attend_to_cache(q, k, v, k_scales, v_scales, slots, columns, padding, prefix
                 score += _stored(key[d]) * query[d]
             score *= softmax_scale
             if scaled:
-                score *= float_of_half(k_scales[slot, group, column])
+                score *= float_of_half(k_scales[slot, kv_head, column])
             weights[i] = score
             largest = max(largest, score)
         total = np.float32(0.0)
@@ -151,7 +151,7 @@ def attend_to_cache(q, k, v, k_scales, v_scales, slots, columns, padding, prefix
             column = i if i < prefix_length else i + hidden
             weight, value = weights[i], values[column]
             if scaled:
-                weight *= float_of_half(v_scales[slot, group, column])
+                weight *= float_of_half(v_scales[slot, kv_head, column])
             for d in range(head_dim):
                 acc[d] += weight * _stored(value[d])
         target = out[row, head * head_dim : (head + 1) * head_dim]

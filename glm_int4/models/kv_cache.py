@@ -49,10 +49,12 @@ class KVCache:
 
     @property
     def max_length(self) -> int:
+        """Columns in all."""
         return self.k.shape[3]
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the stored keys and values."""
         return self.k.dtype
 
     def append(self, layer_id: int, k: Tensor, v: Tensor) -> int:

@@ -14,8 +14,8 @@ _ROWS = {"cpu": 128}
 _GPU_ROWS = 512
 
 
-def run_in_chunks(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """``function(x)`` of x (B, T, C), where every row of T stands for itself."""
+def by_chunks(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """``function(x)`` of x (B, T, C), for a function that treats every token by itself."""
     rows = _ROWS.get(x.device.type, _GPU_ROWS)
     if x.shape[1] <= rows or (torch.is_grad_enabled() and x.requires_grad):
         return function(x)

@@ -43,10 +43,12 @@ class Prefix:
 
     @property
     def length(self) -> int:
+        """Columns of the prefix."""
         return self.k.shape[2]
 
     @property
     def num_bytes(self) -> int:
+        """Bytes of its keys and values."""
         return self.k.numel() * self.k.element_size() + self.v.numel() * self.v.element_size()
 
     def join(self, layer_id: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,7 +66,8 @@ class Prefix:
 class Joining(Protocol):
     """Whatever holds earlier keys and values and puts them in front of new ones, as ``Prefix.join`` does."""
 
-    def join(self, layer_id: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]: ...
+    def join(self, layer_id: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, Hkv, S, D) of all columns, given the new ones (B, Hkv, T, D)."""
 
 
 # None: there are no earlier tokens.

@@ -45,6 +45,7 @@ class RunningRows:
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the stored keys and values."""
         return self.cache.dtype
 
     def places(self, batch_size: int) -> tuple[Tensor, Tensor]:

@@ -18,8 +18,19 @@ if getattr(triton_kernels, "PROJECT", None) != "glm-int4":
 
 from triton_kernels import int4_linear, int8_linear, launch, packing, reference
 from triton_kernels.dispatch import obstacle
+from triton_kernels.graph_capture import capture as capture_graph
 
-__all__ = ["decode_kernels", "int4_linear", "int8_linear", "launch", "obstacle", "packing", "reference", "tuning"]
+__all__ = [
+    "capture_graph",
+    "decode_kernels",
+    "int4_linear",
+    "int8_linear",
+    "launch",
+    "launch_search",
+    "obstacle",
+    "packing",
+    "reference",
+]
 
 
 def decode_kernels(device: torch.device) -> ModuleType:
@@ -34,6 +45,6 @@ def decode_kernels(device: torch.device) -> ModuleType:
     return import_module("triton_kernels.decode")
 
 
-def tuning() -> ModuleType:
+def launch_search() -> ModuleType:
     """The module that measures launches; needs Triton."""
     return import_module("triton_kernels.launch_search")

@@ -57,12 +57,15 @@ class QuantizedWeight:
 
     @property
     def out_features(self) -> int:
+        """N."""
         return self.packed.shape[0]
 
     @property
     def in_features(self) -> int:
+        """K."""
         return self.packed.shape[1] * 8 // self.scheme.bits
 
     @property
     def group_size(self) -> int:
+        """Weights of a row that share a scale."""
         return self.scheme.row_group_size(self.in_features)

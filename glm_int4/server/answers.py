@@ -7,10 +7,10 @@ from typing import Any
 from glm_int4.generation.stopping import StopFilter
 from glm_int4.server.openai_messages import read_calls
 from glm_int4.text import StreamDecoder, Tokenizer
-from glm_int4.text.chat_format import ChatFormat
-from glm_int4.text.prompts_v3 import ContentStream
-from glm_int4.text.replies import ToolCall
-from glm_int4.text.responses import ResponseStream
+from glm_int4.text.chat.chat_format import ChatFormat
+from glm_int4.text.chat.prompts_v3 import ContentStream
+from glm_int4.text.chat.replies import ToolCall
+from glm_int4.text.chat.responses import ResponseStream
 
 
 @dataclass(slots=True)
@@ -64,12 +64,15 @@ class ChatAnswer(TextAnswer):
 
     @property
     def stopped(self) -> bool:
+        """As of ``TextAnswer``; a stop text may also arise where the answer is cleaned."""
         return super().stopped or self._shown.stopped
 
     def push(self, token: int) -> str:
+        """As of ``TextAnswer``, cleaned."""
         return self._show(super().push(token))
 
     def finish(self) -> tuple[str, list[ToolCall]]:
+        """The rest of the text, and the tools that are called."""
         text, _ = super().finish()
         text = self._show(text) + self._shown.push(self._cleaned.finish()) + self._shown.finish()
         if not self._tools:

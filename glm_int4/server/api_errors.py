@@ -30,10 +30,12 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
     def as_dict(self) -> dict[str, Any]:
+        """The error as OpenAI's clients expect it."""
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def as_response(self) -> Response:
+        """The error as an HTTP answer."""
         return json_response(self.as_dict(), self.status, self.headers)
 
 
@@ -43,4 +45,5 @@ def json_response(value: object, status: int = 200, headers: Mapping[str, str] |
 
 
 def to_json(value: object) -> bytes:
+    """JSON in UTF-8; half a surrogate pair becomes a question mark."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")

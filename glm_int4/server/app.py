@@ -14,10 +14,10 @@ from glm_int4.downloads import shown_name
 from glm_int4.generation.engine import Engine
 from glm_int4.server.api_errors import ApiError, json_response
 from glm_int4.server.event_stream import ClientGoneError, EventStream, while_connected
-from glm_int4.server.limits import Counted, Gate
+from glm_int4.server.limits import CountingMiddleware, LimitsMiddleware
 from glm_int4.server.metrics import Metrics
 from glm_int4.server.page import page_files
-from glm_int4.server.requests import Desk, Request
+from glm_int4.server.requests import Request, RequestHandler
 from glm_int4.server.schemas import FIELD_NAMES, ChatRequest, CompletionRequest, ErrorAnswer
 from glm_int4.server.settings import Settings
 from glm_int4.server.worker import Worker
@@ -54,25 +54,25 @@ class Server:
         self.engine, self.settings, self.metrics = engine, settings, Metrics()
         self.worker = Worker(engine, num_slots, settings.max_waiting, self.metrics.count_answer)
         self.metrics.watch(self.worker)
-        self.desk = Desk(self.worker, settings)
+        self.handler = RequestHandler(self.worker, settings)
         self.started = int(time.time())
-        self.app = Counted(Gate(_make_app(self), settings), self.metrics.requests)
+        self.app = CountingMiddleware(LimitsMiddleware(_make_app(self), settings), self.metrics.requests)
 
     async def answer(self, http: HttpRequest, request: Request) -> Response:
         """Answer a chat or a completion, as one object or as events."""
-        ticket = await self.desk.accept(request)
+        writer = await self.handler.accept(request)
         if request.stream:
             return EventStream(
-                ticket.events(),
+                writer.events(),
                 send_seconds=self.settings.send_seconds,
-                closed=lambda: self.worker.cancel(ticket.job),
+                closed=lambda: self.worker.cancel(writer.pending),
             )
         try:
-            return json_response(await while_connected(http.receive, ticket.whole()))
+            return json_response(await while_connected(http.receive, writer.whole()))
         except ClientGoneError:
             return Response(status_code=_CLIENT_GONE)
         finally:
-            self.worker.cancel(ticket.job)
+            self.worker.cancel(writer.pending)
 
     def model(self) -> dict[str, Any]:
         """The model as OpenAI describes one, with what else a client may want to know."""

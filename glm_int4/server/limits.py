@@ -19,7 +19,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 _WITHOUT_KEY = (*PAGE_PATHS, "/health", "/openapi.json")
 
 
-class Gate:
+class LimitsMiddleware:
     """Turns requests away that are too large, too slow, without the key or for another host.
 
     The Host header is checked where the server is bound to the loopback address: otherwise any web page could
@@ -99,7 +99,7 @@ class Gate:
         )
 
 
-class Counted:
+class CountingMiddleware:
     """Counts answers by route and status."""
 
     def __init__(self, app: App, counter: Counter) -> None:

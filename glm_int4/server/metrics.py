@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from glm_int4.server.worker import Job, Worker
+from glm_int4.server.worker import PendingAnswer, Worker
 
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 _TOKENS_PER_S = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -35,19 +35,20 @@ class Metrics:
         """Tell the state of a worker too, as it is when it is asked for."""
         self.registry.register(_State(worker))
 
-    def count_answer(self, job: Job, end: str) -> None:
+    def count_answer(self, pending: PendingAnswer, end: str) -> None:
         """Count an answer that has ended; called on the engine's thread."""
         now = time.monotonic()
         self.answers.labels(end).inc()
-        self.prompt_tokens.inc(len(job.sequence.prompt))
-        self.new_tokens.inc(len(job.sequence.ids))
-        self.seconds.observe(now - job.started)
-        if job.first_token is not None:
-            self.first_token.observe(job.first_token - job.started)
-            if len(job.sequence.ids) > 1 and now > job.first_token:
-                self.speed.observe((len(job.sequence.ids) - 1) / (now - job.first_token))
+        self.prompt_tokens.inc(len(pending.sequence.prompt))
+        self.new_tokens.inc(len(pending.sequence.ids))
+        self.seconds.observe(now - pending.started)
+        if pending.first_token is not None:
+            self.first_token.observe(pending.first_token - pending.started)
+            if len(pending.sequence.ids) > 1 and now > pending.first_token:
+                self.speed.observe((len(pending.sequence.ids) - 1) / (now - pending.first_token))
 
     def text(self) -> bytes:
+        """All figures in Prometheus' text format."""
         return generate_latest(self.registry)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from glm_int4.downloads import shown
 from glm_int4.errors import InputError
 from glm_int4.server.schemas import CalledTool, ChatMessage
-from glm_int4.text.messages import Message
-from glm_int4.text.replies import Reply, ToolCall
+from glm_int4.text.chat.messages import Message
+from glm_int4.text.chat.replies import Reply, ToolCall
 
 _ROLES = {"developer": "system", "tool": "observation"}
 

@@ -1,4 +1,4 @@
-"""From a request to a job, and from a job's chunks to OpenAI's objects."""
+"""From a request to a pending answer, and from its chunks to OpenAI's objects."""
 
 import asyncio
 import secrets
@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from glm_int4.errors import GLMError, InputError, UserError
+from glm_int4.errors import GLMError, InputError, PromptTooLongError, UserError, is_out_of_memory
 from glm_int4.generation.sampling import SamplingParams
 from glm_int4.server.answers import ChatAnswer, Chunk, TextAnswer
 from glm_int4.server.api_errors import ApiError
@@ -14,10 +14,10 @@ from glm_int4.server.event_stream import COMMENT, DONE, event, next_or_comment
 from glm_int4.server.openai_messages import read_messages, write_calls
 from glm_int4.server.schemas import ChatRequest, CompletionRequest
 from glm_int4.server.settings import Settings
-from glm_int4.server.worker import Job, Worker
+from glm_int4.server.worker import PendingAnswer, Worker
 from glm_int4.text import StreamDecoder
-from glm_int4.text.chat_format import chat_format
-from glm_int4.text.tools import check_tools
+from glm_int4.text.chat.chat_format import chat_format
+from glm_int4.text.chat.tools import check_tools
 
 # A token of the official vocabularies stands for 80 characters (spaces) at most.
 _CHARACTERS_PER_TOKEN = 80
@@ -27,13 +27,13 @@ _COMPLETION_TOKENS = 16
 Request = ChatRequest | CompletionRequest
 
 
-class Desk:
+class RequestHandler:
     """Takes checked requests for one engine."""
 
     def __init__(self, worker: Worker, settings: Settings) -> None:
         self._worker, self._settings, self._engine = worker, settings, worker.engine
 
-    async def accept(self, request: Request) -> "Ticket":
+    async def accept(self, request: Request) -> "AnswerWriter":
         """Hand a request to the engine.
 
         Raises:
@@ -45,16 +45,16 @@ class Desk:
         self._worker.check_room()  # before any time is spent on it
         try:
             # Long prompts take a while to encode, and the event loop has others to serve.
-            job = await asyncio.to_thread(self._make_job, request)
+            pending = await asyncio.to_thread(self._make_pending, request)
         except UserError as error:
-            code = "context_length_exceeded" if "expected a prompt of less than" in str(error) else None
+            code = "context_length_exceeded" if isinstance(error, PromptTooLongError) else None
             raise ApiError(400, str(error), code=code) from error
         except (UnicodeError, RecursionError) as error:
             raise ApiError(400, "expected texts in UTF-8 and tools of a sensible depth, got others") from error
-        self._worker.submit(job)
-        return Ticket(job, request, name)
+        self._worker.submit(pending)
+        return AnswerWriter(pending, request, name)
 
-    def _make_job(self, request: Request) -> Job:
+    def _make_pending(self, request: Request) -> PendingAnswer:
         engine, sampling = self._engine, _sampling(request)
         prompt: list[int]
         answer: TextAnswer
@@ -67,7 +67,7 @@ class Desk:
             limit = request.max_completion_tokens or request.max_tokens or engine.max_length
             answer = ChatAnswer(chat_format(engine.config.version), engine.tokenizer, sampling.stop, tools)
         limit = min(limit, self._settings.max_new_tokens or limit)
-        return self._worker.job(prompt, limit, sampling, answer, () if request.ignore_eos else engine.stop_ids)
+        return self._worker.pending(prompt, limit, sampling, answer, () if request.ignore_eos else engine.stop_ids)
 
     def _chat_prompt(self, request: ChatRequest) -> tuple[list[int], list[dict[str, Any]]]:
         if len(request.messages) > self._settings.max_messages:
@@ -94,10 +94,7 @@ class Desk:
         """Refuse what cannot fit before any time is spent on it."""
         most = _CHARACTERS_PER_TOKEN * self._engine.max_length
         if num_characters > most:
-            raise InputError(
-                f"expected a prompt of less than {self._engine.max_length} tokens, got {num_characters} characters; "
-                "shorten it"
-            )
+            raise PromptTooLongError(self._engine.max_length, f"{num_characters} characters")
 
 
 def _sampling(request: Request) -> SamplingParams:
@@ -117,11 +114,11 @@ def _sampling(request: Request) -> SamplingParams:
     )
 
 
-class Ticket:
+class AnswerWriter:
     """An accepted request: its answer as one object, or as events."""
 
-    def __init__(self, job: Job, request: Request, model_name: str) -> None:
-        self.job, self._request = job, request
+    def __init__(self, pending: PendingAnswer, request: Request, model_name: str) -> None:
+        self.pending, self._request = pending, request
         self._chat = isinstance(request, ChatRequest)
         kind = "chatcmpl" if self._chat else "cmpl"
         self._head = {"id": f"{kind}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model_name}
@@ -135,7 +132,7 @@ class Ticket:
         """
         text = ""
         while True:
-            chunk = await self.job.chunks.get()
+            chunk = await self.pending.chunks.get()
             if chunk.error is not None:
                 raise _as_api_error(chunk.error) from chunk.error
             text += chunk.text
@@ -159,7 +156,7 @@ class Ticket:
         if self._chat:
             yield self._event({"role": "assistant", "content": ""})
         while True:
-            chunk = await next_or_comment(self.job.chunks)
+            chunk = await next_or_comment(self.pending.chunks)
             if chunk is None:
                 yield COMMENT
                 continue
@@ -182,8 +179,8 @@ class Ticket:
 
     def _with_what_waits(self, chunk: Chunk) -> Chunk:
         """Join chunks that came while the client took the last one."""
-        while not (chunk.end or chunk.error or self.job.chunks.empty()):
-            after = self.job.chunks.get_nowait()
+        while not (chunk.end or chunk.error or self.pending.chunks.empty()):
+            after = self.pending.chunks.get_nowait()
             after.text, after.num_tokens = chunk.text + after.text, chunk.num_tokens + after.num_tokens
             chunk = after
         return chunk
@@ -201,7 +198,7 @@ class Ticket:
         return event({**self._head, "object": self._object, "choices": [choice]})
 
     def _usage(self) -> dict[str, int]:
-        prompt = len(self.job.sequence.prompt)
+        prompt = len(self.pending.sequence.prompt)
         return {
             "prompt_tokens": prompt,
             "completion_tokens": self._num_tokens,
@@ -214,6 +211,6 @@ def _as_api_error(error: Exception) -> ApiError:
         return error
     if isinstance(error, GLMError):
         return ApiError(500, str(error))
-    if isinstance(error, MemoryError) or "memory" in str(error).lower():
+    if is_out_of_memory(error):
         return ApiError(500, "expected enough memory for this answer, got too little; ask for less, or again later")
     return ApiError(500, f"expected an answer, got a fault of the server ({type(error).__name__}); its log has more")

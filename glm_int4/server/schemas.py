@@ -22,22 +22,30 @@ class _Lenient(BaseModel):
 
 
 class TextPart(_Lenient):
+    """A piece of a message's text."""
+
     type: Literal["text"]
     text: str
 
 
 class FunctionCall(_Lenient):
+    """A function's name and its arguments, JSON in a text."""
+
     name: str
     arguments: str
 
 
 class CalledTool(_Lenient):
+    """A call in an assistant's message."""
+
     id: str = ""
     type: Literal["function"] = "function"
     function: FunctionCall
 
 
 class ChatMessage(_Lenient):
+    """One message of a conversation."""
+
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
     tool_calls: list[CalledTool] | None = None
@@ -45,11 +53,15 @@ class ChatMessage(_Lenient):
 
 
 class StreamOptions(_Strict):
+    """What a stream tells beside the text."""
+
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
 
 
 class ResponseFormat(_Strict):
+    """The form of an answer: text."""
+
     type: Literal["text"]
 
 
@@ -105,6 +117,8 @@ class CompletionRequest(_Sampled):
 
 
 class ErrorDetail(BaseModel):
+    """What is wrong, in OpenAI's words."""
+
     message: str
     type: str
     param: str | None

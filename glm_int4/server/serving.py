@@ -45,18 +45,21 @@ class Service(uvicorn.Server):
         self._server, self._greeting = server, greeting
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the engine's thread, then accept connections and say so."""
         self._server.worker.start()
         await super().startup(sockets)
         for line in self._greeting:
             _say(line)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let what runs be answered, then end the engine's thread."""
         self._server.worker.drain()
         await super().shutdown(sockets)
         self._server.worker.stop()
         self._server.worker.join()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal ends in order, the second at once, a third waits for no client."""
         if self.should_exit:
             self.force_exit = not self._server.worker.alive  # a third signal waits for no client any more
             self._server.worker.stop()

@@ -1,6 +1,6 @@
 """From str to token ids and back. No torch here, and no weights."""
 
-from glm_int4.text.chat_format import chat_format
+from glm_int4.text.chat.chat_format import chat_format
 from glm_int4.text.streaming import StreamDecoder
 from glm_int4.text.tokenizer import Tokenizer
 from glm_int4.text.tokenizer_loading import load_tokenizer

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from glm_int4.errors import InputError
-from glm_int4.text.messages import is_blank
+from glm_int4.text.chat.messages import is_blank
 
 
 def read_text(path: Path, what: str = "text") -> str:

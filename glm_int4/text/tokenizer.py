@@ -25,26 +25,36 @@ class Tokenizer(Protocol):
     bos_id: int
 
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """Number of ids that stand for something."""
 
     @property
-    def stop_ids(self) -> tuple[int, ...]: ...
+    def stop_ids(self) -> tuple[int, ...]:
+        """The ids that end an answer."""
 
     @property
-    def prefix_ids(self) -> list[int]: ...
+    def prefix_ids(self) -> list[int]:
+        """What every prompt begins with."""
 
     @property
-    def suffix_ids(self) -> list[int]: ...
+    def suffix_ids(self) -> list[int]:
+        """What every prompt ends with."""
 
     @property
-    def role_ids(self) -> dict[str, int]: ...
+    def role_ids(self) -> dict[str, int]:
+        """Ids of the roles by name; empty but for version 3."""
 
-    def piece_id(self, piece: str) -> int: ...
+    def piece_id(self, piece: str) -> int:
+        """Id of a piece by its name; raises TokenizerError where there is none."""
 
-    def id_to_piece(self, token_id: int) -> str: ...
+    def id_to_piece(self, token_id: int) -> str:
+        """Name of a piece; empty for ids without one."""
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, no special ones added."""
 
-    def decode(self, ids: Iterable[int]) -> str: ...
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids; special ones are left out."""
 
-    def encode_prompt(self, text: str) -> list[int]: ...
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a text as a prompt, special ones added."""

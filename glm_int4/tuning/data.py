@@ -15,8 +15,8 @@ from torch import Tensor
 from glm_int4.downloads import found_instead, shown
 from glm_int4.errors import InputError
 from glm_int4.text import Tokenizer
-from glm_int4.text.chat_format import chat_format
-from glm_int4.text.messages import is_blank
+from glm_int4.text.chat.chat_format import chat_format
+from glm_int4.text.chat.messages import is_blank
 from glm_int4.tuning.loss import IGNORED
 
 

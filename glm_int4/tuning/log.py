@@ -26,6 +26,7 @@ class TrainingLog:
             os.replace(partial, path)
 
     def add(self, entry: dict[str, Any]) -> None:
+        """Append an entry, in memory and in the file."""
         self.entries.append(entry)
         with writing(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")

@@ -33,6 +33,7 @@ class TrainingMemory:
 
     @property
     def total(self) -> int:
+        """Bytes of all parts."""
         return sum(asdict(self).values())
 
 

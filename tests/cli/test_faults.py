@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from glm_int4.cli.faults import is_out_of_memory
+from glm_int4.errors import is_out_of_memory
 from tests.cli.test_commands import glm
 
 

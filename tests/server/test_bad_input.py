@@ -191,7 +191,7 @@ def test_a_client_that_goes_away_while_it_waits_never_runs(v2_engine, slow_model
         second.close()
         running.wait_until(lambda: running.server.worker.num_waiting == 0)
         first.close()
-        running.wait_until(lambda: running.server.worker.num_jobs == 0)
+        running.wait_until(lambda: running.server.worker.num_pending == 0)
         assert 'end="gone"} 2.0' in running.get("/metrics").text
 
 
@@ -213,7 +213,7 @@ def test_a_slow_reader_holds_up_nobody_and_is_left_in_the_end(v2_engine, monkeyp
         slow = raw_request(running, LONG)  # reads nothing
         running.wait_until(lambda: running.batcher.num_running == 1)
         assert running.ask("你好", max_tokens=20)[0] == 200
-        running.wait_until(lambda: running.server.worker.num_jobs == 0)
+        running.wait_until(lambda: running.server.worker.num_pending == 0)
         slow.close()
 
 
@@ -221,17 +221,17 @@ def test_a_full_queue_says_when_to_come_back(v2_engine, slow_model):
     with run_server(v2_engine, num_slots=1, max_waiting=2) as running:
         slow_model(running)
         waiting = [raw_request(running, LONG) for _ in range(3)]
-        running.wait_until(lambda: running.server.worker.num_jobs == 3)
+        running.wait_until(lambda: running.server.worker.num_pending == 3)
         response = running.post(json=GOOD)
         assert check_error(response, 429)["code"] == "queue_full"
         assert 1 <= int(response.headers["Retry-After"]) <= 60
         for connection in waiting:
             connection.close()
-        running.wait_until(lambda: running.server.worker.num_jobs == 0)
+        running.wait_until(lambda: running.server.worker.num_pending == 0)
         assert running.ask("你好", max_tokens=2)[0] == 200
 
 
-@pytest.mark.parametrize("fault", [RuntimeError("boom"), MemoryError("no memory")])
+@pytest.mark.parametrize("fault", [RuntimeError("boom"), MemoryError("boom"), RuntimeError("boom: a memory of old")])
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_fault_of_one_answer_is_told_and_ends_no_other(mini_engine, slow_model, monkeypatch, fault, stream):
     with run_server(mini_engine) as running:
@@ -256,6 +256,7 @@ def test_a_fault_of_one_answer_is_told_and_ends_no_other(mini_engine, slow_model
             error = check_error(response, 500)
         assert error["type"] == "server_error"
         assert "boom" not in error["message"]  # what went wrong inside is for the log
+        assert ("expected enough memory" in error["message"]) == isinstance(fault, MemoryError)
         assert answers[0][0] == 200
         assert "小明" in answers[0][1]["choices"][0]["message"]["content"]
 

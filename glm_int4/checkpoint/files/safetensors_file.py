@@ -1,7 +1,8 @@
 """Safetensors files, mapped for reading and streamed for writing.
 
-The safetensors library reads whole tensors and writes whole files; quantizing in little memory needs
-rows of a mapped file on one side and a header written before the data on the other.
+The safetensors library maps files too (``safe_open`` and ``get_slice``). Here a file's pages can be given back once
+their rows are quantized, broken headers are named in one line, and a header is written before its data, which the
+library's ``save_file`` wants whole.
 """
 
 import json
@@ -41,6 +42,7 @@ class TensorSpec:
 
     @property
     def num_bytes(self) -> int:
+        """Bytes of the tensor as stored."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 

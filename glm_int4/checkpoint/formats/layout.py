@@ -35,7 +35,7 @@ def vocabulary(config: Config) -> list[MatrixSpec]:
 
 
 def linears(config: Config) -> Iterator[MatrixSpec]:
-    """The linear layers of the blocks, in the order of the network."""
+    """The linear layers, four a layer of the network, in the order of the network."""
     hidden, ffn = config.hidden_size, config.ffn_size
     for i in range(config.num_layers):
         if isinstance(config, ChatGLM2Config):

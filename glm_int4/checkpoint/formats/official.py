@@ -112,11 +112,11 @@ def to_official(packed: Tensor, bits: int) -> Tensor:
     return ((swapped << 4) | (swapped >> 4)).view(torch.int8)
 
 
-def write_weight(writer: SafetensorsWriter, matrix: MatrixSpec, blocks: Iterable[QuantizedWeight]) -> None:
-    """Write a quantized matrix that comes in blocks of rows."""
+def write_weight(writer: SafetensorsWriter, matrix: MatrixSpec, pieces: Iterable[QuantizedWeight]) -> None:
+    """Write a quantized matrix that comes in pieces of rows."""
     scales, offset = [], 0
-    for block in blocks:
-        writer.write(f"{matrix.name}.weight", to_official(block.packed, block.scheme.bits), offset)
-        offset += block.packed.numel()
-        scales.append(block.scales.flatten())
+    for piece in pieces:
+        writer.write(f"{matrix.name}.weight", to_official(piece.packed, piece.scheme.bits), offset)
+        offset += piece.packed.numel()
+        scales.append(piece.scales.flatten())
     writer.write(f"{matrix.name}.weight_scale", torch.cat(scales))

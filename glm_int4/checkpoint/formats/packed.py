@@ -168,16 +168,16 @@ def read_weight(
     )
 
 
-def write_weight(writer: SafetensorsWriter, matrix: MatrixSpec, blocks: Iterable[QuantizedWeight]) -> None:
-    """Write a quantized matrix that comes in blocks of rows."""
+def write_weight(writer: SafetensorsWriter, matrix: MatrixSpec, pieces: Iterable[QuantizedWeight]) -> None:
+    """Write a quantized matrix that comes in pieces of rows."""
     scales, zeros, offset, bits = [], [], 0, 0
-    for block in blocks:
-        writer.write(f"{matrix.name}.weight_packed", block.packed, offset)
-        offset += block.packed.numel()
-        bits = block.scheme.bits
-        scales.append(block.scales)
-        if block.zero_points is not None:
-            zeros.append(block.zero_points)
+    for piece in pieces:
+        writer.write(f"{matrix.name}.weight_packed", piece.packed, offset)
+        offset += piece.packed.numel()
+        bits = piece.scheme.bits
+        scales.append(piece.scales)
+        if piece.zero_points is not None:
+            zeros.append(piece.zero_points)
     writer.write(f"{matrix.name}.weight_scale", torch.cat(scales))
     writer.write(f"{matrix.name}.weight_shape", torch.tensor([matrix.out_features, matrix.in_features]))
     if zeros:

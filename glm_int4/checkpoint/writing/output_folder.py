@@ -42,6 +42,7 @@ class Unit:
 
     @property
     def num_bytes(self) -> int:
+        """Bytes of all its tensors."""
         return sum(spec.num_bytes for spec in self.specs)
 
 

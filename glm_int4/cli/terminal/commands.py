@@ -65,10 +65,12 @@ class Commands:
 
     @property
     def names(self) -> list[str]:
+        """Every command with its slash, for completion."""
         return list(self._by_name)
 
     @property
     def file_names(self) -> list[str]:
+        """The commands that take a file's name."""
         return [command.name for command in self.listed if command.takes_file]
 
     def dispatch(self, line: str) -> Then | None:

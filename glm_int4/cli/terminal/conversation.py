@@ -5,13 +5,12 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
-from glm_int4.cli.faults import naming_exhausted_memory
-from glm_int4.errors import InputError
+from glm_int4.errors import InputError, naming_exhausted_memory
 from glm_int4.generation.engine import Engine
 from glm_int4.generation.records import StreamRecord
 from glm_int4.generation.sampling import SamplingParams
-from glm_int4.text.replies import Reply
-from glm_int4.text.tools import Tool
+from glm_int4.text.chat.replies import Reply
+from glm_int4.text.chat.tools import Tool
 
 Message = dict[str, Any]
 
@@ -41,6 +40,7 @@ class Turn:
 
     @property
     def tokens_per_s(self) -> float | None:
+        """Speed behind the first text; None where too little came."""
         return self.rest_tokens / self.rest_s if self.rest_tokens and self.rest_s > 0 else None
 
 
@@ -76,6 +76,7 @@ class Conversation:
 
     @property
     def num_rounds(self) -> int:
+        """Questions that the conversation holds."""
         return sum(message["role"] == "user" for message in self.messages)
 
     def clear(self) -> None:

@@ -59,6 +59,7 @@ class Interrupts:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
+        """Within it Ctrl-C is noted instead of raised."""
         before = signal.signal(signal.SIGINT, self._on_signal)
         try:
             yield
@@ -67,6 +68,7 @@ class Interrupts:
 
     @contextmanager
     def held(self) -> Iterator[None]:
+        """Within it Ctrl-C waits until the end."""
         self._held = True
         try:
             yield

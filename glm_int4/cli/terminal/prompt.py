@@ -80,6 +80,7 @@ class CommandCompleter(Completer):
         self._paths = PathCompleter(expanduser=True)
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
+        """What prompt_toolkit offers behind a slash: commands, then names of files."""
         text = document.text_before_cursor
         command, space, argument = text.partition(" ")
         if not space:

@@ -35,6 +35,7 @@ class PlainScreen:
         self._notes = console.stderr_console()
 
     def answer(self, pieces: Iterable[str]) -> None:
+        """Print an answer as it comes."""
         begun = False
         try:
             for piece in pieces:
@@ -47,9 +48,11 @@ class PlainScreen:
         print(flush=True)
 
     def note(self, text: str) -> None:
+        """Print a line that is no answer, on stderr."""
         self._print(text, "dim")
 
     def error(self, text: str) -> None:
+        """Print what went wrong, on stderr."""
         self._print(f"error: {text}", "")
 
     def _print(self, text: str, style: str) -> None:
@@ -64,6 +67,7 @@ class RichScreen:
         self._markdown = terminal_console()
 
     def answer(self, pieces: Iterable[str]) -> None:
+        """Show an answer as Markdown while it comes."""
         interrupts = Interrupts()
         live = LiveMarkdown(_write, self._markdown, terminal_size)
         with typed_text_waits(), interrupts.watched():
@@ -77,9 +81,11 @@ class RichScreen:
             live.finish()
 
     def note(self, text: str) -> None:
+        """Show a line that is no answer."""
         self._notes.print(Text(options.harmless(text), style="dim"))
 
     def error(self, text: str) -> None:
+        """Show what went wrong."""
         self._notes.print(Text(options.harmless(f"error: {text}"), style="red"))
 
 

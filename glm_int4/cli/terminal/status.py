@@ -13,6 +13,7 @@ def status_line(conversation: Conversation) -> str:
 
 
 def bits(conversation: Conversation) -> str:
+    """Bits of the weights, in words."""
     info = conversation.glm.info
     if len(info.linear_counts) > 1:
         return f"mixed, {info.bits_per_weight:.1f} bits"
@@ -21,11 +22,13 @@ def bits(conversation: Conversation) -> str:
 
 
 def context(conversation: Conversation) -> str:
+    """Tokens of the conversation, and how many it may have."""
     used, limit = conversation.context_tokens(), conversation.glm.max_length
     return f"{used} of {limit} tokens ({100 * used / limit:.0f} %)"
 
 
 def rounds(count: int) -> str:
+    """Rounds of the conversation."""
     return _count(count, "round")
 
 
@@ -34,6 +37,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def temperature(conversation: Conversation) -> str:
+    """The temperature in force."""
     value = conversation.sampling.temperature
     if value is None:
         return f"{OFFICIAL_DEFAULTS[conversation.glm.config.version][0]} (the model's official value)"
@@ -59,6 +63,7 @@ def call_note(turn: Turn) -> str:
 
 
 def speed(turn: Turn) -> str:
+    """Speed of the last answer."""
     if not turn.new_tokens:
         return "(no answer: the model ended it at once)"
     rest = f", then {turn.tokens_per_s:.1f} tokens/s" if turn.tokens_per_s else ""

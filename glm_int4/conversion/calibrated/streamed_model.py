@@ -1,7 +1,7 @@
-"""A checkpoint's network with the weights of one layer in memory at a time, in float32.
+"""A half-precision checkpoint's network in float32, with the weights of one layer in memory at a time.
 
-For measuring on calibration text: GPTQ (``calibrated.py``) and sensitivities (``sensitivity.py``) run all
-their activations through a layer before the next one is read. Answers come from ``generation``.
+GPTQ (``gptq_pass.py``) and the choice of bits (``mixed/sensitivity.py``) look at calibration text with it: all
+activations run through a layer before the next layer is read. It does not answer; that is ``generation``'s.
 """
 
 import tempfile
@@ -37,6 +37,7 @@ class StreamedLinear(nn.Module):
         self.tap: Callable[[Tensor], None] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., K) to (..., N), after the tap has seen x."""
         if self.tap is not None:
             self.tap(x)
         assert self.weight is not None
@@ -150,6 +151,7 @@ class Activations:
 
     @property
     def on_disk(self) -> bool:
+        """Whether the tensors lie in a file."""
         return self._file is not None
 
     def __setitem__(self, index: int, x: Tensor) -> None:

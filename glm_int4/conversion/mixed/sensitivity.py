@@ -20,7 +20,7 @@ from glm_int4.quantization.scheme import QuantizationScheme
 Progress = Callable[[int, int, str], None]
 Candidates = Mapping[str, Sequence[QuantizationScheme]]
 
-_BLOCK_WEIGHTS = 4 << 20
+_PIECE_WEIGHTS = 4 << 20
 # A cost that float32 cannot tell from none.
 _LEAST_COST = 1e-12
 
@@ -119,7 +119,7 @@ class _Measurement:
             weight = linear.weight
             assert weight is not None
             self._errors[name] = self._weighted_errors(name, weight, moments[name])
-            linear.weight = torch.cat([self._rounded(block, self._probe(name)) for block in _blocks(weight)])
+            linear.weight = torch.cat([self._rounded(piece, self._probe(name)) for piece in _pieces(weight)])
             self._add_copy(name, self._forward(layer, before))
             linear.weight = weight
         for index in range(num_before):
@@ -140,9 +140,9 @@ class _Measurement:
             if str(scheme) in sums:
                 continue
             total = 0.0
-            for block in _blocks(weight):
-                block = block.to(self._network.device, torch.float32)
-                squares = (self._rounded(block, scheme) - block).square_().sum(0)
+            for piece in _pieces(weight):
+                piece = piece.to(self._network.device, torch.float32)
+                squares = (self._rounded(piece, scheme) - piece).square_().sum(0)
                 total += float((squares if moments is None else squares * moments).sum())
             sums[str(scheme)] = total
         return [sums[str(scheme)] for scheme in schemes]
@@ -176,9 +176,9 @@ class _Measurement:
         """(T, V) float32, the head quantized if there is a scheme."""
         parts = []
         name = f"{head.name}.weight"
-        for block in _blocks(self._network.reader[name]):
-            block = self._network.folding.fold(name, block.to(self._network.device, torch.float32))
-            parts.append(x @ (block if scheme is None else self._rounded(block, scheme)).T)
+        for piece in _pieces(self._network.reader[name]):
+            piece = self._network.folding.fold(name, piece.to(self._network.device, torch.float32))
+            parts.append(x @ (piece if scheme is None else self._rounded(piece, scheme)).T)
         return torch.cat(parts, dim=1).log_softmax(-1)
 
 
@@ -190,6 +190,6 @@ def _moment_tap(moments: dict[str, Tensor], name: str) -> Callable[[Tensor], Non
     return tap
 
 
-def _blocks(weight: Tensor) -> list[Tensor]:
-    """A matrix in blocks of rows."""
-    return list(weight.split(max(_BLOCK_WEIGHTS // weight.shape[1], 1)))
+def _pieces(weight: Tensor) -> list[Tensor]:
+    """A matrix in pieces of rows."""
+    return list(weight.split(max(_PIECE_WEIGHTS // weight.shape[1], 1)))

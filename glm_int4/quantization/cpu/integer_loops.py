@@ -1,6 +1,7 @@
 """Numba loops of the "integer" backend: inputs to 16-bit integers, and their product with packed weights.
 
-Layouts are in ``integer.py``. Nothing here assumes finite numbers: a nan or inf in x comes out as nan.
+Rows of x are taken in *panels* of 8, then 4, 2 and 1: one product reads a tile of weights once for all rows of a
+panel. Other layouts are in ``integer.py``. Nothing here assumes finite numbers: a nan or inf in x comes out as nan.
 """
 
 from typing import Any
@@ -23,8 +24,9 @@ SERIAL_VALUES = 8192
 
 _RUNS_OF_A_TASK = 8
 
-# Threads do not run equally fast, on a shared machine or on processors of two kinds: of a matrix's tiles each has
-# its part of three quarters, in one stretch, and the rest goes in tasks of so many bytes times rows to whoever is free.
+# Threads do not run equally fast, on a shared machine or on processors of two kinds. Three quarters of a matrix's tiles
+# are dealt out beforehand, a stretch for every thread. The last quarter is cut into small tasks, which whoever is
+# done first takes; a task is so large that its bytes of weights times the rows of x come to _TASK_BYTES.
 _OWN_SHARE, _TASK_BYTES = 0.75, 512 * 1024
 
 _NAN = np.float32(np.nan)
@@ -39,7 +41,7 @@ _int8_by_1, _int8_by_2, _int8_by_4, _int8_by_8 = (tile_product(8, rows, _SET) fo
 
 @numba.njit(**LOOP)
 def panel_rows(remaining):
-    """Rows of the next panel: 8 while there are as many, then 4, 2 and 1."""
+    """Rows of the next panel when so many are left."""
     if remaining >= 8:
         return 8
     if remaining >= 4:
@@ -54,7 +56,7 @@ def _float_of_bits(bits):
 
 @numba.njit(**LOOP)
 def _panel(num_rows, index):
-    """First row and rows of a panel."""
+    """A panel's first row, and how many rows it has."""
     full = num_rows // 8
     if index < full:
         return index * 8, 8
@@ -176,7 +178,7 @@ def _multiply_tile(tile, weights, bits, num_groups, q, x_scales, x_sums, num_row
     packed, scales, zeros, bias = weights
     num_runs = x_scales.size // num_rows
     in_features = run * num_runs
-    run_blocks, group_step = run * bits // 32, 1 if num_groups > 1 else 0
+    run_words, group_step = run * bits // 32, 1 if num_groups > 1 else 0
     groups = tile * num_groups * TILE_ROWS
     row = 0
     while row < num_rows:
@@ -190,7 +192,7 @@ def _multiply_tile(tile, weights, bits, num_groups, q, x_scales, x_sums, num_row
             x_scales.ctypes.data + row * num_runs * 4,
             x_sums.ctypes.data + row * num_runs * 4,
             num_runs,
-            run_blocks,
+            run_words,
             group_step,
             out.ctypes.data + row * out.strides[0] + tile * TILE_ROWS * 4,
             out.strides[0],

@@ -66,7 +66,7 @@ class _TileProduct:
         self.sums = instructions.registers // 2
         self.chains = 2 if rows * self.vectors * 2 <= self.sums else 1
         (self.packed, self.scales, self.zeros, self.bias, self.x, self.x_scales, self.x_sums,
-         self.num_runs, self.run_blocks, self.group_step, self.out, self.out_stride) = arguments  # fmt: skip
+         self.num_runs, self.run_words, self.group_step, self.out, self.out_stride) = arguments  # fmt: skip
         cells = [(m, t) for m in range(rows) for t in range(self.vectors)]
         self.acc = {cell: [cgutils.alloca_once(builder, self.ints) for _ in range(self.chains)] for cell in cells}
         self.total = {cell: cgutils.alloca_once(builder, self.floats) for cell in cells}
@@ -89,16 +89,16 @@ class _TileProduct:
         for (_, t), total in self.total.items():
             b.store(_load(b, b.add(self.bias, _int(4 * self.lanes * t)), self.floats, 4), total)
         with cgutils.for_range(b, self.num_runs) as run:
-            first = b.mul(run.index, self.run_blocks)
+            first = b.mul(run.index, self.run_words)
             for index, (rows, vectors) in enumerate(self._passes()):
                 for m in rows:
                     for t in vectors:
                         for chain in self.acc[m, t]:
                             b.store(ir.Constant(self.ints, [0] * self.lanes), chain)
-                with cgutils.for_range(b, self.run_blocks) as block:
+                with cgutils.for_range(b, self.run_words) as word:
                     if index == 0 and self.rows <= _FEW_ROWS:
-                        self._ask_ahead(b.add(first, block.index))
-                    self._multiply_block(b.add(first, block.index), rows, vectors)
+                        self._ask_ahead(b.add(first, word.index))
+                    self._multiply_word(b.add(first, word.index), rows, vectors)
                 self._scale_run(run.index, rows, vectors)
         for (m, t), total in self.total.items():
             target = b.add(self.out, b.add(b.mul(self.out_stride, _int(m)), _int(4 * self.lanes * t)))
@@ -115,20 +115,20 @@ class _TileProduct:
             for m in range(0, self.rows, m_step)
         ]
 
-    def _block_weights(self, block: Any) -> Any:
-        return self.b.add(self.packed, self.b.mul(block, _int(4 * TILE_ROWS)))
+    def _word_weights(self, word: Any) -> Any:
+        return self.b.add(self.packed, self.b.mul(word, _int(4 * TILE_ROWS)))
 
-    def _ask_ahead(self, block: Any) -> None:
+    def _ask_ahead(self, word: Any) -> None:
         """Have the cache lines fetched that are read 8 KiB later."""
-        b, weights = self.b, self._block_weights(block)
+        b, weights = self.b, self._word_weights(word)
         for line in range(0, 4 * TILE_ROWS, _LINE_BYTES):
             address = b.inttoptr(b.add(weights, _int(_AHEAD_BYTES + line)), _I8.as_pointer())
             b.call(self.prefetch, [address, *(ir.Constant(_I32, flag) for flag in (0, _LOCALITY, 1))])
 
-    def _multiply_block(self, block: Any, rows: range, vectors: range) -> None:
+    def _multiply_word(self, word: Any, rows: range, vectors: range) -> None:
         """One word of weights a lane: 2 * planes weights of each of the tile's rows."""
-        b, weights = self.b, self._block_weights(block)
-        x = b.add(self.x, b.mul(block, _int(self.planes * self.rows * 4)))
+        b, weights = self.b, self._word_weights(word)
+        x = b.add(self.x, b.mul(word, _int(self.planes * self.rows * 4)))
         words = [_load(b, b.add(weights, _int(4 * self.lanes * t)), self.words, 32) for t in vectors]
         for plane in range(self.planes):
             q = [self._plane(word, plane) for word in words]
@@ -185,7 +185,7 @@ def tile_product(bits: int, rows: int, instructions: InstructionSet) -> Any:
 
     @intrinsic
     def product(typing_context, packed, scales, zeros, bias, x, x_scales, x_sums,
-                num_runs, run_blocks, group_step, out, out_stride):  # fmt: skip
+                num_runs, run_words, group_step, out, out_stride):  # fmt: skip
         def generate(context, builder, signature, arguments):
             _TileProduct(builder, bits, rows, instructions, list(arguments)).write()
             return context.get_dummy_value()

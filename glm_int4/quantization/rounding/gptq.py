@@ -16,8 +16,10 @@ from glm_int4.quantization.rounding.rtn import check_shape, quantize_rtn
 from glm_int4.quantization.scheme import QuantizationScheme, QuantizedWeight
 
 DAMPING = 0.01  # of the mean second moment, added to all of them
-_COLUMNS = 128  # whose errors are passed on one by one; to later columns they go in one product
-_PANEL = 2048  # rows of H computed at a time: what lies above the diagonal block is left out
+# Columns that take up each other's errors one after the other. What they leave to later columns is added there with
+# a single matrix product.
+_COLUMNS = 128
+_HESSIAN_ROWS = 2048  # computed at a time: what lies above the diagonal is left out
 
 
 class Hessian:
@@ -36,8 +38,8 @@ class Hessian:
         """Take in inputs (..., K)."""
         rows = x.reshape(-1, x.shape[-1]).float().flip(1)
         self.count += len(rows)
-        for start in range(0, rows.shape[1], _PANEL):
-            stop = start + _PANEL
+        for start in range(0, rows.shape[1], _HESSIAN_ROWS):
+            stop = start + _HESSIAN_ROWS
             self.sums[start:stop, :stop].addmm_(rows[:, start:stop].T, rows[:, :stop])
 
     def moments(self) -> Tensor:
@@ -95,17 +97,17 @@ def quantize_gptq(weight: Tensor, scheme: QuantizationScheme, factor: Tensor) ->
     for stop in range(in_features, 0, -width):
         start = max(stop - width, 0)
         feedback = factor[start:, start:stop] / diagonal[start:stop]
-        block = original[start:stop].addmm(feedback[stop - start :].T, errors[stop:])  # (width, N)
+        columns = original[start:stop].addmm(feedback[stop - start :].T, errors[stop:])  # (width, N)
         for j in range(stop - start - 1, -1, -1):
             column = start + j
             if scheme.group_size is not None and (column + 1) % group_size == 0:
-                scale, zero = _range(block[j + 1 - group_size : j + 1].flip(0).T, scheme)
+                scale, zero = _range(columns[j + 1 - group_size : j + 1].flip(0).T, scheme)
                 scales.append(scale)
                 zeros.append(zero)
-            q = (block[j] / scale + zero).round_().clamp_(0, top)
+            q = (columns[j] / scale + zero).round_().clamp_(0, top)
             integers[column] = q.byte()
             errors[column] = original[column] - (q - zero) * scale
-            block[:j].addr_(feedback[j, :j], errors[column])
+            columns[:j].addr_(feedback[j, :j], errors[column])
     if scheme.group_size is None:
         scales, zeros = [scale], [zero]
     q = integers.flip(0).T.contiguous()

@@ -7,7 +7,7 @@ import glm_int4
 from glm_int4.cli.terminal import saved, status
 from glm_int4.cli.terminal.conversation import Conversation
 from glm_int4.errors import InputError
-from glm_int4.text.prompts_v3 import ASSISTANT
+from glm_int4.text.chat.prompts_v3 import ASSISTANT
 
 TRACK = {"name": "track", "parameters": {"type": "object", "properties": {"symbol": {}}, "required": ["symbol"]}}
 CALL = "track\n ```python\ntool_call(symbol='10111')\n```"

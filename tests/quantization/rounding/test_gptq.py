@@ -50,7 +50,7 @@ def test_the_factor_belongs_to_the_damped_moments():
 def test_panels_of_the_moments_do_not_show(monkeypatch):
     _, x = layer()
     whole = factor_of(x)
-    monkeypatch.setattr("glm_int4.quantization.rounding.gptq._PANEL", 48)
+    monkeypatch.setattr("glm_int4.quantization.rounding.gptq._HESSIAN_ROWS", 48)
     torch.testing.assert_close(factor_of(x), whole, rtol=1e-4, atol=1e-3)
 
 

@@ -6,13 +6,13 @@ from typing import Protocol
 
 from glm_int4.downloads import shown
 from glm_int4.errors import InputError
-from glm_int4.text import prompts_v1, prompts_v2, prompts_v3
-from glm_int4.text.messages import Message
-from glm_int4.text.replies import Reply, parse_reply_v3
-from glm_int4.text.responses import CleaningStream, ResponseStream, fill_template
+from glm_int4.text.chat import prompts_v1, prompts_v2, prompts_v3
+from glm_int4.text.chat.messages import Message
+from glm_int4.text.chat.replies import Reply, parse_reply_v3
+from glm_int4.text.chat.responses import CleaningStream, ResponseStream, fill_template
+from glm_int4.text.chat.tools import Tool
 from glm_int4.text.streaming import StreamDecoder
 from glm_int4.text.tokenizer import Tokenizer
-from glm_int4.text.tools import Tool
 
 
 class ChatFormat(Protocol):
@@ -23,7 +23,8 @@ class ChatFormat(Protocol):
     """
 
     @property
-    def version(self) -> str: ...
+    def version(self) -> str:
+        """Of the model: "1", "2" or "3"."""
 
     def encode(
         self, tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Tool] | None = None

@@ -6,8 +6,8 @@ import pytest
 
 from glm_int4.errors import InputError
 from glm_int4.text import ChatGLM2Tokenizer
-from glm_int4.text.chat_format import chat_format
-from glm_int4.text.prompts_v2 import build_prompt
+from glm_int4.text.chat.chat_format import chat_format
+from glm_int4.text.chat.prompts_v2 import build_prompt
 from tests.conftest import FIXTURES
 
 ORACLE = json.loads((FIXTURES / "tokenizer_v2.json").read_text(encoding="utf-8"))

@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 
 from glm_int4.errors import InputError
 from glm_int4.text import load_tokenizer
-from glm_int4.text.chat_format import chat_format
-from glm_int4.text.prompts_v1 import build_prompt
+from glm_int4.text.chat.chat_format import chat_format
+from glm_int4.text.chat.prompts_v1 import build_prompt
 from tests.conftest import MINI
-from tests.text.test_tools import TRACK
+from tests.text.chat.test_tools import TRACK
 
 QUESTION = [{"role": "user", "content": "3加5等于几?"}]
 

@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from glm_int4.text.chat_format import chat_format
-from glm_int4.text.replies import MAX_CALL_CHARACTERS, ToolCall
-from tests.text.test_tools import TRACK
+from glm_int4.text.chat.chat_format import chat_format
+from glm_int4.text.chat.replies import MAX_CALL_CHARACTERS, ToolCall
+from tests.text.chat.test_tools import TRACK
 
 V3 = chat_format("3")
 
@@ -148,6 +148,8 @@ def test_earlier_versions_have_content_alone(version, content):
     assert reply.as_message() == {"role": "assistant", "content": content}
 
 
+@example("t\n```")
+@example("track\n\nt")
 @given(
     st.lists(st.sampled_from([*"track\n`(a='1',)[]{}:<|>*- ", "<|assistant|>", "```", "tool_call("]), max_size=40).map(
         "".join
@@ -156,9 +158,13 @@ def test_earlier_versions_have_content_alone(version, content):
 def test_any_answer_can_be_read_and_is_what_the_stream_shows(text):
     for version in ("1", "2", "3"):
         reply = chat_format(version).parse_reply(text, [TRACK] if version == "3" else None)
-        contents = [part.content.strip() for part in (*reply.earlier, reply)]
+        parts = (*reply.earlier, reply)
         stream = chat_format(version).response_stream()
-        assert stream.push(text) + stream.finish() == "\n".join(filter(None, contents))
+        shown = stream.push(text) + stream.finish()
+        # Of a call the stream shows the name too; blank lines inside it are the text's own.
+        assert shown.split() == " ".join(f"{part.metadata} {part.content}" for part in parts).split()
+        if not any(part.metadata for part in parts):
+            assert shown == "\n".join(filter(None, (part.content.strip() for part in parts)))
 
 
 JSON_VALUES = st.recursive(

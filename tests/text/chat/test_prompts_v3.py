@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from glm_int4.errors import InputError
 from glm_int4.text import ChatGLM2Tokenizer
-from glm_int4.text.chat_format import chat_format
-from glm_int4.text.prompts_v3 import ASSISTANT, ReplyDecoder, ResponseStream, process_response
-from glm_int4.text.tools import TOOLS_SYSTEM_TEXT
+from glm_int4.text.chat.chat_format import chat_format
+from glm_int4.text.chat.prompts_v3 import ASSISTANT, ReplyDecoder, ResponseStream, process_response
+from glm_int4.text.chat.tools import TOOLS_SYSTEM_TEXT
 from tests.conftest import FIXTURES
 
 ORACLE = json.loads((FIXTURES / "tokenizer_v3.json").read_text(encoding="utf-8"))

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glm_int4.errors import InputError
-from glm_int4.text.prompts_v1 import ResponseStream, build_prompt, process_response
+from glm_int4.text.chat.prompts_v1 import ResponseStream, build_prompt, process_response
 
 
 def user(text):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from glm_int4.text.messages import Message, split_rounds
+from glm_int4.text.chat.messages import Message, split_rounds
 
 
 def build_prompt(messages: Sequence[Message]) -> str:

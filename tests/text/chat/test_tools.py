@@ -3,7 +3,7 @@
 import pytest
 
 from glm_int4.errors import InputError
-from glm_int4.text.tools import check_tools, parameter_names, write_tools
+from glm_int4.text.chat.tools import check_tools, parameter_names, write_tools
 
 TRACK = {
     "name": "track",

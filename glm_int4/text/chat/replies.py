@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from glm_int4.downloads import shown
-from glm_int4.text.prompts_v3 import split_reply
-from glm_int4.text.responses import fill_template
-from glm_int4.text.tools import INTERPRETER, Tool, check_tools, parameter_names
+from glm_int4.text.chat.prompts_v3 import split_reply
+from glm_int4.text.chat.responses import fill_template
+from glm_int4.text.chat.tools import INTERPRETER, Tool, check_tools, parameter_names
 
 MAX_CALL_CHARACTERS = 1 << 15
 MAX_CALL_DEPTH = 32

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Sequence
 
-from glm_int4.text.messages import Message, split_rounds
-from glm_int4.text.messages import is_blank as is_blank
-from glm_int4.text.responses import CleaningStream, fill_template
+from glm_int4.text.chat.messages import Message, split_rounds
+from glm_int4.text.chat.messages import is_blank as is_blank
+from glm_int4.text.chat.responses import CleaningStream, fill_template
 
 
 def build_prompt(messages: Sequence[Message]) -> str:

@@ -8,11 +8,11 @@ from collections.abc import Collection, Iterable, Sequence
 
 from glm_int4.downloads import shown
 from glm_int4.errors import InputError
-from glm_int4.text.messages import Message, check_question, role_and_content
-from glm_int4.text.responses import TRAINING_TIME, CleaningStream, fill_template
+from glm_int4.text.chat.messages import Message, check_question, role_and_content
+from glm_int4.text.chat.responses import TRAINING_TIME, CleaningStream, fill_template
+from glm_int4.text.chat.tools import TOOLS_SYSTEM_TEXT, Tool, check_tools, write_tools
 from glm_int4.text.tokenizer import Tokenizer
 from glm_int4.text.tokenizer_v2 import ROLES
-from glm_int4.text.tools import TOOLS_SYSTEM_TEXT, Tool, check_tools, write_tools
 
 ASSISTANT = "<|assistant|>"
 _FENCE = "```"
@@ -94,6 +94,7 @@ class ReplyDecoder:
         self._tokenizer = tokenizer
 
     def decode(self, ids: Iterable[int]) -> str:
+        """Text of an answer's ids, role tokens spelled out."""
         messages: list[list[int]] = [[]]
         for token in ids:
             if token == self._tokenizer.role_ids["assistant"]:

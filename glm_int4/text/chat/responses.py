@@ -39,6 +39,7 @@ class CleaningStream:
         self._sent = 0
 
     def push(self, piece: str) -> str:
+        """Take a piece of the raw text; return what is clean of it."""
         self._text += piece
         stable = self._text.rstrip()
         held = max((len(beginning) for beginning in self._beginnings if stable.endswith(beginning)), default=0)
@@ -46,6 +47,7 @@ class CleaningStream:
         return self._advance(self._clean(stable, False))
 
     def finish(self) -> str:
+        """Return the rest."""
         return self._advance(self._clean(self._text, True))
 
     def _advance(self, cleaned: str) -> str:
