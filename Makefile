@@ -6,6 +6,7 @@
 # virtual environment; each under 10 minutes; results go to OUT. With DRY=1 they run on a CPU, small, to see that they run.
 # make fuzz: mutate checkpoint files for SECONDS=600 seconds; every one must be answered in one line.
 # make report: rewrite the tables and plots of the documents from the committed results; make bench: measure on this CPU.
+# make history: add a few figures of this commit and machine to benchmarks/results/history.csv.
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= demo
@@ -23,7 +24,7 @@ GPU := env PYTHONPATH=. PYTHONUNBUFFERED=1 $(PYTHON)
 GPU_TESTS := tests/triton_kernels tests/generation/test_engine_on_gpu.py
 GPU_MODELS := $(if $(DRY),-k "chatglm2-6b and (int4 or int8) and 128",-k "not chatglm2-6b")
 
-.PHONY: demo test lint fuzz report bench gpu-gate gate emulate sanitize gpu-test gpu-bench gpu-tune gpu-profile clean
+.PHONY: demo test lint fuzz report bench history gpu-gate gate emulate sanitize gpu-test gpu-bench gpu-tune gpu-profile clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/python tools/quantize.py --model $(MINI) --bits 8 --output $(DEMO)/mini-int8 --overwrite
@@ -45,12 +46,14 @@ fuzz: $(VENV)/.dev
 report: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.report.tables
 	$(BIN)/python -m benchmarks.report.plots
-	$(BIN)/python -m benchmarks.report.quality_report
 
 bench: $(VENV)/.dev
 	mkdir -p build
 	PYTHONPATH=. $(BIN)/python -m pytest benchmarks/speed/bench_generate.py --benchmark-json=build/generate.json
-	$(BIN)/python -m benchmarks.report.generate_report build/generate.json --json benchmarks/results/generate_cpu.json
+	$(BIN)/python -m benchmarks.report.condense build/generate.json --json benchmarks/results/generate_cpu.json
+
+history: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.history
 
 gpu-gate: $(VENV)/.dev
 	PYTHONPATH=. $(BIN)/python $(GATE)
@@ -80,8 +83,8 @@ gpu-bench:
 		--benchmark-json=$(OUT)/linear.json $(if $(DRY),-k "4096x4096 and ours")
 	QUICK=1 $(if $(DRY),LAYERS=1) $(GPU) -m pytest -q -p no:cacheprovider benchmarks/speed/bench_generate.py \
 		--benchmark-json=$(OUT)/generate.json $(GPU_MODELS)
-	$(GPU) -m benchmarks.kernels.linear_report $(OUT)/linear.json > $(OUT)/linear.md
-	$(GPU) -m benchmarks.report.generate_report $(OUT)/generate.json --json $(OUT)/generate_gpu.json
+	$(GPU) -m benchmarks.report.tables --linear $(OUT)/linear.json > $(OUT)/linear.md
+	$(GPU) -m benchmarks.report.condense $(OUT)/generate.json --json $(OUT)/generate_gpu.json
 
 gpu-tune:
 	mkdir -p $(OUT)

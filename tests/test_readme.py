@@ -49,7 +49,7 @@ def test_both_readmes_have_the_same_sections_commands_code_tables_and_links():
 def test_the_chinese_readme_is_in_chinese():
     text = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", "", CHINESE, flags=re.DOTALL)
     sentences = re.findall(r"[a-z]{2,} [a-z]{2,} [a-z]{2,}", text)
-    assert not sentences, "translate these: text by hand, tables in benchmarks/report/chinese.py"
+    assert not sentences, "translate these: text by hand, tables in benchmarks/report/texts.py"
 
 
 def is_elsewhere(words):

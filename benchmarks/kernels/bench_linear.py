@@ -1,7 +1,7 @@
 """How fast is one quantized linear, beside half precision and other packages? On a GPU, or on a CPU without one.
 
 pytest benchmarks/kernels/bench_linear.py --benchmark-json=linear.json
-python -m benchmarks.kernels.linear_report linear.json
+python -m benchmarks.report.tables --linear linear.json
 
 Every way is timed over copies of its weights that together exceed the cache four times. On a GPU a
 captured graph runs over all copies, so that the host's part does not count. The bandwidth of a large copy
@@ -10,27 +10,31 @@ device is missing skip. Choose with -k, for example -k "ours and 4096x4096"; QUI
 """
 
 import functools
+import importlib
 import math
 import os
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 import triton_kernels
-from glm_int4.quantization.cpu.float32 import choose_backend
+from benchmarks.machine import device_facts
+from benchmarks.peers.official import OfficialLinear
+from glm_int4.measuring import bandwidth
+from glm_int4.quantization.cpu.choose import choose_backend
 from glm_int4.quantization.linear import QuantizedLinear
 from glm_int4.quantization.scheme import QuantizationScheme, QuantizedWeight
+from triton_kernels.launch_search import graph_seconds
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
 # (N, K) of the linears of ChatGLM-6B, ChatGLM2-6B and ChatGLM3-6B.
 SHAPES = [(12288, 4096), (4096, 4096), (16384, 4096), (4096, 16384), (130528, 4096)]
 SHAPES += [(4608, 4096), (27392, 4096), (4096, 13696), (65024, 4096)]
-ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048)
+ROWS: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048)
 if os.environ.get("QUICK"):  # a sample for a lent GPU
     SHAPES = [(4096, 4096), (16384, 4096), (27392, 4096), (4096, 13696), (65024, 4096)]
     ROWS = (1, 4, 16, 64, 512, 2048)
@@ -69,15 +73,9 @@ def half(n: int, k: int) -> Layer:
 
 
 def official(n: int, k: int) -> Layer:
-    """As ChatGLM's own code: the whole matrix to float16 on every call, then a product. Emulated in torch."""
-    packed = torch.randint(-128, 128, (n, k // 2), dtype=torch.int8, device="cuda")
-    scales = torch.rand(n, 1, device="cuda").half() / 64
-
-    def linear(x: torch.Tensor) -> torch.Tensor:
-        q = torch.stack((packed >> 4, packed << 4 >> 4), dim=-1).flatten(1)
-        return x @ (q.half() * scales).T
-
-    return linear, packed.nbytes + scales.nbytes
+    """As ChatGLM's own code; see its module."""
+    module = OfficialLinear(n, k, torch.device("cuda"))
+    return module, module.packed.nbytes + module.scales.nbytes
 
 
 def tinygemm(n: int, k: int) -> Layer:
@@ -107,7 +105,7 @@ def bitsandbytes(n: int, k: int) -> Layer:
 def cpm_kernels(n: int, k: int) -> Layer:
     """The package that the official code's kernels are loaded through; its INT8 product for a few rows."""
     try:
-        from cpm_kernels import kernels
+        kernels = importlib.import_module("cpm_kernels").kernels
     except Exception as error:  # it looks for the driver's libraries when it is imported
         pytest.skip(f"cpm_kernels cannot be imported: {type(error).__name__}: {error}")
     weight = torch.randint(-128, 128, (n, k), dtype=torch.int8, device="cuda")
@@ -135,12 +133,13 @@ def gemlite(n: int, k: int) -> Layer:
     return module, n * k // 2 + 2 * scales.nbytes
 
 
-WAYS: dict[str, Callable[[int, int], Layer]] = {
+Way = Callable[[int, int], Layer]
+WAYS: dict[str, Way] = {
     "ours int4": functools.partial(ours, 4),
     "ours int8": functools.partial(ours, 8),
     "half": half,
 }
-GPU_WAYS = {
+GPU_WAYS: dict[str, Way] = {
     "official int4": official,
     "cpm_kernels int8": cpm_kernels,
     "torch int4pack": tinygemm,
@@ -151,34 +150,14 @@ GPU_WAYS = {
 
 
 @pytest.fixture(scope="session")
-def machine() -> dict[str, object]:
+def machine() -> dict[str, Any]:
     """What is measured on, with the bandwidth of a copy (read and written bytes) or, on a CPU, of a sum."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
-    ).stdout.strip()
-    facts: dict[str, object] = {"torch": torch.__version__, "commit": commit, "threads": torch.get_num_threads()}
+    found = device_facts()
     if ON_GPU:
-        source = torch.randint(0, 256, (1 << 30,), dtype=torch.uint8, device="cuda")
-        target = torch.empty_like(source)
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        times = []
-        for _ in range(20):
-            start.record()
-            target.copy_(source)
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end) / 1e3)
-        bandwidth = 2 * source.nbytes / sorted(times)[len(times) // 2]
         import triton
 
-        facts |= {"device": torch.cuda.get_device_name(), "triton": triton.__version__}
-    else:
-        import timeit
-
-        source = torch.ones(1 << 28)
-        bandwidth = source.nbytes / min(timeit.repeat(source.sum, number=1, repeat=10))
-        facts |= {"device": torch.backends.cpu.get_cpu_capability()}
-    return facts | {"bandwidth_gb_s": bandwidth / 1e9}
+        found["triton"] = triton.__version__
+    return found | {"bandwidth_gb_s": bandwidth.measure_bandwidth(torch.device(DEVICE)) / 1e9}
 
 
 @functools.cache
@@ -209,10 +188,14 @@ def test_linear(benchmark, machine, way, shape, num_rows):
             for function, _ in copies:
                 function(x)
 
-    run_all = capture(run) if ON_GPU else run
     with torch.inference_mode():
-        benchmark.pedantic(run_all, rounds=20 if ON_GPU else 5, warmup_rounds=3 if ON_GPU else 1)
-    seconds = benchmark.stats.stats.median / (repeats * len(copies))
+        if ON_GPU:
+            total = graph_seconds(run)
+            benchmark.pedantic(lambda: None)  # it has timed none of the graph's replays
+        else:
+            benchmark.pedantic(run, rounds=5, warmup_rounds=1)
+            total = benchmark.stats.stats.median
+    seconds = total / (repeats * len(copies))
     speed = copies[0][1] / seconds / 1e9
     benchmark.extra_info |= machine | {
         "way": way,
@@ -223,22 +206,3 @@ def test_linear(benchmark, machine, way, shape, num_rows):
         "share": speed / machine["bandwidth_gb_s"],
         "teraflops": 2 * num_rows * shape[0] * shape[1] / seconds / 1e12,
     }
-
-
-@torch.inference_mode()
-def capture(run: Callable[[], None]) -> Callable[[], None]:
-    """A CUDA graph of a function, and waiting for it."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        run()  # compiles what is to be compiled
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-
-    def replay() -> None:
-        graph.replay()
-        torch.cuda.synchronize()
-
-    return replay

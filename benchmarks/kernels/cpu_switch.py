@@ -3,18 +3,16 @@
 python -m benchmarks.kernels.cpu_switch --json benchmarks/results/cpu_switch.json
 """
 
-import argparse
-import json
-import platform
 import statistics
-import subprocess
 import time
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
+from benchmarks.machine import facts, parser, write
 from glm_int4.quantization.cpu import float32
-from glm_int4.quantization.cpu.float32 import RowsMatrix
+from glm_int4.quantization.cpu.float32 import Float32Matrix
 from glm_int4.quantization.rounding.rtn import quantize_rtn
 from glm_int4.quantization.scheme import QuantizationScheme
 
@@ -24,7 +22,8 @@ PAIRS = 5
 WAYS = {"int4 rows": (4, 128), "int8 rows": (8, None)}
 
 
-def milliseconds(function, x) -> float:
+def milliseconds(function: Callable[[Tensor], object], x: Tensor) -> float:
+    """Of one call."""
     started = time.perf_counter()
     function(x)
     return 1e3 * (time.perf_counter() - started)
@@ -35,7 +34,7 @@ def compare(name: str) -> list[dict[str, float]]:
     bits, group_size = WAYS[name]
     scheme = QuantizationScheme(bits=bits, group_size=group_size, symmetric=bits == 8)
     weight, _, _ = quantize_rtn(torch.randn(SHAPE), scheme)
-    linear = RowsMatrix(weight)
+    linear = Float32Matrix(weight)
     kept, results = float32.ROWS_MAX_ROWS, []
     try:
         for rows in ROWS:
@@ -54,34 +53,10 @@ def compare(name: str) -> list[dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    result = {
-        "command": "python -m benchmarks.kernels.cpu_switch",
-        "shape": SHAPE,
-        "threads": torch.get_num_threads(),
-        "cpu": cpu_name(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
-        "commit": commit(),
-        "ways": {name: compare(name) for name in WAYS},
-    }
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
-
-
-def cpu_name() -> str:
-    """The processor as the system names it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-
-
-def commit() -> str:
-    """The commit that is measured."""
-    folder = Path(__file__).parent
-    result = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=folder, capture_output=True, text=True)
-    return result.stdout.strip()
+    """Compare both ways for both kinds of weights."""
+    arguments = parser(__doc__).parse_args()
+    result = {"command": "python -m benchmarks.kernels.cpu_switch", "shape": SHAPE} | facts()
+    write(result | {"ways": {name: compare(name) for name in WAYS}}, arguments.json)
 
 
 if __name__ == "__main__":

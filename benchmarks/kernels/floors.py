@@ -4,11 +4,11 @@ python -m benchmarks.kernels.floors            rewrites benchmarks/results/floor
 """
 
 import json
-from pathlib import Path
 
 import torch
 
-from glm_int4.checkpoint.build import ComputePlan, resident_bytes
+from benchmarks.machine import RESULTS
+from glm_int4.checkpoint.build import ComputeSetup, resident_bytes
 from glm_int4.checkpoint.formats import layout
 from glm_int4.measuring.random_weights import open_random
 from glm_int4.models.kv_cache import kv_bytes_per_token
@@ -42,7 +42,7 @@ def step_launches(preset: str, bits: int, architecture: int) -> int:
 def read_bytes(preset: str, bits: int) -> tuple[int, int]:
     """Bytes of weights that a step reads on a GPU, and of the cache for every token of context."""
     _, info = open_random(preset, CONFIGS[preset], bits, torch.device("cpu"))
-    plan = ComputePlan(
+    setup = ComputeSetup(
         device=torch.device("cuda"),
         backend="triton",
         dense_dtype=torch.float16,
@@ -50,17 +50,18 @@ def read_bytes(preset: str, bits: int) -> tuple[int, int]:
         kv_dtype=torch.float16,
         half_tables=True,
     )
-    config, total = info.config, resident_bytes(info, plan)
+    config, total = info.config, resident_bytes(info, setup)
     if len(layout.vocabulary(config)) > 1:  # rows of the embedding are looked up, not read through
         matrix = layout.embedding(config)
         scheme = info.schemes[matrix.name]
         size = matrix.out_features * matrix.in_features
         total -= size * 2 if scheme is None else size * scheme.bits // 8 + 2 * matrix.out_features
-    kv = kv_bytes_per_token(config.num_layers, config.num_kv_heads, config.head_dim, plan.kv_dtype)
+    kv = kv_bytes_per_token(config.num_layers, config.num_kv_heads, config.head_dim, setup.kv_dtype)
     return total, kv
 
 
 def main() -> None:
+    """Count for all models and precisions."""
     rows = []
     for preset, contexts in CONTEXTS.items():
         for bits in (4, 8, 16):
@@ -76,7 +77,7 @@ def main() -> None:
                 }
             )
     lines = ",\n".join(map(json.dumps, rows))
-    path = Path(__file__).parents[1] / "results" / "floors.json"
+    path = RESULTS / "floors.json"
     path.write_text(f'{{"command": "python -m benchmarks.kernels.floors",\n"rows": [\n{lines}\n]}}\n', encoding="utf-8")
 
 

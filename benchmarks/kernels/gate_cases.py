@@ -1,7 +1,8 @@
 """What ``kernel_gate.py`` compiles: every kernel as the package launches it, on every architecture."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from triton_kernels import launch
 from triton_kernels.dequantize import dequantize_kernel
@@ -36,7 +37,7 @@ class Case:
 
     kernel: str
     architecture: int
-    constants: dict[str, object]
+    constants: Mapping[str, Any]
     types: dict[str, str] = field(default_factory=dict)
     num_warps: int = 4
     num_stages: int = 3
@@ -50,9 +51,9 @@ def cases(quick: bool) -> Iterator[Case]:
             types = {"qweight_ptr": "*i16" if bits == 4 else "*u8"}
             for group_size in [(128 if bits == 4 else None)] if quick else GROUP_SIZES:
                 for zeros in [bits == 4] if quick else (False, True):
-                    common = {"USE_ASM": True} | ({} if zeros else {"zeros_ptr": None})
+                    common: dict[str, Any] = {"USE_ASM": True} | ({} if zeros else {"zeros_ptr": None})
                     yield from product_cases(architecture, bits, group_size, types, common, quick)
-                    constants = {
+                    constants: dict[str, Any] = {
                         "BITS": bits,
                         "GROUP_SIZE": group_size,
                         "BLOCK_N": launch.DEQUANTIZE_BLOCK,
@@ -69,10 +70,10 @@ def cases(quick: bool) -> Iterator[Case]:
 
 
 def product_cases(
-    architecture: int, bits: int, group_size: int | None, types: dict[str, str], common: dict[str, object], quick: bool
+    architecture: int, bits: int, group_size: int | None, types: dict[str, str], common: dict[str, Any], quick: bool
 ) -> Iterator[Case]:
     """Every launch as one of several splits; also with a fused epilogue, and once without assembly."""
-    parts = {"ACTIVATION": None, "bias_ptr": None, "residual_ptr": None}
+    parts: dict[str, Any] = {"ACTIVATION": None, "bias_ptr": None, "residual_ptr": None}
     variants = [(parts, "*fp32")]
     if not quick:
         variants.append(({"ACTIVATION": "gelu"}, "*fp16"))

@@ -15,11 +15,14 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from benchmarks.kernels.cpu_switch import commit
+from benchmarks.machine import device_facts
+from glm_int4.generation.engine import Engine
 from glm_int4.generation.padded_batch import Batch
 from glm_int4.generation.sampling import Sampler, SamplingParams
 from glm_int4.measuring.speed import FilledDecoder, random_engine, random_row, weight_bytes_per_step
@@ -37,10 +40,12 @@ METRICS = (
 KERNELS = "regex:dot_kernel|gemv_kernel|finish_kernel|attend_kernel|merge_kernel|add_norm_kernel|rotary_kernel"
 
 
-def steps(preset: str, num_layers: int, context: int, device: torch.device, graphs: bool):
+def steps(
+    preset: str, num_layers: int, context: int, device: torch.device, graphs: bool
+) -> tuple[Engine, Iterator[object]]:
     """Decoding steps of one answer behind ``context`` tokens, and the engine that makes them."""
     engine = random_engine(preset, CONFIGS[preset], 4, device, num_layers=num_layers)
-    decoder = FilledDecoder(engine.model, engine.plan, context + 16)
+    decoder = FilledDecoder(engine.model, engine.setup, context + 16)
     if decoder._stepper is not None:
         decoder._stepper.captures = graphs
     batch = Batch(engine.model, [random_row(engine, context, seed=0)], device)
@@ -48,7 +53,7 @@ def steps(preset: str, num_layers: int, context: int, device: torch.device, grap
     return engine, decoder.steps(batch, 16, sampler, frozenset())
 
 
-def profile(preset: str, num_layers: int, context: int, device: torch.device) -> dict[str, object]:
+def profile(preset: str, num_layers: int, context: int, device: torch.device) -> dict[str, Any]:
     """Kernels of one step, by the time they take; without graphs, whose kernels have the same times."""
     engine, tokens = steps(preset, num_layers, context, device, graphs=False)
     for _ in range(4):
@@ -65,7 +70,7 @@ def profile(preset: str, num_layers: int, context: int, device: torch.device) ->
         on_gpu = event.device_type == torch.autograd.DeviceType.CUDA
         if on_gpu or device.type == "cpu":
             found[event.name].append(event.time_range.elapsed_us())
-    kernels = [{"kernel": name, "launches": len(times), "us": sum(times)} for name, times in found.items()]
+    slowest = sorted(((sum(times), name, len(times)) for name, times in found.items()), reverse=True)
     stamps = []
     for _ in range(8):
         next(tokens)
@@ -76,7 +81,7 @@ def profile(preset: str, num_layers: int, context: int, device: torch.device) ->
         "context": context,
         "step_us": 1e6 * (stamps[-1] - stamps[0]) / (len(stamps) - 1),
         "weight_bytes": weight_bytes_per_step(engine),
-        "kernels": sorted(kernels, key=lambda row: -row["us"]),
+        "kernels": [{"kernel": name, "launches": launches, "us": us} for us, name, launches in slowest],
     }
 
 
@@ -88,16 +93,8 @@ def counters(output: Path) -> None:
         return
     command = [ncu, "--clock-control", "none", "--csv", "--metrics", METRICS, "--kernel-name", KERNELS]
     # The first two steps compile and warm up: about 30 launches a step of two layers.
-    command += [
-        "--launch-skip",
-        "60",
-        "--launch-count",
-        "30",
-        sys.executable,
-        "-m",
-        "benchmarks.kernels.gpu_profile",
-        "--run",
-    ]
+    command += ["--launch-skip", "60", "--launch-count", "30"]
+    command += [sys.executable, "-m", "benchmarks.kernels.gpu_profile", "--run"]
     result = subprocess.run(command, capture_output=True, text=True)
     (output / "ncu.csv").write_text(result.stdout)
     print(f"ncu: exit code {result.returncode}, {output / 'ncu.csv'}")
@@ -106,6 +103,7 @@ def counters(output: Path) -> None:
 
 
 def main() -> None:
+    """Profile models, and count with Nsight Compute where it is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("build"))
     parser.add_argument("--dry", action="store_true")
@@ -119,13 +117,9 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     for preset in ("chatglm-6b",) if arguments.dry else ("chatglm-6b", "chatglm3-6b"):
         result = profile(preset, 1 if arguments.dry else 28, 128 if arguments.dry else 512, device)
-        result |= {
-            "command": "make gpu-profile",
-            "device": "a trial on a CPU" if arguments.dry else torch.cuda.get_device_name(),
-            "torch": torch.__version__,
-            "commit": commit(),
-            "date": time.strftime("%Y-%m-%d"),
-        }
+        result |= {"command": "make gpu-profile"} | device_facts()
+        if arguments.dry:
+            result["device"] = "a trial on a CPU"
         path = arguments.output / f"profile_{preset}.json"
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         print(f"{preset}: a step takes {result['step_us']:.0f} us; the kernels in it:")

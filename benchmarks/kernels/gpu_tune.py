@@ -6,16 +6,15 @@ python -m benchmarks.kernels.gpu_tune --dry --json launch.json without a GPU: in
 ``glm-int4 bench MODEL --tune`` does the same and keeps the rows for this machine alone.
 """
 
-import argparse
-import json
 import os
-import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
+from typing import Any
 
-PARSER = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-PARSER.add_argument("--json", type=Path)
+from benchmarks.machine import device_facts, parser, write_rows
+
+PARSER = parser(__doc__)
 PARSER.add_argument("--seconds", type=float, default=480.0)
 PARSER.add_argument("--dry", action="store_true")
 ARGUMENTS = PARSER.parse_args()
@@ -25,13 +24,13 @@ if ARGUMENTS.dry:
 import torch  # noqa: E402
 import triton  # noqa: E402
 
-from benchmarks.kernels.cpu_switch import commit  # noqa: E402
 from glm_int4.measuring.launches import GROUP_SIZES, real_shapes  # noqa: E402
 from triton_kernels import launch_search  # noqa: E402
 from triton_kernels.launch import Launch  # noqa: E402
 
 
-def wall_seconds(function) -> float:
+def wall_seconds(function: Callable[[], object]) -> float:
+    """Of one call, the interpreter's."""
     started = time.perf_counter()
     function()
     return time.perf_counter() - started
@@ -44,15 +43,16 @@ def as_code(row: Launch) -> str:
 
 
 def main() -> None:
+    """Tune both kinds of weights, print their rows and keep everything."""
     dry = ARGUMENTS.dry
     device = torch.device("cpu" if dry else "cuda")
     architecture = 90 if dry else int("{}{}".format(*torch.cuda.get_device_capability()))
-    options = {"timer": wall_seconds, "num_copies": 1} if dry else {}
+    options: dict[str, Any] = {"timer": wall_seconds, "num_copies": 1} if dry else {}
     shapes = [(128, 256)] if dry else real_shapes()
     started, tables, times = time.monotonic(), {}, []
     for i, (bits, group_size) in enumerate(GROUP_SIZES.items(), start=1):
         deadline = started + i * (2 if dry else ARGUMENTS.seconds) / len(GROUP_SIZES)
-        rows, timings = launch_search.tune(
+        rows, timings = launch_search.search(
             bits,
             device,
             shapes,
@@ -67,14 +67,13 @@ def main() -> None:
         print(f"    ({bits}, {architecture}):")
         print("\n".join(map(as_code, rows)), flush=True)
     if ARGUMENTS.json:
+        known = device_facts()
         result = {
             "command": "make gpu-tune",
-            "gpu": "none, a trial" if dry else torch.cuda.get_device_name(),
+            "gpu": "none, a trial" if dry else known["device"],
             "architecture": architecture,
-            "torch": torch.__version__,
             "triton": triton.__version__,
-            "commit": commit(),
-            "date": time.strftime("%Y-%m-%d"),
+            **{key: known[key] for key in ("torch", "commit", "date")},
             "rows": {bits: [asdict(row) for row in rows] for bits, rows in tables.items()},
         }
         lines = [
@@ -82,9 +81,8 @@ def main() -> None:
             for t in times
             if t.microseconds < float("inf")
         ]
-        text = json.dumps(result, indent=1)[:-2] + ',\n "times": [\n' + ",\n".join(map(json.dumps, lines)) + "\n]}\n"
-        ARGUMENTS.json.write_text(text, encoding="utf-8")
+        write_rows(result, "times", lines, ARGUMENTS.json)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -16,14 +16,17 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.kernels.gate_cases import KERNELS, SHARED_LIMITS, Case, cases
+from benchmarks.report.gpu_tables import gate
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 # Arguments that every matrix of the models gives as multiples of 16; pointers are aligned too.
@@ -44,7 +47,7 @@ class Result:
 
     kernel: str
     architecture: int
-    constants: dict[str, object]
+    constants: Mapping[str, Any]
     registers: int
     stack_bytes: int
     shared_bytes: int
@@ -111,7 +114,7 @@ def disassemble(cubin: bytes) -> tuple[dict[str, int], str]:
         file.flush()
 
         def dump(option: str) -> str:
-            command = [TOOLS / "cuobjdump", option, file.name]
+            command: list[str | Path] = [TOOLS / "cuobjdump", option, file.name]
             return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
         usage = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", dump("-res-usage"))}
@@ -134,24 +137,6 @@ def longest_loop(code: str) -> int:
     return longest
 
 
-def table(results: list[Result]) -> str:
-    """The worst of every launch and architecture, in columns."""
-    lines = [f"{'kernel':22} {'sm':>3} {'bits':>4} {'instr/weight':>12} {'registers':>9} {'shared':>7}  tensor cores"]
-    worst: dict[tuple[object, ...], Result] = {}
-    for result in results:
-        constants = result.constants
-        if constants.get("USE_ASM", True) and result.instructions is not None:
-            key = (result.kernel, constants["BLOCK_M"], constants["BITS"], result.architecture)
-            worst[key] = max(worst.get(key, result), result, key=lambda r: r.instructions or 0)
-    for (kernel, block_m, bits, architecture), result in worst.items():
-        group = result.constants["GROUP_SIZE"] or "channel"
-        lines.append(
-            f"{kernel:4} M{block_m:<4} group {group!s:7} {architecture:>3} {bits!s:>4} {result.instructions:>12} "
-            f"{result.registers:>9} {result.shared_bytes:>7}  {result.tensor_cores}"
-        )
-    return "\n".join(lines)
-
-
 def write(path: Path, results: list[Result], kernels: list[str]) -> None:
     """Put the results of these kernels and this Triton into a file, a line for each; what else it holds stays."""
     known = json.loads(path.read_text()) if path.is_file() else {}
@@ -165,6 +150,7 @@ def write(path: Path, results: list[Result], kernels: list[str]) -> None:
 
 
 def main() -> int:
+    """Compile all cases, and count the rules that are broken."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
@@ -185,7 +171,8 @@ def main() -> int:
         for fault in result.faults:
             print(f"sm_{result.architecture} {result.kernel} {result.constants}: {fault}")
             faults += 1
-    print(table(results))
+    if results:
+        print(gate({triton.__version__: [asdict(result) for result in results]}))
     print(f"Triton {triton.__version__}: {len(results)} kernels compiled, {faults} faults")
     if arguments.json:
         write(arguments.json, results, kernels)

@@ -6,6 +6,8 @@ python -m benchmarks.speed.cpu_pairs --peer chatglm.cpp
 The weights are random. It takes as many threads as there are cores, up to four, and cannot be told otherwise.
 """
 
+import functools
+import importlib
 import struct
 import tempfile
 import time
@@ -15,18 +17,18 @@ from typing import BinaryIO
 
 import numpy as np
 
+from benchmarks.peers.q4_0 import random_blocks
 from glm_int4.checkpoint.formats import layout
 from glm_int4.models.config import Config, parse_config
 from glm_int4.models.presets import CONFIGS
 from tools.make_random_checkpoint import write_tokenizer
 
 F32, Q4_0 = 0, 2  # ggml's numbers of the types
-ALIGNMENT, BLOCK_WEIGHTS, BLOCK_BYTES = 16, 32, 18
+ALIGNMENT = 16
 CONTEXT = 2048
-MODEL_TYPES = {"1": 1, "2": 2, "3": 3}
 
 
-def write_model(path: str | Path, preset: str, layers: int = 28) -> Path:
+def write_model(path: Path, preset: str, layers: int = 28) -> Path:
     """Write random Q4_0 weights of a preset's shapes; matrices of one shape hold the same ones.
 
     Args:
@@ -39,7 +41,7 @@ def write_model(path: str | Path, preset: str, layers: int = 28) -> Path:
         tokenizer = next(Path(folder).glob("*.model")).read_bytes()
     config = parse_config(raw)
     with open(path, "wb") as file:
-        file.write(b"ggml" + struct.pack("i", MODEL_TYPES[config.version]))
+        file.write(b"ggml" + struct.pack("i", int(config.version)))
         file.write(_header(config))
         file.write(struct.pack("i", len(tokenizer)) + tokenizer)
         for name, values, shape, kind in _tensors(config):
@@ -57,23 +59,13 @@ def _header(config: Config) -> bytes:
 
 
 def _tensors(config: Config) -> Iterator[tuple[str, np.ndarray, tuple[int, ...], int]]:
-    random, matrices = np.random.default_rng(0), {}
-
-    def matrix(n: int, k: int) -> np.ndarray:
-        if (n, k) not in matrices:
-            blocks = random.integers(0, 256, (n, k // BLOCK_WEIGHTS, BLOCK_BYTES), dtype=np.uint8)
-            blocks[..., :2] = np.frombuffer(np.float16(0.02 / 4.6).tobytes(), dtype=np.uint8)
-            matrices[n, k] = blocks
-        return matrices[n, k]
-
-    tied = layout.tied_head(config)
+    random = np.random.default_rng(0)
+    matrix = functools.cache(functools.partial(random_blocks, random))
     for each in layout.matrices(config).values():
-        if each.name != tied:
-            shape = (each.out_features, each.in_features)
-            yield f"{each.name}.weight", matrix(*shape), shape, Q4_0
-    for name, shape in layout.vectors(config).items():
-        values = np.ones(shape, np.float32) if name.endswith("layernorm.weight") else np.zeros(shape, np.float32)
-        yield name, values, shape, F32
+        shape = (each.out_features, each.in_features)
+        yield f"{each.name}.weight", matrix(*shape), shape, Q4_0
+    for name, size in layout.vectors(config).items():
+        yield name, np.full(size, name.endswith("layernorm.weight"), np.float32), size, F32
 
 
 def _write_tensor(file: BinaryIO, name: str, values: np.ndarray, shape: tuple[int, ...], kind: int) -> None:
@@ -87,10 +79,8 @@ def _write_tensor(file: BinaryIO, name: str, values: np.ndarray, shape: tuple[in
 class ChatGLMCpp:
     """A loaded file, and the tokens that it has read."""
 
-    def __init__(self, path: str | Path) -> None:
-        import chatglm_cpp
-
-        api = chatglm_cpp._C
+    def __init__(self, path: Path) -> None:
+        api = importlib.import_module("chatglm_cpp")._C
         self._pipeline = api.Pipeline(str(path), CONTEXT)
         self._greedy = api.GenerationConfig(max_length=CONTEXT, do_sample=False)
         self._ids: list[int] = []

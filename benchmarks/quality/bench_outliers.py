@@ -19,8 +19,9 @@ import pytest
 import torch
 
 import glm_int4
+from benchmarks.machine import EXAMPLES, MINI
 from benchmarks.quality.bench_perplexity import difference, error
-from benchmarks.quality.conftest import EXAMPLES
+from benchmarks.report.tables import OFFICIAL
 from glm_int4.generation.scoring import score_tokens
 from glm_int4.quantization.linear import DenseLinear
 from glm_int4.quantization.rounding.gptq import Hessian, quantize_gptq
@@ -33,27 +34,27 @@ TOKENS, CALIBRATION_TOKENS = 6000, 8192
 
 
 def scheme(bits, group_size, symmetric=False):
+    """In few words."""
     return QuantizationScheme(bits=bits, group_size=group_size, symmetric=symmetric)
 
 
 # name: (scheme, how to round a weight given its inputs' moments)
 METHODS = {
-    "INT4 official, per channel": (scheme(4, None, True), lambda w, s, h: quantize_official(w, s)),
+    OFFICIAL: (scheme(4, None, True), lambda w, s, h: quantize_official(w, s)),
     "INT8": (scheme(8, None, True), lambda w, s, h: quantize_rtn(w, s)),
     "RTN g128": (scheme(4, 128), lambda w, s, h: quantize_rtn(w, s)),
     "RTN g32": (scheme(4, 32), lambda w, s, h: quantize_rtn(w, s)),
     "HQQ g128": (scheme(4, 128), lambda w, s, h: quantize_hqq(w, s)),
     "GPTQ g128": (scheme(4, 128), lambda w, s, h: quantize_gptq(w, s, h().factor())),
 }
-REFERENCE = "INT4 official, per channel"
 
 
 class WithOutliers:
     """The mini model in float32, its linear layers behind norms fed with an outlier channel."""
 
     def __init__(self):
-        self.engine = glm_int4.load(EXAMPLES / "mini-chatglm", device="cpu", dtype=torch.float32)
-        self.reference = glm_int4.load(EXAMPLES / "mini-chatglm", device="cpu", dtype=torch.float32)
+        self.engine = glm_int4.load(MINI, device="cpu", dtype=torch.float32)
+        self.reference = glm_int4.load(MINI, device="cpu", dtype=torch.float32)
         encode = self.engine.tokenizer.encode
         self.ids = encode((EXAMPLES / "heldout.txt").read_text(encoding="utf-8"))[:TOKENS]
         self.calibration = encode((EXAMPLES / "train_sample.txt").read_text(encoding="utf-8"))[:CALIBRATION_TOKENS]
@@ -109,8 +110,8 @@ def test_outliers_in_the_mini_model(name, mini, rows, benchmark):
         "case": "mini model with outliers", "name": name, "tokens": len(losses), "cpu_seconds": seconds,
         "perplexity": losses.mean().exp().item(), "loss_increase": difference(losses, plain_losses),
         "kl": divergences.mean().item(), "kl_standard_error": error(divergences),
-        "share_of_official": (divergences.mean() / others[REFERENCE][1].mean()).item(),
-        "kl_less_official": difference(divergences, others[REFERENCE][1]),
+        "share_of_official": (divergences.mean() / others[OFFICIAL][1].mean()).item(),
+        "kl_less_official": difference(divergences, others[OFFICIAL][1]),
     }  # fmt: skip
     rows.append(row)
     benchmark.extra_info.update(row)
@@ -153,7 +154,7 @@ def test_layers_of_6b_widths(name, in_features, rows, benchmark):
     expected = inputs @ weight.T
     errors = ((dequantize(quantized) - weight) @ inputs.T).square().sum() / expected.square().sum()
     case = f"layer of {in_features} inputs"
-    official = next((row["output_error"] for row in rows if (row["case"], row["name"]) == (case, REFERENCE)), None)
+    official = next((row["output_error"] for row in rows if (row["case"], row["name"]) == (case, OFFICIAL)), None)
     row = {"case": case, "name": name, "output_error": errors.item()}
     row["share_of_official"] = row["output_error"] / (official or row["output_error"])
     rows.append(row)

@@ -12,40 +12,34 @@ are answered as they would be in a chat.
 import json
 import math
 import time
+from typing import Any
 
 import pytest
 import torch
 
 import glm_int4
-from benchmarks.quality.conftest import EXAMPLES
+from benchmarks.machine import EXAMPLES, MINI
+from benchmarks.report.tables import OFFICIAL
 from glm_int4.checkpoint.formats import layout
 from glm_int4.checkpoint.opening import open_checkpoint
 from glm_int4.generation.scoring import MAX_WINDOW, score_tokens
 from glm_int4.quantization.rounding import rtn
 
-MINI = EXAMPLES / "mini-chatglm"
 GREEDY = glm_int4.SamplingParams(temperature=0)
 NUM_QUESTIONS = 200
 STRIDE = 512
 
 # name: (method of the plot, options of quantize_checkpoint, options of load)
-ROWS = {
+ROWS: dict[str, tuple[str, dict[str, Any] | None, dict[str, Any]]] = {
     "FP16": ("", None, {}),
     "FP16, INT8 cache": ("", None, {"kv_bits": 8}),
     "INT8": ("INT8", {"bits": 8}, {}),
-    "INT4 official, per channel": ("official", {"bits": 4, "format": "official"}, {}),
-    "RTN g128": ("RTN", {"group_size": 128}, {}),
-    "RTN g64": ("RTN", {"group_size": 64}, {}),
-    "RTN g32": ("RTN", {"group_size": 32}, {}),
-    "RTN g128, no clip search": ("RTN, no clip search", {"group_size": 128}, {}),
-    "RTN g64, no clip search": ("RTN, no clip search", {"group_size": 64}, {}),
-    "RTN g32, no clip search": ("RTN, no clip search", {"group_size": 32}, {}),
-    "HQQ g128": ("HQQ", {"method": "hqq", "group_size": 128}, {}),
-    "HQQ g64": ("HQQ", {"method": "hqq", "group_size": 64}, {}),
-    "HQQ g32": ("HQQ", {"method": "hqq", "group_size": 32}, {}),
+    OFFICIAL: ("official", {"bits": 4, "format": "official"}, {}),
+    **{f"RTN g{size}": ("RTN", {"group_size": size}, {}) for size in (128, 64, 32)},
+    **{f"RTN g{n}, no clip search": ("RTN, no clip search", {"group_size": n}, {}) for n in (128, 64, 32)},
+    **{f"HQQ g{size}": ("HQQ", {"method": "hqq", "group_size": size}, {}) for size in (128, 64, 32)},
     "GPTQ per channel": ("GPTQ", {"method": "gptq", "group_size": "channel"}, {}),
-    "GPTQ g128": ("GPTQ", {"method": "gptq", "group_size": 128}, {}),
-    "GPTQ g32": ("GPTQ", {"method": "gptq", "group_size": 32}, {}),
+    **{f"GPTQ g{size}": ("GPTQ", {"method": "gptq", "group_size": size}, {}) for size in (128, 32)},
     "mixed, as large as RTN g128": ("mixed RTN", {"target_bits": 128}, {}),
     "mixed, as large as RTN g32": ("mixed RTN", {"target_bits": 32}, {}),
     "mixed GPTQ, as large as RTN g128": ("mixed GPTQ", {"target_bits": 128, "method": "gptq"}, {}),
@@ -62,7 +56,7 @@ def setting(request):
     calibration = option("--calibration") or (EXAMPLES / "train_sample.txt" if is_mini else None)
     questions = option("--questions") or (EXAMPLES / "heldout.jsonl" if is_mini else None)
     lines = questions.read_text(encoding="utf-8").splitlines()[:NUM_QUESTIONS] if questions else []
-    options = {"dtype": torch.float32, "device": "cpu"} if is_mini else {}
+    options: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"} if is_mini else {}
     threads = torch.get_num_threads()
     if is_mini:
         torch.set_num_threads(1)
@@ -78,7 +72,8 @@ def setting(request):
 @pytest.fixture(scope="module")
 def scored(write_results):
     """Rows so far, and the losses and divergences of their tokens."""
-    rows, tokens = [], {}
+    rows: list[dict] = []
+    tokens: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     yield rows, tokens
     write_results("bench_perplexity", rows)
 
@@ -154,8 +149,8 @@ def measure(name, engine, setting, tokens):
     }  # fmt: skip
     if "FP16" in tokens:
         row["loss_increase"] = difference(losses, tokens["FP16"][0])
-    if "INT4 official, per channel" in tokens:
-        row["kl_less_official"] = difference(divergences, tokens["INT4 official, per channel"][1])
+    if OFFICIAL in tokens:
+        row["kl_less_official"] = difference(divergences, tokens[OFFICIAL][1])
     return row
 
 
@@ -166,4 +161,5 @@ def difference(values, others):
 
 
 def error(values):
+    """Standard error of a mean."""
     return values.std().item() / math.sqrt(len(values))

@@ -63,7 +63,7 @@ def mini(one_thread):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_orders_of_columns(name, mini, rows, benchmark):
-    found = []
+    found: list[float] = []
     benchmark.pedantic(
         lambda: found.extend(divergence(mini, METHODS[name], order) for order in range(ORDERS)), rounds=1, iterations=1
     )

@@ -1,19 +1,16 @@
 """Options of the quality benchmarks: which model, which texts, and where the results go."""
 
 import json
-import time
 from pathlib import Path
 
 import pytest
 
-from benchmarks.kernels.cpu_switch import commit, cpu_name
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
+from benchmarks.machine import EXAMPLES, MINI, facts
 
 
 def pytest_addoption(parser):
     group = parser.getgroup("quality")
-    group.addoption("--model", type=Path, default=EXAMPLES / "mini-chatglm", help="half-precision checkpoint")
+    group.addoption("--model", type=Path, default=MINI, help="half-precision checkpoint")
     group.addoption("--text", type=Path, default=EXAMPLES / "heldout.txt", help="text to predict")
     group.addoption("--calibration", type=Path, default=None, help="text for gptq; without one those rows skip")
     group.addoption("--questions", type=Path, default=None, help="JSON lines to answer; of the mini model by default")
@@ -28,20 +25,10 @@ def write_results(request):
     def write(key, rows):
         if path is None or not rows:
             return
-        import torch
-
+        known = facts()
+        machine = {name: known[name] for name in ("cpu", "capability", "torch", "date", "commit")}
         result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        result[key] = {
-            "rows": rows,
-            "command": f"pytest benchmarks/quality/{key}.py",
-            "machine": {
-                "cpu": cpu_name(),
-                "capability": torch.backends.cpu.get_cpu_capability(),
-                "torch": torch.__version__,
-                "date": time.strftime("%Y-%m-%d"),
-                "commit": commit(),
-            },
-        }
+        result[key] = {"rows": rows, "command": f"pytest benchmarks/quality/{key}.py", "machine": machine}
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
     return write
@@ -50,7 +37,7 @@ def write_results(request):
 @pytest.fixture(scope="module")
 def rows(request, write_results):
     """What a module's benchmarks find, written under the module's name in the end."""
-    found = []
+    found: list[dict] = []
     yield found
     write_results(request.module.__name__.rpartition(".")[2], found)
 

@@ -1,41 +1,43 @@
-"""Draw the plots of the documents from the committed results.
+"""Draw the plots of the documents from the committed results. Needs matplotlib.
 
-python -m benchmarks.report.plots            writes docs/images/*.svg; what was not measured is not drawn
+python -m benchmarks.report.plots            writes docs/images/*.svg and docs/quality.png
 
-Needs matplotlib. The files are the same from run to run, so that a diff shows changed numbers.
+What was not measured is not drawn. The files are the same from run to run, so that a diff shows changed numbers.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import generate_tables
+from benchmarks.machine import ROOT, read
+from benchmarks.report.tables import COMMANDS, read_speed
+from benchmarks.report.texts import MODELS, WAYS
 
-IMAGES = Path(__file__).parents[2] / "docs" / "images"
+IMAGES = ROOT / "docs" / "images"
 COLORS = {"int4": "#1b7f79", "int8": "#e08e0b", "half": "#7a7a7a"}
 CARDS_GB = (6, 8, 12)
+Plot = Callable[[Any, dict[str, Any]], None]
 
 
-def speed(axes: Any, result: dict) -> None:
+def speed(axes: Any, result: dict[str, Any]) -> None:
     """Bars: tokens per second of one answer, by precision."""
     rows = [row for row in result["rows"] if row["kind"] == "decode" and row["batch"] == 1]
     context = min(row["context"] for row in rows)
     rows = [row for row in rows if row["context"] == context]
     models = list(dict.fromkeys(row["model"] for row in rows))
-    ways = [way for way in generate_tables.WAYS if any(row["way"] == way for row in rows)]
+    ways = [way for way in WAYS if any(row["way"] == way for row in rows)]
     width = 0.8 / len(ways)
     for i, way in enumerate(ways):
         found = [(models.index(row["model"]), row["tokens_per_s"]) for row in rows if row["way"] == way]
         places = [place + (i - (len(ways) - 1) / 2) * width for place, _ in found]
-        bars = axes.bar(
-            places, [rate for _, rate in found], width, label=generate_tables.WAYS[way], color=COLORS.get(way)
-        )
+        bars = axes.bar(places, [rate for _, rate in found], width, label=WAYS[way], color=COLORS.get(way))
         axes.bar_label(bars, fmt="%.2g", fontsize=7)
-    axes.set_xticks(range(len(models)), [generate_tables.NAMES[model] for model in models])
+    axes.set_xticks(range(len(models)), [MODELS[model] for model in models])
     axes.set(ylabel="tokens/s", title=f"one answer, behind {context} tokens")
     axes.legend(fontsize=7)
 
 
-def memory(axes: Any, result: dict) -> None:
+def memory(axes: Any, result: dict[str, Any]) -> None:
     """Lines: weights and cache by context length; arithmetic from the measured sizes."""
     lengths = [2**i for i in range(7, 16)]
     for model, style in (("chatglm-6b", "-"), ("chatglm3-6b", "--")):
@@ -45,8 +47,7 @@ def memory(axes: Any, result: dict) -> None:
                 most = 2048 if model == "chatglm-6b" else 32768
                 shown = [length for length in lengths if length <= most]
                 size = [(row["memory_bytes"] + length * row["kv_bytes"]) / 1e9 for length in shown]
-                label = f"{generate_tables.NAMES[model]}, {generate_tables.WAYS[way]}"
-                axes.plot(shown, size, style, color=color, label=label)
+                axes.plot(shown, size, style, color=color, label=f"{MODELS[model]}, {WAYS[way]}")
     for card in CARDS_GB:
         axes.axhline(card, color="black", linewidth=0.5)
         axes.text(0.99, card, f"{card} GB", transform=axes.get_yaxis_transform(), ha="right", va="bottom", fontsize=7)
@@ -57,12 +58,12 @@ def memory(axes: Any, result: dict) -> None:
     axes.legend(fontsize=6)
 
 
-def roofline(axes: Any, result: dict) -> None:
+def roofline(axes: Any, result: dict[str, Any]) -> None:
     """Points: tokens per second over bytes read for a token, under the line that the bandwidth draws."""
     rows = [row for row in result["rows"] if "share" in row]
     for way in dict.fromkeys(row["way"] for row in rows):
         points = [(row["bytes_per_token"] / 1e9, row["tokens_per_s"]) for row in rows if row["way"] == way]
-        axes.scatter(*zip(*points, strict=True), label=generate_tables.WAYS[way], color=COLORS.get(way), s=14)
+        axes.scatter(*zip(*points, strict=True), label=WAYS[way], color=COLORS.get(way), s=14)
     sizes = sorted(row["bytes_per_token"] / 1e9 for row in rows)
     bandwidth = result["machine"]["bandwidth_gb_s"]
     axes.plot(sizes, [bandwidth / size for size in sizes], color="black", linewidth=0.8, label=f"{bandwidth:.0f} GB/s")
@@ -75,38 +76,53 @@ def roofline(axes: Any, result: dict) -> None:
     axes.legend(fontsize=7)
 
 
-PLOTS = {"speed": speed, "memory": memory, "roofline": roofline}
+def quality(axes: Any, result: dict[str, Any]) -> None:
+    """Curves: KL divergence over bits per weight of the linear layers, for every method."""
+    rows = [row for row in result["rows"] if row["method"] and row["linear_bits"] < 6]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        found = sorted((r["linear_bits"], r["kl"], r["kl_standard_error"]) for r in rows if r["method"] == method)
+        bits, values, errors = zip(*found, strict=True)
+        axes.errorbar(bits, values, yerr=errors, label=method, marker="o", capsize=3, linewidth=1.2)
+    axes.set(yscale="log", xlabel="bits per weight of the linear layers, as stored")
+    axes.set_ylabel("KL divergence from FP16, nats per token")
+    axes.set_title(f"Mini model, {rows[0]['tokens']} tokens, commit {result['machine']['commit']}")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
-def draw(name: str, place: str, result: dict, folder: Path = IMAGES) -> Path:
-    """One plot as an SVG file."""
+PLOTS: dict[str, Plot] = {"speed": speed, "memory": memory, "roofline": roofline}
+
+
+def draw(path: Path, plot: Plot, result: dict[str, Any], *, noted: bool = True) -> Path:
+    """One plot as a file that is the same each time, and below it what it was measured on."""
     import matplotlib
 
-    matplotlib.use("svg")
+    matplotlib.use("svg" if path.suffix == ".svg" else "agg")
     matplotlib.rcParams["svg.hashsalt"] = "glm-int4"
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4))
-    PLOTS[name](axes, result)
-    machine = result["machine"]
-    note = f"{machine['device']}, torch {machine['torch']}, {machine['date']}, commit {machine['commit']}"
-    figure.text(0.01, 0.01, note, fontsize=6)
-    figure.tight_layout(rect=(0, 0.03, 1, 1))
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}_{place}.svg"
-    figure.savefig(path, metadata={"Date": None})
+    figure, axes = plt.subplots(figsize=(7, 4) if noted else (8, 5))
+    plot(axes, result)
+    if noted:
+        parts = [str(result["machine"].get(key, "")) for key in ("device", "torch", "date", "commit")]
+        figure.text(0.01, 0.01, "{}, torch {}, {}, commit {}".format(*parts), fontsize=6)
+    figure.tight_layout(rect=(0, 0.03 if noted else 0, 1, 1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120, metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(figure)
     return path
 
 
 def main() -> None:
-    for place in generate_tables.COMMANDS:
-        result = generate_tables.read(place)
+    """Draw all plots."""
+    for place in COMMANDS:
+        result = read_speed(place)
         if result is None:
-            print(f"{place}: not measured yet, {generate_tables.COMMANDS[place]}")
+            print(f"{place}: not measured yet, {COMMANDS[place]}")
             continue
-        for name in PLOTS:
-            print(draw(name, place, result))
+        for name, plot in PLOTS.items():
+            print(draw(IMAGES / f"{name}_{place}.svg", plot, result))
+    print(draw(ROOT / "docs" / "quality.png", quality, read("quality")["bench_perplexity"], noted=False))
 
 
 if __name__ == "__main__":

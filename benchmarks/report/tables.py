@@ -1,217 +1,275 @@
-"""Write the tables of the READMEs from the committed results.
+"""Write the tables of the documents from the committed results, in English and in Chinese.
 
-python -m benchmarks.report.tables            rewrites the READMEs, triton_kernels/README.md and docs/performance.md
-python -m benchmarks.report.tables --check    fails where they are not what the results say
+python -m benchmarks.report.tables                rewrites the READMEs, triton_kernels/README.md and docs/performance.md
+python -m benchmarks.report.tables --check        fails where they are not what the results say
+python -m benchmarks.report.tables --linear FILE  prints the table of what bench_linear.py measured
+
+A table is a function of a language, and stands in a document between ``<!-- table: NAME -->`` and ``<!-- end -->``.
 """
 
+import argparse
 import json
 import re
 import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from benchmarks.report import generate_tables, quality_report
-from benchmarks.report.chinese import translate
+from benchmarks.machine import RESULTS, ROOT, read
+from benchmarks.report import gpu_tables
+from benchmarks.report.texts import MODELS, WAYS, grid, joined, name, say
 
-ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "benchmarks" / "results"
-CHINESE = ROOT / "README.zh.md"
-DOCUMENTS = (ROOT / "README.md", CHINESE, ROOT / "triton_kernels" / "README.md", ROOT / "docs" / "performance.md")
+DOCUMENTS = {
+    ROOT / "README.md": "en",
+    ROOT / "README.zh.md": "zh",
+    ROOT / "triton_kernels" / "README.md": "en",
+    ROOT / "docs" / "performance.md": "en",
+}
+COMMANDS = {"cpu": "make bench", "gpu": "make gpu-bench"}
+# The method that others are compared with.
+OFFICIAL = "INT4 official, per channel"
 
 
-def mini() -> str:
+def read_speed(place: str) -> dict[str, Any] | None:
+    """What bench_generate.py measured on a "cpu" or a "gpu", None where there is nothing yet."""
+    return read(f"generate_{place}") if (RESULTS / f"generate_{place}.json").is_file() else None
+
+
+def mini(language: str) -> str:
     """The table of ``make demo``."""
-    result = json.loads((RESULTS / "mini.json").read_text(encoding="utf-8"))
-    lines = ["| weights | size | bits per weight | perplexity | accuracy | tokens/s |", "|---|---|---|---|---|---|"]
-    for row in result["rows"]:
-        lines.append(
-            f"| {row['weights']} | {row['weight_bytes'] / 1e6:.2f} MB | {row['bits_per_weight']:.2f} "
-            f"| {row['perplexity']:.4f} ± {row['standard_error']:.4f} | {100 * row['accuracy']:.1f} % "
-            f"| {row['tokens_per_s']:.0f} |"
-        )
-    first, machine = result["rows"][0], result["machine"]
-    lines.append("")
-    lines.append(
-        f"Perplexity over {first['tokens']} tokens and exact answers to {first['questions']} questions. "
-        "Their number pairs never occur in training in that order (a sum's mirror image mostly does); "
-        "the other kinds of question repeat it; "
-        f"one sequence, {machine['threads']} thread(s) of {machine['cpu']} ({machine['capability']}), "
-        f"torch {machine['torch']}, {machine['date']}, commit {machine['commit']}."
+    result = read("mini")
+    rows = (
+        [
+            name(row["weights"], language),
+            f"{row['weight_bytes'] / 1e6:.2f} MB",
+            f"{row['bits_per_weight']:.2f}",
+            f"{row['perplexity']:.4f} ± {row['standard_error']:.4f}",
+            f"{100 * row['accuracy']:.1f} %",
+            f"{row['tokens_per_s']:.0f}",
+        ]
+        for row in result["rows"]
     )
-    return "\n".join(lines)
+    note = say("mini", language, result["rows"][0] | result["machine"])
+    return grid(say("mini heads", language).split("|"), rows, note)
 
 
-MODELS = {"ChatGLM-6B": "chatglm-6b", "ChatGLM2-6B": "chatglm2-6b", "ChatGLM3-6B": "chatglm3-6b"}
-
-
-def full_size() -> str:
-    """What the 6-billion-parameter checkpoints take on a CPU."""
-    heads = "|quantizing|its peak memory|size on disk|bits per weight|loading|weights in memory|memory once loaded"
-    heads += "|in a short chat|after a prompt of 512|peak|prompt of 128 tokens|prompt of 512|answer"
-    columns = [[head] for head in heads.split("|")]
-    notes = []
-    for name, file in MODELS.items():
-        result = json.loads((RESULTS / f"full_size_{file}.json").read_text(encoding="utf-8"))
+def full_size(language: str) -> str:
+    """What the 6-billion-parameter checkpoints take on a CPU: a column for each."""
+    results = {model: read(f"full_size_{file}") for file, model in MODELS.items()}
+    columns = [say("full-size heads", language).split("|")]
+    for model, result in results.items():
         for row in result["rows"]:
-            for column, cell in zip(columns, [f"{name}, INT{row['quantize']['bits']}", *_cells(row)], strict=True):
-                column.append(cell)
-        notes.append(f"{name} {result['commit']}")
-    lines = [f"| {' | '.join(columns[0])} |", "|---" * len(columns[0]) + "|"]
-    lines += [f"| {' | '.join(column)} |" for column in columns[1:]]
-    lines.append("")
-    lines.append(
-        f"{result['rows'][0]['threads']} threads of {result['cpu']} ({result['capability']}), a shared machine; "
-        f"torch {result['torch']}, {result['date']}, commits {', '.join(notes)}. GB = 1e9 bytes; "
-        "files in the page cache; medians of 3 runs."
-    )
-    return "\n".join(lines)
+            columns.append([f"{model}, INT{row['quantize']['bits']}", *_full_size_cells(row, say("second", language))])
+    commits = joined([f"{model} {result['commit']}" for model, result in results.items()], language)
+    heads, *rows = zip(*columns, strict=True)
+    threads = result["rows"][0]["threads"]
+    return grid(heads, rows, say("full-size", language, result, commits=commits, threads=threads))
 
 
-def _cells(row: dict) -> list[str]:
+def _full_size_cells(row: dict[str, Any], second: str) -> list[str]:
     quantize = row["quantize"]
     speed = quantize["source_bytes"] / quantize["seconds"] / 1e9
     memory = ("weight_bytes", "load_rss_bytes", "short_chat_rss_bytes", "chat_rss_bytes", "peak_rss_bytes")
     return [
-        f"{quantize['seconds']:.0f} s ({speed:.2f} GB/s)",
+        f"{quantize['seconds']:.0f}{second} ({speed:.2f} GB/s)",
         f"{quantize['peak_rss_bytes'] / 1e9:.2f} GB",
         f"{quantize['stored_bytes'] / 1e9:.2f} GB",
         f"{quantize['bits_per_weight']:.2f}",
-        f"{row['load_s']:.1f} s",
+        f"{row['load_s']:.1f}{second}",
         *(f"{row[key] / 1e9:.2f} GB" for key in memory),
-        *(f"{prefill['tokens_per_s']:.1f} tokens/s" for prefill in row["prefill"]),
-        f"{row['decode']['tokens_per_s']:.1f} tokens/s",
+        *(f"{measured['tokens_per_s']:.1f} tokens/s" for measured in (*row["prefill"], row["decode"])),
     ]
 
 
-def quantizers() -> str:
+def quantizers(language: str) -> str:
     """Our quantizer beside llama.cpp's."""
-    result = json.loads((RESULTS / "quantizers.json").read_text(encoding="utf-8"))
-    medians = {
-        name: {key: statistics.median(run[key] for run in runs) for key in ("seconds", "peak_rss_bytes")}
-        for name, runs in result["runs"].items()
-    }
+    result = read("quantizers")
     size = result["source_bytes"] / 1e9
-    parts = [
-        f"{figures['seconds']:.0f} s ({size / figures['seconds']:.2f} GB/s, peak "
-        f"{figures['peak_rss_bytes'] / 1e9:.2f} GB)"
-        for figures in medians.values()
-    ]
-    ratio, release = result["speed_ratio"], result["versions"]["llama-cpp-python"]
-    return (
-        f"Quantizing the same {size:.1f} GB of float16 to 4 bits, in turn, {len(result['runs']['glm-int4'])} times: "
-        f"ours {parts[0]}, with a search for every group's range; llama.cpp's Q4_0 ({release}) "
-        f"{parts[1]}, without one. Ours has {ratio['median']:.2f} times llama.cpp's speed "
-        f"({ratio['least']:.2f} to {ratio['largest']:.2f}).\n\n"
-        f"{result['threads']} threads of {result['cpu']} ({result['capability']}), a shared machine; "
-        f"torch {result['versions']['torch']}, {result['date']}, commit {result['commit']}."
+    ours, theirs = (
+        {
+            "seconds": (seconds := statistics.median(run["seconds"] for run in runs)),
+            "gb_s": size / seconds,
+            "gb": statistics.median(run["peak_rss_bytes"] for run in runs) / 1e9,
+        }
+        for runs in result["runs"].values()
     )
+    versions, times = result["versions"], len(result["runs"]["glm-int4"])
+    figures = {"size": size, "times": times, "ours": ours, "theirs": theirs, "release": versions["llama-cpp-python"]}
+    text = say("quantizers", language, figures | result["speed_ratio"])
+    return f"{text}\n\n{say('machine', language, result, torch=versions['torch'])}"
 
 
-def ptuning() -> str:
+def ptuning(language: str) -> str:
     """What the prefix of the walk-through learns, and a step at full size."""
-    result = json.loads((RESULTS / "ptuning.json").read_text(encoding="utf-8"))
-    step = result["full_size"]
-    return (
-        f"{result['parameters']:,} parameters, {result['settings']['max_steps']} steps, {result['seconds']:.0f} s: "
-        f"word for word right are {100 * result['exact_before']:.1f} % of {result['questions']} held-out questions "
-        f"before and {100 * result['exact_after']:.1f} % after. At the size of ChatGLM-6B (random weights, INT4, "
-        f"128 columns, one sample of 64 and 64 tokens) a step takes {step['seconds']:.0f} s and at most "
-        f"{step['peak_rss_bytes'] / 1e9:.2f} GB of memory.\n\n"
-        f"{result['threads']} threads of {result['cpu']} ({result['capability']}), a shared machine; "
-        f"torch {result['torch']}, {result['date']}, commit {result['commit']}."
-    )
+    result = read("ptuning")
+    before, after = (100 * result[key] for key in ("exact_before", "exact_after"))
+    gb = result["full_size"]["peak_rss_bytes"] / 1e9
+    text = say("ptuning", language, result, before=before, after=after, gb=gb)
+    return f"{text}\n\n{say('machine', language, result)}"
 
 
-def server() -> str:
+def server(language: str) -> str:
     """Many clients at the server, beside one."""
-    result = json.loads((RESULTS / "server.json").read_text(encoding="utf-8"))
-    one, many = result["one_by_one"], result["together"]
-    return (
-        f"{result['clients']} clients with {result['requests']} requests of mixed lengths, on the mini model in INT4, "
-        f"{result['parallel']} answers at a time: {many['tokens_per_s']:.0f} tokens/s, "
-        f"{result['throughput_ratio']:.1f} times one client's {one['tokens_per_s']:.0f}. "
-        f"The first token came after {many['ttft_p50_ms']:.0f} ms (median; 95 % within {many['ttft_p95_ms']:.0f} ms, "
-        f"most of it in the queue), for one client after {one['ttft_p50_ms']:.0f} ms. "
-        f"Answers lost: {one['lost'] + many['lost']}; other than the engine's own: "
-        f"{one['different'] + many['different']}.\n\n"
-        f"{result['threads']} thread{'' if result['threads'] == 1 else 's'} of {result['cpu']} "
-        f"({result['capability']}), a shared machine; torch {result['torch']}, {result['date']}, "
-        f"commit {result['commit']}."
-    )
+    result = read("server")
+    lost, different = (result["one_by_one"][key] + result["together"][key] for key in ("lost", "different"))
+    text = say("server", language, result, lost=lost, different=different)
+    return f"{text}\n\n{say('machine', language, result)}"
 
 
-def kernels() -> str:
-    """Instructions per weight of every launch, and what the gate saw of each Triton."""
-    versions = json.loads((RESULTS / "kernel_gate.json").read_text(encoding="utf-8"))
-    newest = max(versions)
-    cells: dict[tuple[str, int, int], dict[int, float]] = {}
-    for result in versions[newest]:
-        constants = result["constants"]
-        usual = constants.get("GROUP_SIZE") == (128 if constants.get("BITS") == 4 else None)
-        zeros = ("zeros_ptr" not in constants) == (constants.get("BITS") == 4)
-        if "BLOCK_M" in constants and usual and zeros and constants["USE_ASM"] and constants["ACTIVATION"] is None:
-            key = (result["kernel"], constants["BITS"], constants["BLOCK_M"])
-            cells.setdefault(key, {})[result["architecture"]] = result["instructions"]
-    architectures = sorted({architecture for row in cells.values() for architecture in row})
-    lines = [f"| kernel | rows of x in a tile | {' | '.join(f'sm_{a}' for a in architectures)} |"]
-    lines.append("|---" * (len(architectures) + 2) + "|")
-    for (kernel, bits, block_m), row in sorted(cells.items()):
-        values = [f"{row[a]:.2f}" if a in row else "" for a in architectures]
-        lines.append(f"| INT{bits} {kernel} | {block_m} | {' | '.join(values)} |")
-    lines += [
-        "",
-        "| Triton | kernels | bytes of spills | most registers | most shared memory |",
-        "|---|---|---|---|---|",
-    ]
-    for version, results in sorted(versions.items()):
-        spills, registers, shared = (
-            max(result[name] for result in results) for name in ("stack_bytes", "registers", "shared_bytes")
+def quality(language: str) -> str:
+    """Every method of bench_perplexity.py on the mini model."""
+    result = read("quality")["bench_perplexity"]
+    official = next(row["kl"] for row in result["rows"] if row["name"] == OFFICIAL)
+    rows = []
+    for row in result["rows"]:
+        quantized = "cpu_seconds" in row
+        share = f"{row['kl'] / official:.2f}" if quantized else ""
+        if quantized and row["name"] != OFFICIAL and not row.get("kl_less_official", {"counts": True})["counts"]:
+            share = f"({share})"
+        rows.append(
+            [
+                name(row["name"], language),
+                f"{row['bits_per_weight']:.2f}",
+                f"{row['perplexity']:.4f} ± {row['standard_error']:.4f}",
+                _percent(row["loss_increase"]),
+                f"{1e4 * row['kl']:.3f} ± {1e4 * row['kl_standard_error']:.3f}" if row["kl"] > 1e-9 else "0",
+                share,
+                f"{100 * row['accuracy']:.1f} %",
+                f"{row['cpu_seconds']:.1f}{say('second', language)}" if quantized else "",
+            ]
         )
-        lines.append(f"| {version} | {len(results)} | {spills} | {registers} | {shared / 1024:.0f} KiB |")
-    lines.append("")
-    lines.append(
-        f"Triton {newest}; INT4 in groups of 128 with zero points, INT8 per channel, as one of several splits of K."
+    note = say("quality", language, result["rows"][0] | result["machine"])
+    return grid(say("quality heads", language).split("|"), rows, note)
+
+
+def _percent(increase: dict[str, Any]) -> str:
+    """An increase and its standard error; in brackets where it may be chance."""
+    text = f"{100 * increase['mean']:+.3f} ± {100 * increase['standard_error']:.3f} %"
+    return text if increase["counts"] or not increase["mean"] else f"({text})"
+
+
+def outliers(language: str) -> str:
+    """Outlier channels in the mini model, and layers of 6B widths, by bench_outliers.py."""
+    result = read("quality")["bench_outliers"]
+    shares = {(row["name"], row["case"]): row["share_of_official"] for row in result["rows"]}
+    methods, cases = (list(dict.fromkeys(names)) for names in zip(*shares, strict=True))
+    heads = [say("outliers head", language), *(name(case, language) for case in cases)]
+    rows = (
+        [name(method, language)]
+        + [f"{share:.4f}" if share < 0.01 else f"{share:.2f}" for share in (shares[method, case] for case in cases)]
+        for method in methods
     )
-    return "\n".join(lines)
+    int8 = next(row for row in result["rows"] if row["name"] == "INT8" and "loss_increase" in row)
+    return grid(heads, rows, say("outliers", language, result["machine"], change=_percent(int8["loss_increase"])))
 
 
-TABLES: dict[str, Callable[[], str]] = {
+def gptq(language: str) -> str:
+    """One line: what GPTQ takes for a 6-billion-parameter model."""
+    result = read("gptq_layer")
+    layer = result["one_layer"]["gptq"]
+    minutes, cpu_minutes = layer["seconds"] / 60, layer["cpu_seconds"] / 60
+    gb = layer["peak_rss_bytes"] / 1e9
+    return say("gptq", language, result, minutes=minutes, cpu_minutes=cpu_minutes, gb=gb)
+
+
+def pairs(language: str) -> str:
+    """Tokens per second beside other programs', from what cpu_pairs.py measured in turn."""
+    results = [read(path.stem) for path in RESULTS.glob("cpu_pairs_*.json")]
+    for result in results:
+        result["cpu"] = result["cpu"].replace("(R)", "").removesuffix(" Processor")
+    keys = ("capability", "cpu", "peer", "preset", "threads")
+    results.sort(key=lambda result: [result[key] for key in keys], reverse=True)
+    rows = []
+    for result in results:
+        prefill = {row["tokens"]: row for row in result["prefill"]}
+        rates = (prefill.get(128), prefill.get(512), result["decode"][0])
+        median, low, high = (100 * share for share in (result["share_of_bandwidth"], *result["share_spread"]))
+        rows.append(
+            [
+                say("pairs label", language, result, model=MODELS[result["preset"]]),
+                result["peer"],
+                *(say("pairs rate" if rate else "missing", language, rate) for rate in rates),
+                say("pairs share", language, median=median, low=low, high=high),
+            ]
+        )
+    versions, commits, dates = (
+        joined(sorted({form.format_map(result) for result in results}), language)
+        for form in ("{peer} {peer_version}", "{commit}", "{date}")
+    )
+    counts = say("alternatives", language).join(sorted({str(result["pairs"]) for result in results}))
+    note = say("pairs", language, results[-1], pairs=counts, versions=versions, commits=commits, dates=dates)
+    return grid(say("pairs heads", language).split("|"), rows, note)
+
+
+def speed(language: str) -> str:
+    """Tokens per second on a CPU and on a GPU."""
+    return "\n\n".join(speed_of(place, read_speed(place), language) for place in COMMANDS)
+
+
+def speed_of(place: str, result: dict[str, Any] | None, language: str = "en") -> str:
+    """A line for every model and kind of work, a column for every way."""
+    if result is None:
+        return say("no speed", language, place=place.upper(), command=COMMANDS[place])
+    ways = [way for way in WAYS if any(row["way"] == way for row in result["rows"])]
+    cells: dict[str, dict[str, str]] = {}
+    for row in result["rows"]:
+        kind = "prompt" if row["kind"] == "prefill" else "answers" if row["batch"] > 1 else "answer"
+        line = cells.setdefault(say(kind, language, row, model=MODELS[row["model"]]), {})
+        rate = row["tokens_per_s"]
+        share = f" ({100 * row['share']:.0f} %)" if "share" in row else ""
+        line[row["way"]] = (f"{rate:.1f}" if rate >= 1 else f"{rate:.2f}") + share
+    missing = say("missing", language)
+    rows = ([label, *(line.get(way, missing) for way in ways)] for label, line in cells.items())
+    layers = {row["layers"] for row in result["rows"]}
+    depth = "" if layers == {28} else say("depth", language, layers=", ".join(map(str, sorted(layers))))
+    note = say("speed", language, result["machine"], command=result["command"], depth=depth)
+    return grid([f"tokens/s, {place.upper()}", *(name(WAYS[way], language) for way in ways)], rows, note)
+
+
+TABLES: dict[str, Callable[[str], str]] = {
     "mini": mini,
     "full-size": full_size,
     "quantizers": quantizers,
     "ptuning": ptuning,
     "server": server,
-    "kernels": kernels,
-    "quality": quality_report.methods,
-    "outliers": quality_report.outliers,
-    "gptq": quality_report.full_size,
-    "pairs": generate_tables.pairs,
-    "speed": generate_tables.speed,
-    "floors": generate_tables.floors,
+    "kernels": lambda _: gpu_tables.gate(read("kernel_gate")),
+    "quality": quality,
+    "outliers": outliers,
+    "gptq": gptq,
+    "pairs": pairs,
+    "speed": speed,
+    "floors": lambda _: gpu_tables.floors(read("floors")["rows"]),
 }
 
 
-def render(readme: str, *, chinese: bool = False) -> str:
-    """Return a README with its tables replaced by what the results say."""
-    for name, table in TABLES.items():
-        if f"<!-- table: {name} -->" not in readme:
-            continue
-        text = translate(table()) if chinese else table()
-        pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
-        readme = re.sub(pattern, lambda match, text=text: f"{match[1]}{text}\n{match[2]}", readme, flags=re.S)
-    return readme
+def render(document: str, language: str) -> str:
+    """Return a document with its tables replaced by what the results say."""
+
+    def fresh(match: re.Match[str]) -> str:
+        return f"{match[1]}{TABLES[match[2]](language)}\n{match[3]}"
+
+    return re.sub(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", fresh, document, flags=re.DOTALL)
 
 
 def main() -> int:
+    """Rewrite or check the documents, or print the table of a file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--linear", type=Path)
+    arguments = parser.parse_args()
+    if arguments.linear:
+        benchmarks = json.loads(arguments.linear.read_text(encoding="utf-8"))["benchmarks"]
+        print(gpu_tables.linear([benchmark["extra_info"] for benchmark in benchmarks]))
+        return 0
     stale = False
-    for path in DOCUMENTS:
-        readme = path.read_text(encoding="utf-8")
-        rendered = render(readme, chinese=path == CHINESE)
-        stale |= rendered != readme
-        if "--check" not in sys.argv[1:]:
+    for path, language in DOCUMENTS.items():
+        document = path.read_text(encoding="utf-8")
+        rendered = render(document, language)
+        stale |= rendered != document
+        if not arguments.check:
             path.write_text(rendered, encoding="utf-8")
-    return int(stale and "--check" in sys.argv[1:])
+    return int(stale and arguments.check)
 
 
 if __name__ == "__main__":

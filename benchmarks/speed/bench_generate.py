@@ -1,7 +1,7 @@
 """How fast do whole models read and write, beside other ways to run them? On a GPU, or on a CPU without one.
 
 pytest benchmarks/speed/bench_generate.py --benchmark-json=generate.json
-python -m benchmarks.report.generate_report generate.json --json benchmarks/results/generate_cpu.json
+python -m benchmarks.report.condense generate.json --json benchmarks/results/generate_cpu.json
 
 Random weights in the shapes of the real models: nothing is downloaded. Ways whose package is missing skip.
 Choose with -k, for example -k "chatglm-6b and int4 and decode"; with LAYERS=4 models have four layers of 28,
@@ -10,22 +10,18 @@ with THREADS=1 a CPU takes one thread. One model at a time is in memory: half pr
 
 import functools
 import gc
-import importlib.util
-import json
 import os
-import subprocess
-import sys
+import statistics
 import tempfile
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
-from benchmarks.kernels.cpu_switch import commit, cpu_name
-from benchmarks.peers import chatglm_cpp_peer, llama_peer
+from benchmarks.machine import device_facts
+from benchmarks.peers.official import OfficialLinear
+from benchmarks.peers.peer import Peer, measure_decode, measure_prefill, open_peer
 from glm_int4.generation.decoding import Decoder
 from glm_int4.generation.engine import Engine
 from glm_int4.generation.padded_batch import Batch
@@ -52,35 +48,10 @@ if "THREADS" in os.environ:
     torch.set_num_threads(int(os.environ["THREADS"]))
 
 
-class OfficialLinear(nn.Module):
-    """As ChatGLM's own code: the whole matrix to half precision on every call, then a product. Emulated in torch."""
-
-    def __init__(self, out_features: int, in_features: int) -> None:
-        super().__init__()
-        self.in_features, self.out_features = in_features, out_features
-        self.dtype = torch.float16 if ON_GPU else torch.bfloat16
-        packed = torch.randint(-128, 128, (out_features, in_features // 2), dtype=torch.int8, device=DEVICE)
-        self.register_buffer("packed", packed)
-        self.register_buffer("scales", torch.full((out_features, 1), 0.004, dtype=self.dtype, device=DEVICE))
-
-    def forward(self, x: Tensor, **options: object) -> Tensor:
-        q = torch.stack((self.packed >> 4, self.packed << 4 >> 4), dim=-1).flatten(1)
-        return F.linear(x.to(self.dtype), q.to(self.dtype) * self.scales)
-
-
 @functools.cache
 def machine() -> dict[str, object]:
     """What is measured on."""
-    name = torch.cuda.get_device_name() if ON_GPU else cpu_name()
-    return {
-        "device": name,
-        "capability": str(torch.cuda.get_device_capability()) if ON_GPU else torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "commit": commit(),
-        "date": time.strftime("%Y-%m-%d"),
-        "bandwidth_gb_s": bandwidth.measure_bandwidth(DEVICE) / 1e9,
-    }
+    return device_facts() | {"bandwidth_gb_s": bandwidth.measure_bandwidth(DEVICE) / 1e9}
 
 
 @functools.lru_cache(maxsize=1)
@@ -94,57 +65,44 @@ def engine(preset: str, way: str) -> Engine:
     if way == "official int4":
         for module in made.model.modules():
             if isinstance(module, QuantizedLinear) and module.out_features != made.config.vocab_size:
-                module.matrix = OfficialLinear(module.out_features, module.in_features)
+                module.matrix = OfficialLinear(module.out_features, module.in_features, DEVICE)
     return made
 
 
-def facts(made: Engine) -> dict[str, object]:
-    config, plan = made.config, made.plan
+def facts(made: Engine) -> dict[str, Any]:
+    """Bytes of a model and of its cache."""
+    config, setup = made.config, made.setup
     return {
         "weight_bytes": weight_bytes_per_step(made),
         "memory_bytes": sum(t.nbytes for t in (*made.model.parameters(), *made.model.buffers())),
-        "kv_bytes": kv_bytes_per_token(config.num_layers, config.num_kv_heads, config.head_dim, plan.kv_dtype),
-        "backend": plan.backend,
+        "kv_bytes": kv_bytes_per_token(config.num_layers, config.num_kv_heads, config.head_dim, setup.kv_dtype),
+        "backend": setup.backend,
     }
 
 
-@functools.cache
-def llama(preset: str) -> dict[str, object]:
-    """What llama.cpp's figures are for matrices of the same shapes, from a process of its own."""
-    for name in ("llama_cpp", "gguf"):
-        if importlib.util.find_spec(name) is None:
-            pytest.skip(f"{name} is not installed: pip install -c constraints.txt -e '.[peers]'")
-    command = [sys.executable, "-m", "benchmarks.peers.llama_peer", "--preset", preset, "--layers", str(LAYERS)]
-    command += ["--threads", str(torch.get_num_threads()), "--prompt", *map(str, PROMPTS), "--context", "128"]
-    result = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-    return json.loads(result.stdout)
-
-
 @functools.lru_cache(maxsize=1)
-def chatglm_cpp(preset: str) -> chatglm_cpp_peer.ChatGLMCpp:
-    """A model of chatglm.cpp with random weights."""
-    pytest.importorskip("chatglm_cpp", reason="chatglm-cpp is not installed: see chatglm_cpp_peer.py")
+def open_other(way: str, preset: str) -> Peer:
+    """A model of another program with random weights, or skip."""
+    name = way.split()[0]
+    for module in {"llama.cpp": ("llama_cpp", "gguf"), "chatglm.cpp": ("chatglm_cpp",)}[name]:
+        pytest.importorskip(module, reason=f"{module} is not installed: see benchmarks/peers")
     with tempfile.TemporaryDirectory() as folder:  # loaded, it needs no name
-        path = chatglm_cpp_peer.write_model(Path(folder) / "random.bin", preset, LAYERS)
-        return chatglm_cpp_peer.ChatGLMCpp(path)
+        return open_peer(name, Path(folder) / "random.bin", preset, LAYERS)
 
 
 def peer(way: str, preset: str, kind: str, length: int) -> float:
     """Tokens per second of another program, or skip."""
     if ON_GPU:
         pytest.skip("a comparison on the CPU")
-    if way.startswith("llama"):
-        key = {"prefill": "tokens", "decode": "context"}[kind]
-        found = [row["tokens_per_s"] for row in llama(preset)[kind] if row[key] == length]
-        return found[0] if found else pytest.skip(f"llama_peer.py has no {kind} of {length}")
-    model = chatglm_cpp(preset)
+    other = open_other(way, preset)
     if kind == "decode":
-        return llama_peer.measure_decode(model, length, STEPS)
-    model.clear()
-    return length / model.read(llama_peer.tokens_of(length))
+        return measure_decode(other, length, STEPS)
+    runs = 3 if way.startswith("llama") else 1  # chatglm.cpp takes a minute and a half for 512 tokens
+    return statistics.median(measure_prefill(other, length, seed) for seed in range(runs))
 
 
-def record(benchmark, preset: str, way: str, what: dict[str, object], rate: float) -> None:
+def record(benchmark: Any, preset: str, way: str, what: dict[str, Any], rate: float) -> None:
+    """Keep a figure, beside what it was measured on."""
     benchmark.extra_info |= machine() | {"model": preset, "layers": LAYERS, "way": way, "tokens_per_s": rate} | what
 
 
@@ -158,7 +116,7 @@ def test_prefill(benchmark, preset, way, tokens):
         benchmark.pedantic(lambda: None)
         return record(benchmark, preset, way, what, rate)
     made = engine(preset, way)
-    decoder, sampler = Decoder(made.model, made.plan, tokens + 1), Sampler(GREEDY, made.config.version)
+    decoder, sampler = Decoder(made.model, made.setup, tokens + 1), Sampler(GREEDY, made.config.version)
     prompts = (Batch(made.model, [random_row(made, tokens, seed)], made.device) for seed in range(100))
 
     def read() -> None:
@@ -181,7 +139,7 @@ def test_decode(benchmark, preset, way, batch, context):
     warm_up, rounds = (4, STEPS) if ON_GPU else (1, 2 if way == "official int4" else STEPS)
     steps = warm_up + rounds + 1
     rows = [random_row(made, context - steps, seed) for seed in range(batch)]
-    decoder = FilledDecoder(made.model, made.plan, context)
+    decoder = FilledDecoder(made.model, made.setup, context)
     sampler = Sampler(GREEDY, made.config.version)
     tokens = decoder.steps(Batch(made.model, rows, made.device), steps, sampler, frozenset())
     next(tokens)  # of the noise

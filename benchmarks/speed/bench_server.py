@@ -12,28 +12,24 @@ python -m benchmarks.speed.bench_server --model DIR --clients 16 --requests 16 -
     --json benchmarks/results/server_chatglm-6b.json
 """
 
-import argparse
 import asyncio
 import json
 import random
 import re
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import Any
 
 import glm_int4
-from benchmarks.kernels.cpu_switch import commit, cpu_name
-from glm_int4.text.chat_format import chat_format
+from benchmarks.machine import MINI, PROGRAM, facts, parser, write
+from glm_int4.text.chat.chat_format import chat_format
 
-MINI = Path(__file__).parents[2] / "examples" / "mini-chatglm"
 # Sampled, so that a mix-up of two answers would show; the seed makes it repeatable.
-SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+SAMPLING: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
 
 
 @dataclass
@@ -67,7 +63,7 @@ def make_requests(engine: glm_int4.Engine, count: int, longest: int) -> list[dic
 def answer_alone(engine: glm_int4.Engine, request: dict) -> str:
     """What the engine says to a request when nothing else runs."""
     sampling = glm_int4.SamplingParams(seed=request["seed"], **SAMPLING)
-    ids = engine.generate(request["prompt"], request["max_tokens"], sampling, stop_ids=[])
+    ids = engine.stream_ids(request["prompt"], request["max_tokens"], sampling, stop_ids=[])
     return engine.tokenizer.decode(ids)
 
 
@@ -124,16 +120,16 @@ def figures(seconds: float, answers: list[Answer], alone: list[str]) -> dict[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a checkpoint that runs; default: the mini model in INT4")
-    parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--requests", type=int, default=256)
-    parser.add_argument("--parallel", type=int, default=8, help="answers at a time")
-    parser.add_argument("--max-tokens", type=int, default=64, help="of the longest answer")
-    parser.add_argument("--max-length", type=int, default=512)
-    parser.add_argument("--threads", type=int, default=1, help="of the engine; event loop and clients need some too")
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    """Start a server, send it the requests twice, and write the result."""
+    options = parser(__doc__)
+    options.add_argument("--model", type=Path, help="a checkpoint that runs; default: the mini model in INT4")
+    options.add_argument("--clients", type=int, default=64)
+    options.add_argument("--requests", type=int, default=256)
+    options.add_argument("--parallel", type=int, default=8, help="answers at a time")
+    options.add_argument("--max-tokens", type=int, default=64, help="of the longest answer")
+    options.add_argument("--max-length", type=int, default=512)
+    options.add_argument("--threads", type=int, default=1, help="of the engine; event loop and clients need some too")
+    arguments = options.parse_args()
     with tempfile.TemporaryDirectory() as work:
         model = arguments.model or Path(work) / "mini-int4"
         if arguments.model is None:
@@ -144,7 +140,7 @@ def main() -> None:
         del engine
         server = subprocess.Popen(
             [
-                *(sys.executable, "-m", "glm_int4", "serve", str(model), "--port", "0", "--device", "cpu"),
+                *(*PROGRAM, "serve", model, "--port", "0", "--device", "cpu"),
                 *("--parallel", str(arguments.parallel), "--queue", str(arguments.clients)),
                 *("--max-length", str(arguments.max_length), "--threads", str(arguments.threads)),
             ],
@@ -174,16 +170,8 @@ def main() -> None:
         "one_by_one": one,
         "together": many,
         "throughput_ratio": many["tokens_per_s"] / one["tokens_per_s"],
-        "threads": arguments.threads,
-        "cpu": cpu_name(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
-        "commit": commit(),
-        "date": time.strftime("%Y-%m-%d"),
     }
-    print(json.dumps(result, indent=2))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    write(result | facts() | {"threads": arguments.threads}, arguments.json)
 
 
 if __name__ == "__main__":

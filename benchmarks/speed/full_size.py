@@ -13,15 +13,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import glm_int4
-from benchmarks.kernels.cpu_switch import commit, cpu_name
+from benchmarks.machine import PROGRAM, facts, parser, write
+from benchmarks.speed.ours import our_decode, our_prefill
 from glm_int4.checkpoint.build import resident_bytes
-from glm_int4.generation.engine import Engine
 
-GREEDY = glm_int4.SamplingParams(temperature=0)
 PROMPT_TOKENS, DECODE_TOKENS, RUNS = (128, 512), 32, 3
 
 
@@ -37,26 +37,16 @@ def measure(folder: str) -> dict[str, object]:
     glm = glm_int4.load(folder, device="cpu")
     result: dict[str, object] = {
         "load_s": time.perf_counter() - started,
-        "weight_bytes": resident_bytes(glm.info, glm.plan),
+        "weight_bytes": resident_bytes(glm.info, glm.setup),
         "load_rss_bytes": rss_bytes("VmRSS"),
     }
-    glm.generate(prompt_ids(glm, 16), 16, GREEDY, stop_ids=[])
+    our_decode(glm, 16, 16)
     result["short_chat_rss_bytes"] = rss_bytes("VmRSS")
-    prefill = []
-    for count in PROMPT_TOKENS:
-        times = []
-        for seed in range(RUNS):
-            prompt = prompt_ids(glm, count, seed)  # another one each time: what was read would not be read again
-            started = time.perf_counter()
-            glm.generate(prompt, 1, GREEDY, stop_ids=[])
-            times.append(time.perf_counter() - started)
-        prefill.append({"tokens": count, "tokens_per_s": count / statistics.median(times)})
-    result["prefill"] = prefill
-    rates = []
-    for seed in range(RUNS):
-        ids = glm.stream_ids(prompt_ids(glm, 66, seed), DECODE_TOKENS + 1, GREEDY, stop_ids=[])
-        stamps = [time.perf_counter() for _ in ids]
-        rates.append(DECODE_TOKENS / (stamps[-1] - stamps[0]))
+    result["prefill"] = [
+        {"tokens": tokens, "tokens_per_s": statistics.median(our_prefill(glm, tokens, seed) for seed in range(RUNS))}
+        for tokens in PROMPT_TOKENS
+    ]
+    rates = [our_decode(glm, 66, DECODE_TOKENS, seed) for seed in range(RUNS)]
     result["decode"] = {"context": 66, "tokens_per_s": statistics.median(rates)}
     result["chat_rss_bytes"] = rss_bytes("VmRSS")
     result["peak_rss_bytes"] = rss_bytes("VmHWM")
@@ -64,56 +54,40 @@ def measure(folder: str) -> dict[str, object]:
     return result
 
 
-def prompt_ids(glm: Engine, count: int, seed: int = 0) -> list[int]:
-    """Random ids as a prompt."""
-    generator = torch.Generator().manual_seed(1000 * seed + count)
-    ids = torch.randint(10, 60000, (count,), generator=generator).tolist()
-    if glm.config.version == "1":
-        ids[-2:] = glm.text_prefix
-    return ids
-
-
-def run_json(*command: str) -> dict[str, object]:
+def run_json(*command: str | Path) -> dict[str, Any]:
     """The JSON that a command prints."""
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="half-precision checkpoint")
-    parser.add_argument("--work", type=Path, default=Path(), help="folder for the quantized checkpoints")
-    parser.add_argument("--bits", type=int, nargs="+", default=[4, 8])
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--measure", help=argparse.SUPPRESS)  # the second process: memory is counted from zero
-    arguments = parser.parse_args()
+    """Quantize, measure in another process, and write the result."""
+    options = parser(__doc__)
+    options.add_argument("--model", help="half-precision checkpoint")
+    options.add_argument("--work", type=Path, default=Path(), help="folder for the quantized checkpoints")
+    options.add_argument("--bits", type=int, nargs="+", default=[4, 8])
+    options.add_argument("--measure", help=argparse.SUPPRESS)  # the second process: memory is counted from zero
+    arguments = options.parse_args()
     if arguments.measure:
         print(json.dumps(measure(arguments.measure)))
         return
     if not arguments.model:
-        parser.error("--model is needed")
+        options.error("--model is needed")
     rows = []
     for bits in arguments.bits:
         folder = arguments.work / f"full-size-int{bits}"
-        command = [sys.executable, "-m", "glm_int4", "quantize", "--model", arguments.model, "--output", str(folder)]
+        command = [*PROGRAM, "quantize", "--model", arguments.model, "--output", folder]
         report = run_json(*command, "--bits", str(bits), "--overwrite", "--json")
         keys = ("bits", "group_size", "bits_per_weight", "seconds", "peak_rss_bytes", "source_bytes", "stored_bytes")
-        row = {"quantize": {key: report[key] for key in keys}}
-        row |= run_json(sys.executable, "-m", "benchmarks.speed.full_size", "--measure", str(folder))
+        row: dict[str, Any] = {"quantize": {key: report[key] for key in keys}}
+        row |= run_json(sys.executable, "-m", "benchmarks.speed.full_size", "--measure", folder)
         rows.append(row)
         print(json.dumps(row, indent=2), file=sys.stderr)
         shutil.rmtree(folder)
     result = {
         "command": "python -m benchmarks.speed.full_size",
         "model": Path(os.path.abspath(arguments.model)).name,
-        "cpu": cpu_name(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
-        "commit": commit(),
-        "date": time.strftime("%Y-%m-%d"),
-        "rows": rows,
     }
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    write(result | facts() | {"rows": rows}, arguments.json)
 
 
 if __name__ == "__main__":

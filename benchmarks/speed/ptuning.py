@@ -5,24 +5,19 @@ python -m benchmarks.speed.ptuning --work FOLDER --json benchmarks/results/ptuni
 With --full-size DIR, an INT4 checkpoint of 6 billion parameters with its tokenizer, one step on that is measured too.
 """
 
-import argparse
 import hashlib
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
-
-import torch
+from typing import Any
 
 import glm_int4
-from benchmarks.kernels.cpu_switch import commit, cpu_name
+from benchmarks.machine import EXAMPLES, MINI, PROGRAM, facts, parser, write
 
-ROOT = Path(__file__).parents[2]
-MINI = ROOT / "examples" / "mini-chatglm"
 GREEDY = glm_int4.SamplingParams(temperature=0)
 # Found by short runs; the official learning rate of 2e-2 learns the same in more steps.
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "pre_seq_len": 32,
     "learning_rate": 0.1,
     "per_device_train_batch_size": 16,
@@ -43,7 +38,7 @@ def full_size_step(model: Path, work: Path) -> dict[str, object]:
     """Time and memory of one step of one sample of 64 and 64 tokens, in a process of its own."""
     data, output = work / "one.json", work / "full-size"
     data.write_text(json.dumps([{"content": "天气" * 100, "summary": "晴朗" * 100}]), encoding="utf-8")
-    command = [sys.executable, "-m", "glm_int4", "ptune", "--model", model, "--train-file", data, "--output", output]
+    command = [*PROGRAM, "ptune", "--model", model, "--train-file", data, "--output", output]
     options = "--pre-seq-len 128 --max-target-length 64 --max-steps 1 --gradient-accumulation-steps 1 --overwrite"
     result = subprocess.run(
         [*command, *options.split(), "--device", "cpu", "--json"], check=True, stdout=subprocess.PIPE
@@ -62,14 +57,14 @@ def digest(folder: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for model, data and checkpoints")
-    parser.add_argument("--full-size", type=Path)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    """Train, and write what was learnt."""
+    options = parser(__doc__)
+    options.add_argument("--work", type=Path, required=True, help="folder for model, data and checkpoints")
+    options.add_argument("--full-size", type=Path)
+    arguments = options.parse_args()
     model, data, output = (arguments.work / name for name in ("mini-int4", "data", "ptuned"))
     glm_int4.quantize_checkpoint(MINI, model, bits=4, overwrite=True)
-    subprocess.run([sys.executable, ROOT / "examples" / "ptuning" / "make_data.py", data], check=True)
+    subprocess.run([sys.executable, EXAMPLES / "ptuning" / "make_data.py", data], check=True)
     rows = [json.loads(line) for line in (data / "test.jsonl").read_text(encoding="utf-8").splitlines()]
     before = digest(model)
     exact_before = exact_share(model, rows)
@@ -101,16 +96,8 @@ def main() -> None:
         "model_unchanged": digest(model) == before,
         "prefix_bytes": (Path(report.checkpoint) / "prefix_encoder.safetensors").stat().st_size,
         "full_size": full_size_step(arguments.full_size, arguments.work) if arguments.full_size else None,
-        "threads": torch.get_num_threads(),
-        "cpu": cpu_name(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
-        "commit": commit(),
-        "date": time.strftime("%Y-%m-%d"),
     }
-    print(json.dumps(result, indent=2))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    write(result | facts(), arguments.json)
 
 
 if __name__ == "__main__":

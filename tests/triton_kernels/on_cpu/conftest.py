@@ -17,8 +17,8 @@ def emulator(monkeypatch):
 
     choose = launch.attention
 
-    def attention(heads_per_group, *, tensor_cores):
-        return choose(heads_per_group, tensor_cores=tensor_cores and ARCHITECTURE >= 80)
+    def attention(heads_per_kv_head, *, tensor_cores):
+        return choose(heads_per_kv_head, tensor_cores=tensor_cores and ARCHITECTURE >= 80)
 
     monkeypatch.setattr(launch, "attention", attention)
     with emulated(ARCHITECTURE, gpu, decode):

@@ -40,7 +40,7 @@ def timed(monkeypatch):
 
 def tune(timer, architecture, **options):
     lines = []
-    rows, timings = launch_search.tune(
+    rows, timings = launch_search.search(
         4,
         CPU,
         SHAPES,

@@ -1,14 +1,15 @@
 """Keep what bench_generate.py measured, without what changes from run to run and says nothing.
 
-python -m benchmarks.report.generate_report generate.json --json benchmarks/results/generate_cpu.json
+python -m benchmarks.report.condense generate.json --json benchmarks/results/generate_cpu.json
 
 Of several files, a figure is that of the last one that has it: what was disturbed can be measured again with -k.
 The tables and plots are drawn from the kept file: ``make report``.
 """
 
-import argparse
 import json
 from pathlib import Path
+
+from benchmarks.machine import parser, write_rows
 
 MACHINE = ("device", "capability", "threads", "torch", "commit", "date", "bandwidth_gb_s")
 
@@ -32,14 +33,14 @@ def condense(*runs: dict) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("measured", type=Path, nargs="+")
-    parser.add_argument("--json", type=Path, required=True)
-    arguments = parser.parse_args()
+    """Join files of pytest-benchmark into one result."""
+    options = parser(__doc__)
+    options.add_argument("measured", type=Path, nargs="+")
+    arguments = options.parse_args()
+    if arguments.json is None:
+        options.error("--json is needed")
     result = condense(*(json.loads(path.read_text(encoding="utf-8")) for path in arguments.measured))
-    lines = ",\n".join(json.dumps(row) for row in result.pop("rows"))
-    head = json.dumps(result, indent=1)[:-2]
-    arguments.json.write_text(f'{head},\n "rows": [\n{lines}\n]}}\n', encoding="utf-8")
+    write_rows(result, "rows", result.pop("rows"), arguments.json)
 
 
 if __name__ == "__main__":
