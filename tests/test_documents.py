@@ -16,6 +16,7 @@ DOCUMENTS = sorted(
     for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("triton_kernels/*.md")]
     if path.name != "CHANGELOG.md"
 )
+THEIRS = {"modeling_chatglm.py", "tokenization_chatglm.py", "configuration_chatglm.py", "main.py"}  # official files
 COMMANDS = typer.main.get_command(app).commands
 
 
@@ -43,6 +44,18 @@ def test_files_that_are_named_exist(document):
     places = r"(?:tools|benchmarks|examples|tests|docs)/[\w/.-]*\w\.(?:py|md|jsonl?|txt)"
     for name in re.findall(places, read(document)):
         assert "NAME" in name or (ROOT / name).exists(), f"{document} names {name}"
+
+
+def test_python_files_that_documents_and_comments_name_exist():
+    """By their own name, which is unique, and by as much of their path as is given."""
+    ours = [
+        path for room in ("glm_int4", "triton_kernels", "benchmarks", "tools") for path in (ROOT / room).rglob("*.py")
+    ]
+    others = [path for room in ("tests", "examples") for path in (ROOT / room).rglob("*.py")]
+    files = [path.relative_to(ROOT).as_posix() for path in [ROOT / "setup.py", *ours, *others]]
+    for path in [*DOCUMENTS, *ours]:
+        for name in set(re.findall(r"(?<![-/\w])(?:\w+/)*\w+\.py\b", read(path))) - THEIRS:
+            assert any(file == name or file.endswith(f"/{name}") for file in files), f"{path} names {name}"
 
 
 def test_commands_and_options_exist(document):

@@ -1,7 +1,7 @@
 """Quantizing a checkpoint offline: one piece of rows at a time, in little memory.
 
 What is to be done is decided in ``plan.py``; the files that come out are described in
-``packed_format.py``; how they are put in place, in ``shards.py`` and ``publishing.py``.
+``checkpoint/formats``; how they are put in place, in ``checkpoint/writing``.
 """
 
 import json

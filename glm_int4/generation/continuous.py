@@ -23,7 +23,7 @@ from glm_int4.models.kv_cache import KVCache, kv_bytes_per_token
 from glm_int4.models.slots import RunningRows, SlotCache
 from glm_int4.system import trim_heap
 
-# Up to so many rows the quantized linears of a CPU run the same kernel for every row (``cpu.py``), so a row's
+# Up to so many rows the quantized linears of a CPU run the same kernel for every row (``quantization/cpu``), so a row's
 # bits do not depend on how many others there are.
 MAX_SLOTS = 16
 

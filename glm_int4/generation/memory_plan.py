@@ -15,7 +15,7 @@ from glm_int4.system import free_bytes, gb_text
 
 logger = logging.getLogger(__name__)
 
-# Rows of a prompt that run together, and rows of the feed-forward part; see ``decoding.py`` and ``chunks.py``.
+# Rows of a prompt that run together, and rows of the feed-forward part; see ``decoding.py`` and ``memory_saving.py``.
 _PROMPT_ROWS, _WIDE_ROWS = 512, {"cpu": 128, "cuda": 512}
 
 # Values of the hidden size that a row of a prompt takes at once: stream, norms, queries, keys, values, sums.

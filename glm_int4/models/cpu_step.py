@@ -105,7 +105,7 @@ def _matrix(linear: nn.Module) -> IntegerMatrix | None:
 
 
 def _row(matrix: IntegerMatrix) -> list[int]:
-    """A row of the table of ``fused_loops.py``."""
+    """A row of the table of ``cpu_step_loops.py``."""
     num_groups = matrix.in_features // matrix.group_size
     return [*matrix.addresses, matrix.bits, num_groups, matrix.run, matrix.in_features]
 

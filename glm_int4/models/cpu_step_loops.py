@@ -1,4 +1,4 @@
-"""One new token through all layers in compiled code, on the "integer" backend; ``fused.py`` calls this.
+"""One new token through all layers in compiled code, on the "integer" backend; ``cpu_step.py`` calls this.
 
 Between the matrices, which read their weights at the memory's speed, nothing is left to Python: what a
 few small operations of torch take per layer adds up to a tenth of a token's time.

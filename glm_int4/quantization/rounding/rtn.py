@@ -1,6 +1,6 @@
 """Rounding weights to integers: per group, with the range chosen by a clip search.
 
-``quantize_rtn`` is the one entry. On the CPU its loops run in Numba (``rounding_loops.py``); on other
+``quantize_rtn`` is the one entry. On the CPU its loops run in Numba (``rtn_loops.py``); on other
 devices, without Numba, and as the definition of the same thing, in plain torch.
 """
 

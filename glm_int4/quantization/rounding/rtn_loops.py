@@ -1,4 +1,4 @@
-"""The clip search of ``rounding.py`` as Numba loops: six billion weights in seconds."""
+"""The clip search of ``rtn.py`` as Numba loops: six billion weights in seconds."""
 
 import numba
 import numpy as np

@@ -2,7 +2,7 @@
 
 Numba's loops vectorize a sum of floats only where they may reorder it, and LLVM then orders it anew each time it
 optimizes: the process that compiles a parallel loop got other sums, and in the end other integers, than those
-that load it. Here every sum has one order, on every processor. ``rounding_loops.py`` calls this.
+that load it. Here every sum has one order, on every processor. ``rtn_loops.py`` calls this.
 
 A group is given by the address of its values, float32, and their number, a multiple of ``STEP``; behind a group
 that ends before stand zeros, which add nothing to any sum.
