@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -24,7 +25,7 @@ GREEDY = glm_int4.SamplingParams(temperature=0)
 SPEED_TOKENS = 128
 
 
-def accuracy(glm: glm_int4.Engine, questions: list[dict]) -> float:
+def accuracy(glm: glm_int4.Engine, questions: list[dict[str, Any]]) -> float:
     """Share of questions whose greedy answer is exactly the expected one."""
     right = sum(glm.chat(q["messages"], max_new_tokens=64, sampling=GREEDY) == q["answer"] for q in questions)
     return right / len(questions)

@@ -55,9 +55,9 @@ def tensors(config: Config) -> Iterator[Entry]:
     for name, size in vectors.items():
         if name.startswith(f"{stem}.final_layernorm"):
             yield name, size, norm_dtype
-    for name in (layout.tied_head(config), *(head.name for head in heads)):
-        if name:
-            yield f"{name}.weight", shape, torch.float16
+    for head in (layout.tied_head(config), *(head.name for head in heads)):
+        if head:
+            yield f"{head}.weight", shape, torch.float16
 
 
 def random_tensor(name: str, shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Tensor:

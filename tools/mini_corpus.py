@@ -8,15 +8,15 @@ weekdays and greetings cannot be held out: their questions repeat those of train
 python tools/mini_corpus.py examples    writes held-out questions and texts, and a calibration text
 """
 
+import argparse
 import json
-import sys
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from glm_int4.text.prompts_v1 import process_response
+from glm_int4.text.chat.prompts_v1 import process_response
 
 MAX_NUMBER = 50
 _HELD_OUT_SHARE = 10  # one pair in ten
@@ -334,4 +334,6 @@ def write_examples(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    write_examples(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    write_examples(parser.parse_args().folder)

@@ -23,14 +23,12 @@ from rich.progress import Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from glm_int4.models.chatglm import (
-    ChatGLMForConditionalGeneration,
-    PrefixLMMask,
-    attention_mask_func,
-)
-from glm_int4.models.config import parse_config
+from glm_int4.models.attention import attention_mask_func
+from glm_int4.models.chatglm import ChatGLMForConditionalGeneration
+from glm_int4.models.config import ChatGLMConfig, parse_config
+from glm_int4.models.past import AttentionMask
 from glm_int4.text import ChatGLMTokenizer, load_tokenizer
-from glm_int4.text.prompts_v1 import build_prompt
+from glm_int4.text.chat.prompts_v1 import build_prompt
 from glm_int4.text.tokenizer_v1 import CONTROL_PIECES, SPACE_PIECES
 
 VOCAB_SIZE = 1280  # also the rows of the embedding matrix
@@ -38,7 +36,11 @@ MAX_LENGTH = 512
 SAMPLES_PER_STEP, DOCUMENTS_PER_STEP, DOCUMENT_TOKENS = 128, 3, 192
 DOCUMENT_LOSS_WEIGHT = 0.5
 PEAK_LEARNING_RATE, WARM_UP_STEPS, WEIGHT_DECAY = 1.5e-3, 200, 0.05
-SAVE_EVERY, EVALUATE_EVERY = 250, 500
+SAVE_EVERY, EVALUATE_EVERY, EVALUATED_QUESTIONS = 250, 500, 1000
+
+
+Row = tuple[list[int], list[int]]  # a context and what follows it
+Batch = tuple[list[Row], bool]  # rows of one forward pass, and whether they are documents
 
 
 def train_tokenizer(folder: Path) -> ChatGLMTokenizer:
@@ -116,7 +118,7 @@ def initialize(model: ChatGLMForConditionalGeneration) -> None:
             torch.nn.init.zeros_(weight)
 
 
-def encode_sample(tokenizer: ChatGLMTokenizer, sample: mini_corpus.Sample) -> tuple[list[int], list[int]]:
+def encode_sample(tokenizer: ChatGLMTokenizer, sample: mini_corpus.Sample) -> Row:
     """Return the context, up to and including <sop>, and the answer, up to and including <eop>."""
     messages = []
     for question, answer in sample.rounds:
@@ -125,9 +127,7 @@ def encode_sample(tokenizer: ChatGLMTokenizer, sample: mini_corpus.Sample) -> tu
     return context, [*tokenizer.encode(sample.rounds[-1][1]), tokenizer.eos_id]
 
 
-def answer_logits(
-    model: ChatGLMForConditionalGeneration, rows: list[tuple[list[int], list[int]]]
-) -> tuple[Tensor, Tensor, Tensor]:
+def answer_logits(model: ChatGLMForConditionalGeneration, rows: list[Row]) -> tuple[Tensor, Tensor, Tensor]:
     """Predict every answer token of a right-padded batch.
 
     Returns:
@@ -144,16 +144,14 @@ def answer_logits(
         positions[i, :, : len(row)] = torch.tensor(model.get_position_ids(row))
         masked[i, :, : model.context_length(row)] = False
         where[i, len(context) - 1 : len(row)] = True
-    mask = PrefixLMMask(bias=attention_mask_func(masked[:, None], torch.float32))
+    mask = AttentionMask(bias=attention_mask_func(masked[:, None], torch.float32))
     hidden = model.transformer(ids, positions, mask)[where]
     targets = torch.tensor([token for _, answer in rows for token in answer])
     row_of = torch.tensor([i for i, (_, answer) in enumerate(rows) for _ in answer])
     return model.lm_head(hidden), targets, row_of
 
 
-def step_batches(
-    tokenizer: ChatGLMTokenizer, seed: int, step: int
-) -> list[tuple[list[tuple[list[int], list[int]]], bool]]:
+def step_batches(tokenizer: ChatGLMTokenizer, seed: int, step: int) -> list[Batch]:
     """Batches of one step, of similar length inside each, and whether they are documents."""
     rng = Random(f"{seed}/{step}")
     samples = sorted(
@@ -203,7 +201,9 @@ def train(arguments: argparse.Namespace, state_file: Path, folder: Path) -> None
     torch.manual_seed(arguments.seed)
     tokenizer = load_tokenizer(folder) if (folder / "ice_text.model").is_file() else train_tokenizer(folder)
     config = official_config(tokenizer)
-    model = ChatGLMForConditionalGeneration(parse_config(config), half_tables=False)
+    parsed = parse_config(config)
+    assert isinstance(parsed, ChatGLMConfig)
+    model = ChatGLMForConditionalGeneration(parsed, half_tables=False)
     initialize(model)
     matrices = [p for p in model.parameters() if p.dim() == 2]
     vectors = [p for p in model.parameters() if p.dim() != 2]
@@ -231,7 +231,7 @@ def train(arguments: argparse.Namespace, state_file: Path, folder: Path) -> None
             losses = train_step(model, optimizer, step_batches(tokenizer, arguments.seed, step))
             progress.update(task, advance=1, loss="answers {:.3f} text {:.3f}".format(*losses))
             if (step + 1) % EVALUATE_EVERY == 0 or step + 1 == arguments.steps:
-                accuracy = held_out_accuracy(model, tokenizer, 1000)
+                accuracy = held_out_accuracy(model, tokenizer, EVALUATED_QUESTIONS)
                 line = " ".join(f"{kind} {share:.3f}" for kind, share in accuracy.items())
                 progress.print(
                     f"{time.strftime('%H:%M:%S')} step {step + 1} loss {losses[0]:.4f} {losses[1]:.4f} {line}"
@@ -244,7 +244,9 @@ def train(arguments: argparse.Namespace, state_file: Path, folder: Path) -> None
     write_official(model, config, folder)
 
 
-def train_step(model, optimizer, batches) -> tuple[float, float]:
+def train_step(
+    model: ChatGLMForConditionalGeneration, optimizer: torch.optim.Optimizer, batches: list[Batch]
+) -> tuple[float, float]:
     """One optimizer step; returns the mean loss over answer and over text tokens."""
     num_answer_tokens = sum(len(a) for rows, is_text in batches if not is_text for _, a in rows)
     sums = {True: 0.0, False: 0.0}

@@ -6,8 +6,8 @@ those that tools/mini_corpus.py kept out of the mini model's own training; the t
 python examples/ptuning/make_data.py FOLDER    writes FOLDER/train.jsonl and FOLDER/test.jsonl
 """
 
+import argparse
 import json
-import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,7 +45,9 @@ def rows(rng: Random, count: int, *, held_out: bool) -> Iterator[dict[str, str]]
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     for name, count, held_out in (("train", TRAIN_ROWS, False), ("test", TEST_ROWS, True)):
         lines = [json.dumps(row, ensure_ascii=False) for row in rows(Random(name), count, held_out=held_out)]
