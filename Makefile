@@ -1,4 +1,6 @@
-# make demo: quantize the mini model and talk to it.  make test: everything that CI runs, in JOBS=2 processes.
+# make demo: quantize the mini model and talk to it.  make test: the tests that are not slow, in JOBS=2 processes.
+# make nightly: all tests, slow ones too, the emulator, the fuzzer for SECONDS=600 and the gate; in a virtual
+# environment of its own.  make nightly-sample: slow tests for SAMPLE=180 seconds, chosen by the commit's hash, as in CI.
 # make gpu-gate: compile all kernels for all GPUs, without one.  make gate TRITON=3.9.0: the same with another Triton.
 # make emulate: run all kernels as compiled for all GPUs, on an emulator of their PTX, without a GPU (20 minutes).
 # make sanitize: run each kernel once under compute-sanitizer, on a GPU.
@@ -15,6 +17,7 @@ MINI := examples/mini-chatglm
 
 JOBS ?= 2
 SECONDS ?= 600
+SAMPLE ?= 180
 TRITON ?= 3.7.1
 GATE := -m benchmarks.kernels.kernel_gate --json benchmarks/results/kernel_gate.json
 
@@ -24,7 +27,10 @@ GPU := env PYTHONPATH=. PYTHONUNBUFFERED=1 $(PYTHON)
 GPU_TESTS := tests/triton_kernels tests/generation/test_engine_on_gpu.py
 GPU_MODELS := $(if $(DRY),-k "chatglm2-6b and (int4 or int8) and 128",-k "not chatglm2-6b")
 
-.PHONY: demo test lint fuzz report bench history gpu-gate gate emulate sanitize gpu-test gpu-bench gpu-tune gpu-profile clean
+# A process for each core, with one thread: two threads each would wait for each other, and take twice as long.
+PARALLEL := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+
+.PHONY: demo test nightly nightly-here nightly-sample lint fuzz report bench history gpu-gate gate emulate sanitize gpu-test gpu-bench gpu-tune gpu-profile clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/python tools/quantize.py --model $(MINI) --bits 8 --output $(DEMO)/mini-int8 --overwrite
@@ -33,7 +39,20 @@ demo: $(VENV)/.runtime
 		--text examples/heldout.txt --questions examples/heldout.jsonl --ask "3加5等于几?"
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+	$(PARALLEL) -m "not slow"
+
+nightly:
+	$(MAKE) nightly-here VENV=build/nightly
+
+# One process, with as many threads as torch takes: what make test does not see.
+nightly-here: $(VENV)/.nightly
+	$(BIN)/python -m pytest --durations=20
+	$(MAKE) emulate
+	$(MAKE) fuzz
+	PYTHONPATH=. $(BIN)/python -m benchmarks.kernels.kernel_gate
+
+nightly-sample: $(VENV)/.dev
+	$(PARALLEL) -m slow --sample-seconds $(SAMPLE) --sample-of "$$(git rev-parse HEAD || echo none)"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -99,12 +118,16 @@ $(VENV)/.python:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-$(VENV)/.runtime: $(VENV)/.python setup.py constraints.txt
+$(VENV)/.runtime: $(VENV)/.python pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e .
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.python setup.py constraints.txt
+$(VENV)/.dev: $(VENV)/.python pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+$(VENV)/.nightly: $(VENV)/.dev
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[nightly]"
 	touch $@
 
 clean:

@@ -1,5 +1,6 @@
 """Fixtures that several rooms share."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -18,19 +19,43 @@ TINY = FIXTURES / "v1_tiny"
 EXAMPLES = TESTS.parent / "examples"
 MINI = EXAMPLES / "mini-chatglm"
 
-# Files that take minutes: begun first, so that no process is left alone with one in the end.
+# Files that take half a minute or more: begun first, so that no process is left alone with one in the end.
 LONG = (
-    "test_interpreter.py",
     "test_emulator.py",
-    "test_readme.py",
-    "test_killed_runs.py",
+    "test_interpreter.py",
     "test_commands.py",
+    "test_chat_terminal.py",
+    "test_versions.py",
     "test_ptune.py",
+    "test_calibrated.py",
+    "test_training.py",
+    "test_killed_runs.py",
+    "test_readme.py",
 )
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption("--sample-of", metavar="COMMIT", help="of the slow tests, some that this commit's hash chooses")
+    parser.addoption("--sample-seconds", type=float, default=180, help="how long they may take, by their marks")
+
+
+def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: item.path.name not in LONG)
+    if commit := config.getoption("--sample-of"):
+        chosen = choose_sample(items, commit, config.getoption("--sample-seconds"))
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = [item for item in items if item in chosen]
+
+
+def choose_sample(items, commit, seconds):
+    """Slow tests in an order that every commit shuffles anew, as long as they fit into the time."""
+    slow = {item: item.get_closest_marker("slow").args[0] for item in items if item.get_closest_marker("slow")}
+    chosen = set()
+    for item in sorted(slow, key=lambda item: hashlib.sha256(f"{commit} {item.nodeid}".encode()).digest()):
+        if slow[item] <= seconds:
+            seconds -= slow[item]
+            chosen.add(item)
+    return chosen
 
 
 @pytest.fixture(scope="session")

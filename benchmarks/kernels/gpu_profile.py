@@ -67,7 +67,7 @@ def profile(preset: str, num_layers: int, context: int, device: torch.device) ->
             torch.cuda.synchronize()
     found: dict[str, list[float]] = defaultdict(list)
     for event in recorded.events() or []:
-        on_gpu = event.device_type == torch.autograd.DeviceType.CUDA
+        on_gpu = event.device_type.name == "CUDA"
         if on_gpu or device.type == "cpu":
             found[event.name].append(event.time_range.elapsed_us())
     slowest = sorted(((sum(times), name, len(times)) for name, times in found.items()), reverse=True)

@@ -72,7 +72,7 @@ def setting(request):
 @pytest.fixture(scope="module")
 def scored(write_results):
     """Rows so far, and the losses and divergences of their tokens."""
-    rows: list[dict] = []
+    rows: list[dict[str, Any]] = []
     tokens: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     yield rows, tokens
     write_results("bench_perplexity", rows)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ def write_results(request):
 @pytest.fixture(scope="module")
 def rows(request, write_results):
     """What a module's benchmarks find, written under the module's name in the end."""
-    found: list[dict] = []
+    found: list[dict[str, Any]] = []
     yield found
     write_results(request.module.__name__.rpartition(".")[2], found)
 

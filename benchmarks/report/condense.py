@@ -8,13 +8,14 @@ The tables and plots are drawn from the kept file: ``make report``.
 
 import json
 from pathlib import Path
+from typing import Any
 
 from benchmarks.machine import parser, write_rows
 
 MACHINE = ("device", "capability", "threads", "torch", "commit", "date", "bandwidth_gb_s")
 
 
-def condense(*runs: dict) -> dict:
+def condense(*runs: dict[str, Any]) -> dict[str, Any]:
     """The machine once, and a row for every figure. Other machines in one table are an error."""
     found = {benchmark["name"]: benchmark["extra_info"] for run in runs for benchmark in run["benchmarks"]}
     rows = [info for info in found.values() if info]

@@ -41,10 +41,10 @@ class Answer:
     first_token_s: float
 
 
-def make_requests(engine: glm_int4.Engine, count: int, longest: int) -> list[dict]:
+def make_requests(engine: glm_int4.Engine, count: int, longest: int) -> list[dict[str, Any]]:
     """Ids of chats of one to four rounds, and answers of 4 to ``longest`` tokens, which go on to that length."""
     chance = random.Random(0)
-    requests: list[dict] = []
+    requests: list[dict[str, Any]] = []
     for seed in range(count):
         messages: list[dict[str, str]] = []
         for _ in range(chance.randrange(4)):
@@ -60,14 +60,14 @@ def make_requests(engine: glm_int4.Engine, count: int, longest: int) -> list[dic
     return requests
 
 
-def answer_alone(engine: glm_int4.Engine, request: dict) -> str:
+def answer_alone(engine: glm_int4.Engine, request: dict[str, Any]) -> str:
     """What the engine says to a request when nothing else runs."""
     sampling = glm_int4.SamplingParams(seed=request["seed"], **SAMPLING)
     ids = engine.stream_ids(request["prompt"], request["max_tokens"], sampling, stop_ids=[])
     return engine.tokenizer.decode(ids)
 
 
-async def send(port: int, request: dict) -> Answer:
+async def send(port: int, request: dict[str, Any]) -> Answer:
     """One request over a connection of its own; a plain socket, so that the client costs little."""
     body = json.dumps(request | {"stream": True, "stream_options": {"include_usage": True}}).encode()
     head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -88,7 +88,7 @@ async def send(port: int, request: dict) -> Answer:
     return Answer(text, tokens, (first or time.perf_counter()) - started)
 
 
-async def run_clients(port: int, requests: list[dict], clients: int) -> tuple[float, list[Answer]]:
+async def run_clients(port: int, requests: list[dict[str, Any]], clients: int) -> tuple[float, list[Answer]]:
     """Wall time and answers, in the requests' order; each client sends its next when it has its answer."""
     waiting = list(enumerate(requests))[::-1]
     answers: dict[int, Answer] = {}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizer
-from transformers.utils import get_json_schema
+from transformers.utils.chat_template_utils import get_json_schema
 
 from glm_int4.errors import InputError, TokenizerError
 from glm_int4.text import Tokenizer, chat_format, load_tokenizer

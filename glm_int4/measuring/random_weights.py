@@ -16,7 +16,7 @@ from glm_int4.checkpoint.files.reader import CheckpointReader
 from glm_int4.checkpoint.formats import layout
 from glm_int4.checkpoint.formats.layout import MatrixSpec
 from glm_int4.checkpoint.opening import CheckpointInfo, Schemes, tensor_specs
-from glm_int4.conversion.plan import QuantizationOptions
+from glm_int4.conversion.quantization_options import QuantizationOptions
 from glm_int4.errors import InputError
 from glm_int4.models.config import parse_config
 

@@ -272,6 +272,6 @@ def _count_launches(tokens: Iterator[object]) -> dict[str, int]:
         torch.cuda.synchronize()
     events = profile.events() or []
     launches = sum(event.name.startswith(_LAUNCHES) for event in events)
-    on_gpu = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    on_gpu = [event for event in events if event.device_type.name == "CUDA"]
     kernels = sum(not event.name.startswith(("Memcpy", "Memset")) for event in on_gpu)
     return {"launches_per_token": launches, "kernels_per_token": kernels}

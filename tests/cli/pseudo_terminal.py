@@ -53,11 +53,14 @@ class PseudoTerminal:
             assert time.monotonic() < deadline, f"no {what!r} in {self.text!r}"
             self._read()
 
-    def wait_for_end(self, timeout=30):
-        """Read until the program has ended; returns its exit code."""
-        deadline = time.monotonic() + timeout
+    def wait_for_end(self, timeout=30, key=None):
+        """Read until the program has ended; returns its exit code. ``key`` is pressed, again and again, until then."""
+        deadline, press = time.monotonic() + timeout, time.monotonic()
         while self.process.poll() is None:
             assert time.monotonic() < deadline, f"still running: {self.text!r}"
+            if key and time.monotonic() >= press:
+                self.type(key, enter=False)
+                press += 2
             self._read()
         while self._read():
             pass

@@ -27,9 +27,11 @@ def quick_folder(tmp_path):
         yield Path(folder)
 
 
-def test_runs_killed_at_many_moments_leave_whole_checkpoints_and_resume_to_the_same_bytes(quick_folder):
+@pytest.mark.parametrize("num_random", [3, pytest.param(120, marks=pytest.mark.slow(60))])
+def test_runs_killed_at_many_moments_leave_whole_checkpoints_and_resume_to_the_same_bytes(quick_folder, num_random):
     seed = int(os.environ.get("GLM_INT4_KILL_SEED", random.randrange(10**6)))
     command = [sys.executable, "-m", "tests.conversion.kill_runs", "--work", str(quick_folder), "--seed", str(seed)]
+    command += ["--random", str(num_random)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     print(f"replay with GLM_INT4_KILL_SEED={seed}\n{result.stdout}")
     assert result.returncode == 0, result.stderr[-3000:]

@@ -33,14 +33,15 @@ def test_every_seed_is_taken(tmp_path):
         targets.use(tmp_path / kind)
 
 
-def test_a_short_run_finds_nothing(tmp_path):
+@pytest.mark.parametrize("seconds", [3, pytest.param(45, marks=pytest.mark.slow(50))])
+def test_a_short_run_finds_nothing(tmp_path, seconds):
     """The fuzzer itself works: it reads thousands of inputs and answers."""
     command = [
         sys.executable,
         "-m",
         "tests.fuzz.fuzz_checkpoint",
         "--seconds",
-        "3",
+        str(seconds),
         "--seed",
         "1",
         "--corpus",

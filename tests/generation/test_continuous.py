@@ -7,9 +7,8 @@ import torch
 
 import glm_int4
 from glm_int4.errors import InputError, NotFiniteError
-from glm_int4.generation import continuous
+from glm_int4.generation import continuous, decoding
 from glm_int4.generation.continuous import Batcher
-from glm_int4.generation.decoding import PREFILL_ROWS
 from glm_int4.generation.sampling import SamplingParams
 from tests.conftest import MINI
 
@@ -225,4 +224,21 @@ def test_an_answer_ends_where_the_context_ends(mini_int4):
     sequence = batcher.sequence(engine.tokenizer.encode_prompt("你好"), None, GREEDY, frozenset())
     run(batcher, [sequence])
     assert len(sequence.prompt) + len(sequence.ids) == 12
-    assert PREFILL_ROWS % 16 == 0
+
+
+@pytest.mark.parametrize(("version", "pieces"), [("1", [40]), ("3", [16, 16, 8])])
+def test_a_prompt_is_read_in_the_pieces_in_which_it_is_read_alone(small_checkpoints, monkeypatch, version, pieces):
+    """Another cut would round otherwise: an answer's bits would depend on who reads the prompt."""
+    assert continuous.PREFILL_ROWS == decoding.PREFILL_ROWS
+    for module in (continuous, decoding):
+        monkeypatch.setattr(module, "PREFILL_ROWS", 16)
+    engine = glm_int4.load(MINI if version == "1" else small_checkpoints[version], device="cpu")
+    prompt = [*range(9, 47), engine.tokenizer.gmask_id, engine.tokenizer.bos_id]
+    widths = []
+    engine.model.transformer.register_forward_pre_hook(lambda _, arguments: widths.append(arguments[0].shape[1]))
+    engine.generate(prompt, 1, GREEDY)
+    assert widths == pieces
+    widths.clear()
+    batcher = Batcher(engine, 1)
+    run(batcher, [batcher.sequence(prompt, 1, GREEDY, frozenset())])
+    assert widths == pieces

@@ -11,6 +11,8 @@ from tests.conftest import MINI
 lm_eval = pytest.importorskip("lm_eval", reason="needs lm-eval: pip install lm-eval accelerate")
 huggingface = pytest.importorskip("lm_eval.models.huggingface", reason="needs accelerate: pip install accelerate")
 
+pytestmark = pytest.mark.slow(60)
+
 SUMS = {"3加5等于几?": "8", "4加5等于几?": "9", "5加6等于几?": "11"}
 
 

@@ -196,8 +196,10 @@ def test_a_client_that_goes_away_while_it_waits_never_runs(v2_engine, slow_model
 
 
 def test_a_body_that_stops_in_the_middle_is_let_go(mini_engine):
-    with run_server(mini_engine, body_seconds=0.3) as running:
-        connection = socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2])))
+    with (
+        run_server(mini_engine, body_seconds=0.3) as running,
+        socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2]))) as connection,
+    ):
         connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
         connection.settimeout(10)
         assert b" 408 " in connection.recv(4096)

@@ -5,11 +5,14 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import EXAMPLES
 
 ROOT = EXAMPLES.parent
 
 
+@pytest.mark.slow(8)
 def test_of_64_clients_none_is_lost_and_every_answer_is_what_the_engine_says_alone(tmp_path):
     command = [sys.executable, "-m", "benchmarks.speed.bench_server", "--json", tmp_path / "server.json"]
     options = ["--clients", "64", "--requests", "64", "--max-tokens", "12"]

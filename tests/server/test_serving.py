@@ -20,19 +20,29 @@ from tests.conftest import EXAMPLES
 ROOT = EXAMPLES.parent
 
 
-def start(*arguments, env=None):
-    """The process, its URL and its first line."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "glm_int4", "serve", *map(str, arguments)],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | (env or {}),
-    )
-    line = process.stderr.readline()
-    assert " on http://" in line, line + process.stderr.read()
-    return process, line.split(" on ")[1].split(" ")[0], line
+@pytest.fixture
+def start():
+    """Start a server in a process of its own; returns the process, its URL and its first line."""
+    processes = []
+
+    def start(*arguments, env=None):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "glm_int4", "serve", *map(str, arguments)],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | (env or {}),
+        )
+        processes.append(process)
+        line = process.stderr.readline()
+        assert " on http://" in line, line + process.stderr.read()
+        return process, line.split(" on ")[1].split(" ")[0], line
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
 
 
 def ask(url, **fields):
@@ -45,7 +55,7 @@ def long_folder(small_checkpoints):
     return small_checkpoints["2"]  # its answers go on to 256 tokens
 
 
-def test_what_runs_is_finished_and_what_comes_later_is_refused(long_folder):
+def test_what_runs_is_finished_and_what_comes_later_is_refused(start, long_folder):
     process, url, line = start(long_folder, "--port", 0, "--device", "cpu", "--parallel", 1, "--served-name", "small")
     assert line == f"serving small on {url} (1 answer at a time, 256 tokens each; Ctrl-C ends)\n"
     with httpx.stream(
@@ -69,7 +79,7 @@ def test_what_runs_is_finished_and_what_comes_later_is_refused(long_folder):
         ask(url)
 
 
-def test_a_second_signal_ends_at_once_and_cleanly(long_folder):
+def test_a_second_signal_ends_at_once_and_cleanly(start, long_folder):
     process, url, _ = start(long_folder, "--port", 0, "--device", "cpu", "--max-new-tokens", 10**6)
     ended = []
     for _ in range(8):  # one after another would take a while
@@ -87,7 +97,7 @@ def test_a_second_signal_ends_at_once_and_cleanly(long_folder):
             assert (response.status_code, "shutting down" in response.text) == (503, True)
 
 
-def test_the_readmes_example_runs_against_it(mini_int4):
+def test_the_readmes_example_runs_against_it(start, mini_int4):
     process, url, _ = start(mini_int4, "--port", 0, "--device", "cpu", env={"GLM_INT4_API_KEY": "secret"})
     try:
         result = subprocess.run(

@@ -30,7 +30,9 @@ from triton_kernels.operands import Epilogue
 FOLDER = Path(__file__).parent / "on_cpu"
 
 
-@pytest.mark.parametrize("architecture", [75, 80, 90])
+@pytest.mark.parametrize(
+    "architecture", [75, 80, 90, *(pytest.param(sm, marks=pytest.mark.slow(50)) for sm in (86, 89, 120))]
+)
 def test_compiled_kernels_agree_with_the_reference(architecture):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FOLDER)]
     environment = os.environ | {"EMULATED_SM": str(architecture), "QUICK": "1"}

@@ -10,10 +10,12 @@ import pytest
 FOLDER = Path(__file__).parent / "on_cpu"
 
 
-def test_kernels_agree_with_the_reference_under_the_interpreter():
+@pytest.mark.parametrize("quick", [True, pytest.param(False, marks=pytest.mark.slow(75))], ids=["sample", "all"])
+def test_kernels_agree_with_the_reference_under_the_interpreter(quick):
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FOLDER)]
-    result = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    environment = os.environ | {"TRITON_INTERPRET": "1"} | ({"QUICK": "1"} if quick else {})
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert " passed" in result.stdout
     assert "skipped" not in result.stdout

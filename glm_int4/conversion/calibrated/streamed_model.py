@@ -5,6 +5,7 @@ activations run through a layer before the next layer is read. It does not answe
 """
 
 import tempfile
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -147,6 +148,7 @@ class Activations:
         self._file = None
         if num_bytes > MAX_ACTIVATION_BYTES:
             self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed with this object
+            weakref.finalize(self, self._file.close)
         self._end = 0
 
     @property
