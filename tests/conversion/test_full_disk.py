@@ -69,7 +69,7 @@ def test_a_limit_on_file_sizes_ends_the_command_with_one_line(tmp_path):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
     )
     assert result.returncode == 2
-    assert "expected to write 71120 bytes to" in result.stderr
+    assert "expected to write 71.12 kB to" in result.stderr
     assert "File too large" in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
