@@ -6,12 +6,16 @@ import os
 import shutil
 from pathlib import Path
 
+import hypothesis
 import pytest
 import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 
 import glm_int4
+
+hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one takes its time
+hypothesis.settings.load_profile("any machine")
 
 TESTS = Path(__file__).parent
 FIXTURES = TESTS / "fixtures"
