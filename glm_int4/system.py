@@ -7,7 +7,10 @@ import contextlib
 import ctypes
 import logging
 import os
+import stat
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -135,3 +138,63 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def user_cache_folder() -> Path | None:
+    """Our folder in the user's cache, which may not exist yet; None where the user has no home."""
+    for named in (os.environ.get("XDG_CACHE_HOME", ""), os.environ.get("LOCALAPPDATA", "")):
+        if os.path.isabs(named):
+            return Path(named) / "glm-int4"
+    try:
+        return Path.home() / ".cache" / "glm-int4"
+    except RuntimeError:
+        return None
+
+
+def own_temporary_folder() -> Path | None:
+    """A temporary folder that no other user can write to, the same in every process; None where there is none."""
+    try:
+        temporary = tempfile.gettempdir()
+        if temporary == os.getcwd():  # Python's last resort
+            return None
+        folder = Path(temporary) / f"glm-int4-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except (AttributeError, OSError):  # AttributeError: Windows, whose temporary folder is the user's own
+        return None
+    ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
+    return folder if ours else None
+
+
+@contextlib.contextmanager
+def opened_for_torch(path: Path) -> Iterator[str]:
+    """Open a file to read, and give a name by which code in C can open it too.
+
+    Such code takes names for UTF-8, which a folder's name need not be.
+    """
+    with path.open("rb") as file:
+        name = f"/proc/self/fd/{file.fileno()}"
+        yield name if os.path.exists(name) else str(path)
+
+
+def write_whole(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Write a file under another name first and then give it its name, so that no reader finds half of it.
+
+    Args:
+        mode: who may read it; without another value its owner alone.
+
+    Raises:
+        OSError: it cannot be written; then nothing is left behind.
+    """
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:50]}.")
+    try:
+        with open(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, mode)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise

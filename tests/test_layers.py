@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 # Rooms and what they may import, beside themselves.
 LOW = {"triton_kernels"}
 FILES = {"glm_int4.errors", "glm_int4.downloads", "glm_int4.versions", "glm_int4.system"}
-QUANTIZATION = {*LOW, "glm_int4.errors", "glm_int4.version", "glm_int4.quantization"}
+QUANTIZATION = {*LOW, "glm_int4.errors", "glm_int4.system", "glm_int4.version", "glm_int4.quantization"}
 MODELS = {*QUANTIZATION, *FILES, "glm_int4.models"}
 TEXT = {*FILES, "glm_int4.text"}
 CHECKPOINT = {*MODELS, *TEXT, "glm_int4.checkpoint"}

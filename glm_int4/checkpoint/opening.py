@@ -1,5 +1,6 @@
 """Opening a checkpoint: what its files hold, checked against its config before anything is loaded."""
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,14 +10,16 @@ from typing import Any
 import torch
 
 from glm_int4.checkpoint.files.folder import read_config, read_tokenizer_config
-from glm_int4.checkpoint.files.reader import CheckpointReader
+from glm_int4.checkpoint.files.reader import FLOATING, CheckpointReader
 from glm_int4.checkpoint.files.safetensors_file import TensorSpec
-from glm_int4.checkpoint.formats import layout
+from glm_int4.checkpoint.formats import layout, tensor_names
 from glm_int4.checkpoint.formats import official as official_format
 from glm_int4.checkpoint.formats import packed as packed_format
 from glm_int4.checkpoint.formats.layout import MatrixSpec
 from glm_int4.models.config import Config, detect_version, is_base_model, parse_config
 from glm_int4.quantization.scheme import QuantizationScheme, QuantizedWeight
+
+logger = logging.getLogger(__name__)
 
 Schemes = dict[str, QuantizationScheme | None]
 
@@ -27,7 +30,7 @@ class CheckpointInfo:
 
     schemes: by matrix name, None where a matrix is not quantized. stored_bytes: as stored, by the name
     of the matrix or tensor. official: quantized the official way. version_from: what decided the version.
-    is_base: a base model, by its name.
+    is_base: a base model, by its name. has_prefix: a P-Tuning prefix lies among the weights.
     """
 
     config: Config
@@ -36,6 +39,7 @@ class CheckpointInfo:
     official: bool
     version_from: str
     is_base: bool
+    has_prefix: bool
 
     @property
     def weight_bytes(self) -> int:
@@ -68,6 +72,7 @@ def open_checkpoint(folder: Path, model_version: str = "auto") -> tuple[Checkpoi
     tokenizer_config = read_tokenizer_config(folder)
     config = parse_config(raw, model_version, tokenizer_config)
     reader = CheckpointReader(folder)
+    _use_official_names(reader, config)
     matrices = layout.matrices(config)
     schemes, official = _stored_schemes(reader, raw, matrices)
     expected = layout.vectors(config)
@@ -81,10 +86,12 @@ def open_checkpoint(folder: Path, model_version: str = "auto") -> tuple[Checkpoi
             continue
         specs = tensor_specs(matrix, scheme, official=official)
         expected |= {spec.name: spec.shape for spec in specs}
-        dtypes |= {spec.name: (spec.dtype,) for spec in specs}
+        dtypes |= {spec.name: (spec.dtype,) for spec in specs if spec.dtype not in FLOATING}
         parts[name] = [spec.name for spec in specs]
     tied = layout.tied_head(config)
-    reader.check(expected, dtypes, ignored=(f"{tied}.weight", f"{tied}.weight_scale") if tied else ())
+    prefix = [name for name in reader if name.startswith(tensor_names.PREFIX_STEM)]
+    ignored = [*prefix, *((f"{tied}.weight", f"{tied}.weight_scale") if tied else ())]
+    reader.check(expected, dtypes, ignored, tensor_names.advice)
     stored = {
         key: sum(reader[name].numel() * reader[name].element_size() for name in names) for key, names in parts.items()
     }
@@ -95,15 +102,24 @@ def open_checkpoint(folder: Path, model_version: str = "auto") -> tuple[Checkpoi
         official=official,
         version_from=detect_version(raw, tokenizer_config)[1] if model_version == "auto" else "the caller",
         is_base=is_base_model(raw),
+        has_prefix=bool(prefix),
     )
     return reader, info
+
+
+def _use_official_names(reader: CheckpointReader, config: Config) -> None:
+    """Take off what training programs add to the names of tensors, and say so."""
+    renamed = tensor_names.official_names(list(reader), config)
+    reader.rename(renamed)
+    if added := tensor_names.added_parts(renamed):
+        logger.warning("reading the tensors of %s without %s in their names", reader.folder, ", ".join(added))
 
 
 def _stored_schemes(
     reader: CheckpointReader, raw: Mapping[str, Any], matrices: Mapping[str, MatrixSpec]
 ) -> tuple[Schemes, bool]:
     """The scheme of every matrix, and whether the checkpoint is quantized the official way."""
-    if packed_format.is_packed(raw):
+    if packed_format.is_packed(raw, reader):
         return {name: packed_format.stored_scheme(reader, matrix) for name, matrix in matrices.items()}, False
     bits = official_format.stored_bits(raw)
     schemes = {name: official_format.stored_scheme(reader, matrix, bits) for name, matrix in matrices.items()}

@@ -4,14 +4,18 @@ import logging
 import math
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from glm_int4.checkpoint.checks import check_finite
+from glm_int4.checkpoint.files.folder import has_weights
+from glm_int4.checkpoint.files.reader import FLOATING, CheckpointReader
 from glm_int4.checkpoint.files.safetensors_file import map_safetensors
 from glm_int4.checkpoint.files.torch_file import map_torch_file
+from glm_int4.checkpoint.formats.tensor_names import PREFIX_STEM
 from glm_int4.downloads import ABSENT, found_instead, read_json, shown, shown_name
 from glm_int4.errors import CheckpointError, ConfigError, InputError
 from glm_int4.models.config import ChatGLM2Config, Config
@@ -21,22 +25,23 @@ from glm_int4.models.prefix_encoder import PrefixEncoder, prefix_width, split_pr
 logger = logging.getLogger(__name__)
 
 OFFICIAL_FILE, SAFETENSORS_FILE = "pytorch_model.bin", "prefix_encoder.safetensors"
-OFFICIAL_STEM = "transformer.prefix_encoder."
-_FILES = (SAFETENSORS_FILE, OFFICIAL_FILE, "model.safetensors")
-_STEMS = (OFFICIAL_STEM, "prefix_encoder.", "")  # the official loading code strips the first
+NO_PREFIX = "none"  # in place of a path: without the prefix that is stored with a model
+_NAME = re.compile(r"(.*\bprefix_encoder\.|)((?:embedding|trans)\..+)")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _MOST_COLUMNS = 1 << 16
 _MOST_NAMED = 3
 
 
-def load_prefix(path: str | Path, config: Config, device: torch.device, dtype: torch.dtype) -> Prefix:
+def load_prefix(
+    path: str | Path, config: Config, device: torch.device, dtype: torch.dtype, reader: CheckpointReader | None = None
+) -> Prefix:
     """Compute the keys and values of a stored prefix; the encoder itself is dropped.
 
     Args:
-        path, config: as of ``read_prefix_encoder``.
+        path, config, reader: as of ``read_prefix_encoder``.
         device, dtype: of the keys and values.
     """
-    encoder = read_prefix_encoder(path, config)
+    encoder = read_prefix_encoder(path, config, reader)
     prefix = split_prefix(encoder()).to(device, dtype)
     check_finite(f"the prefix in {path}, in {dtype}", prefix.k)
     check_finite(f"the prefix in {path}, in {dtype}", prefix.v)
@@ -50,20 +55,21 @@ def load_prefix(path: str | Path, config: Config, device: torch.device, dtype: t
     return prefix
 
 
-def read_prefix_encoder(path: str | Path, config: Config) -> PrefixEncoder:
+def read_prefix_encoder(path: str | Path, config: Config, reader: CheckpointReader | None = None) -> PrefixEncoder:
     """Read a prefix in float32, frozen.
 
     Args:
-        path: a ptuning checkpoint folder, a folder of such checkpoints (the newest counts), or a
-            ``.bin`` or ``.safetensors`` file.
+        path: a ptuning checkpoint folder, a folder of such checkpoints (the newest counts), a folder that holds
+            the model too, or a ``.bin`` or ``.safetensors`` file.
         config: of the model that it is for.
+        reader: of the folder ``path``, where it is open already.
     Raises:
         InputError: there is nothing at this path.
         CheckpointError: no prefix in the file, or one for another model.
         ConfigError: the config beside it says something else.
     """
-    file = find_prefix_file(path)
-    tensors = _prefix_tensors(file)
+    file, stored = (Path(path), reader) if reader is not None else _open(path)
+    tensors = _prefix_tensors(file, stored)
     projection = any(name.startswith("trans.") for name in tensors)
     embedding = tensors.get("embedding.weight")
     length = embedding.shape[0] if embedding is not None and embedding.dim() == 2 else 0
@@ -74,15 +80,15 @@ def read_prefix_encoder(path: str | Path, config: Config) -> PrefixEncoder:
         )
     encoder = PrefixEncoder(config, max(length, 1), projection, device="meta")
     _check_tensors(file, tensors, encoder, config)
-    _check_config(file.parent / "config.json", length, projection)
+    _check_config((file if file.is_dir() else file.parent) / "config.json", length, projection)
     for name, tensor in tensors.items():
         check_finite(f"{name} in {file}", tensor)
     encoder.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     return encoder.requires_grad_(False).eval()
 
 
-def find_prefix_file(path: str | Path) -> Path:
-    """The file that holds the prefix at a path; see ``read_prefix_encoder``."""
+def _open(path: str | Path) -> tuple[Path, Mapping[str, Tensor] | CheckpointReader]:
+    """The file or folder that holds the prefix at a path, and its tensors; see ``read_prefix_encoder``."""
     if not isinstance(path, str | os.PathLike):
         raise InputError(f"expected a folder or a file as prefix, got {path!r}")
     path = Path(path)
@@ -90,20 +96,30 @@ def find_prefix_file(path: str | Path) -> Path:
         if path.is_file():
             if path.suffix not in (".bin", ".safetensors"):
                 raise InputError(f"expected a .bin or .safetensors file as prefix, got {path}")
-            return path
+            return path, _map(path)
         if path.is_dir():
-            found = next((path / name for name in _FILES if found_instead(path / name) != ABSENT), None)
-            newest = newest_checkpoint(path) if found is None else None
+            own = path / SAFETENSORS_FILE
+            if found_instead(own) != ABSENT:
+                return own, _map(own)
+            if has_weights(path):
+                reader = CheckpointReader(path)
+                return reader.files[0] if len(reader.files) == 1 else path, reader
+            newest = newest_checkpoint(path)
             if newest is not None:
-                return find_prefix_file(newest)
-            if found is None:
-                raise InputError(
-                    f"expected {OFFICIAL_FILE} or {SAFETENSORS_FILE} in {path}, got none; is this a ptuning checkpoint?"
-                )
-            return found
+                return _open(newest)
+            raise InputError(
+                f"expected {OFFICIAL_FILE} or {SAFETENSORS_FILE} in {path}, got none; is this a ptuning checkpoint?"
+            )
     except OSError as error:
         raise InputError(f"expected a prefix that can be read, got {str(path)[:80]}: {error.strerror}") from error
     raise InputError(f"expected a ptuning checkpoint folder or a file as prefix, got {path}: there is none")
+
+
+def _map(file: Path) -> Mapping[str, Tensor]:
+    fault = found_instead(file)
+    if fault is not None:
+        raise CheckpointError(f"expected a prefix in {file}, got {fault}")
+    return (map_safetensors(file) if file.suffix == ".safetensors" else map_torch_file(file))[0]
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -112,22 +128,16 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return max(numbered)[1] if numbered else None
 
 
-def _prefix_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of the prefix encoder in a file, by the names of its parameters."""
-    fault = found_instead(file)
-    if fault is not None:
-        raise CheckpointError(f"expected a prefix in {file}, got {fault}")
-    tensors, _ = map_safetensors(file) if file.suffix == ".safetensors" else map_torch_file(file)
-    for stem in _STEMS:
-        found = {n.removeprefix(stem): t for n, t in tensors.items() if n.startswith(stem + "embedding.weight")}
-        if found:
-            parts = ("embedding.", "trans.")
-            return {
-                n.removeprefix(stem): t for n, t in tensors.items() if n.removeprefix(stem).startswith(parts)
-            } | found
-    names = ", ".join(shown_name(name) for name in list(tensors)[:_MOST_NAMED]) or "nothing"
+def _prefix_tensors(file: Path, stored: Mapping[str, Tensor] | CheckpointReader) -> dict[str, Tensor]:
+    """The tensors of the prefix encoder, by the names of its parameters."""
+    matches = [(name, match) for name in stored if (match := _NAME.fullmatch(name))]
+    named = [(name, match) for name, match in matches if match[1]]  # among a model's tensors
+    found = {match[2]: stored[name] for name, match in named or matches}
+    if "embedding.weight" in found:
+        return found
+    names = ", ".join(shown_name(name) for name in list(stored)[:_MOST_NAMED]) or "nothing"
     raise CheckpointError(
-        f"expected {OFFICIAL_STEM}embedding.weight in {file}, got {names}; "
+        f"expected {PREFIX_STEM}embedding.weight in {file}, got {names}; "
         "it holds no P-Tuning prefix: give the checkpoint folder that ptuning has written"
     )
 
@@ -146,7 +156,7 @@ def _check_tensors(file: Path, tensors: dict[str, Tensor], encoder: PrefixEncode
                 f"expected {name} of shape {shape} in {file}, which suits this model, got {tuple(found.shape)}; "
                 f"{_belongs_to(tensors, config)}"
             )
-        if found.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        if found.dtype not in FLOATING:
             raise CheckpointError(f"expected floating-point numbers for {name} in {file}, got {found.dtype}")
 
 

@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Annotated, NoReturn, TextIO
 
 import typer
@@ -59,6 +60,8 @@ def _options(
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command line and exit: 0, 2 for the user's mistakes, 1 for faults, 130 for Ctrl-C."""
+    if arguments is None:
+        _run_in_utf8()
     words = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         _use_utf8(stream, "backslashreplace")
@@ -93,6 +96,21 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             _discard_output()
             _fail(f"expected an output that can be written, got {error.strerror}; make room or write elsewhere", 1)
         _fail(f"{type(error).__name__}: {error} (unexpected; run again with --debug to see where)", 1)
+
+
+def _run_in_utf8() -> None:
+    """Start again in Python's UTF-8 mode where the locale has another encoding.
+
+    There the bytes of a prompt would become other letters, and a Chinese folder's name one that does not exist.
+    """
+    if os.name != "posix" or sys.getfilesystemencoding() == "utf-8":
+        return
+    try:
+        words = Path("/proc/self/cmdline").read_bytes().split(b"\0")[1:-1]  # before Python decoded them
+    except OSError:
+        words = [os.fsencode(word) for word in sys.orig_argv[1:]]
+    if sys.executable:
+        os.execv(sys.executable, [os.fsencode(sys.executable), b"-X", b"utf8", *words])
 
 
 def _use_utf8(stream: TextIO | None, errors: str) -> None:

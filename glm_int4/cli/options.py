@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from glm_int4.errors import InputError
+from glm_int4.errors import GLMError, InputError
 from glm_int4.text.chat.messages import is_blank
 from glm_int4.text.chat.tools import Tool, check_tools
 from glm_int4.text.text_file import read_text
@@ -45,7 +45,13 @@ PromptLookup = Annotated[
 ]
 KVBits = Annotated[int, typer.Option(help="Bits of the key/value cache: 16, or 8 for half the memory.")]
 Greedy = Annotated[bool, typer.Option("--greedy", help="Always take the most likely token.")]
-Prefix = Annotated[Path | None, typer.Option(help="A P-Tuning prefix: the folder that ptune has written, or its file.")]
+Prefix = Annotated[
+    Path | None,
+    typer.Option(
+        help="A P-Tuning prefix: the folder that ptune has written, or its file; "
+        '"none" leaves out one that is stored with the model.'
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
@@ -130,7 +136,12 @@ def spread(run: Callable[..., None]) -> Callable[..., None]:
             name: group(**{field.name: given.pop(field.name) for field in fields(group)})
             for name, group in groups.items()
         }
-        run(**given, **made)
+        try:
+            run(**given, **made)
+        except EOFError as error:  # which Typer would take for Ctrl-D
+            raise GLMError(
+                f"expected a whole file, got its end ({error}); run again with --debug to see where"
+            ) from error
 
     command.__doc__, command.__module__ = run.__doc__, run.__module__
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

@@ -61,6 +61,7 @@ def quantized_pieces(
     step = max(PIECE_WEIGHTS // matrix.in_features, 1)
     for start in range(0, matrix.out_features, step):
         piece = weight[start : start + step]
+        piece = piece.float() if piece.dtype == torch.float64 else piece
         check_finite(f"{source}.weight", piece)
         quantized, error, norm = quantize(plan.folding.fold(f"{matrix.name}.weight", piece), scheme)
         _check_scales(source, quantized)

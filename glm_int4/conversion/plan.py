@@ -14,6 +14,7 @@ from glm_int4.checkpoint.files.reader import CheckpointReader
 from glm_int4.checkpoint.files.safetensors_file import TensorSpec
 from glm_int4.checkpoint.formats import layout
 from glm_int4.checkpoint.formats.layout import MatrixSpec
+from glm_int4.checkpoint.formats.tensor_names import PREFIX_STEM
 from glm_int4.checkpoint.opening import CheckpointInfo, Schemes, open_checkpoint, tensor_specs
 from glm_int4.checkpoint.tokenizer_check import load_checked_tokenizer
 from glm_int4.checkpoint.writing.output_folder import Unit, fill_shards
@@ -281,6 +282,7 @@ def _units(
     units.append(Unit("norms and biases", tuple(_as_stored(reader, name) for name in layout.vectors(info.config))))
     if options.official:  # whatever else the source holds, as it is: a tied head, inverse frequencies
         written = {spec.name for unit in units for spec in unit.specs} | {f"{name}.weight" for name in matrices}
+        written |= {name for name in reader if name.startswith(PREFIX_STEM)}  # gets a file of its own
         rest = [_as_stored(reader, name) for name in reader if name not in written]
         if rest:
             units.append(Unit("the rest", tuple(rest)))

@@ -24,6 +24,8 @@ from glm_int4.checkpoint.files.safetensors_file import SafetensorsWriter, map_sa
 from glm_int4.checkpoint.formats import layout
 from glm_int4.checkpoint.formats import official as official_format
 from glm_int4.checkpoint.formats import packed as packed_format
+from glm_int4.checkpoint.formats.tensor_names import PREFIX_STEM
+from glm_int4.checkpoint.prefix_file import SAFETENSORS_FILE
 from glm_int4.checkpoint.writing.output_folder import OutputFolder, Unit, sha256
 from glm_int4.checkpoint.writing.publishing import REPORT, check_output, tidy
 from glm_int4.conversion.calibrated.gptq_pass import CalibratedQuantizer, estimated_seconds
@@ -281,7 +283,7 @@ def _write_files(
     folder = plan.reader.folder
     config = read_config(folder)
     config.pop("auto_map", None)
-    for key in ("quantization_bit", "quantization_embeddings"):
+    for key in ("quantization_bit", "quantization_embeddings", "quantization_config"):
         config.pop(key, None)
     if plan.options.official:
         config["quantization_bit"] = plan.scheme.bits
@@ -292,6 +294,9 @@ def _write_files(
     for name in _COPIED:
         if (folder / name).is_file():
             target.copy(folder / name)
+    if plan.info.has_prefix:
+        prefix = {name: plan.reader[name].contiguous() for name in plan.reader if name.startswith(PREFIX_STEM)}
+        target.write_tensors(SAFETENSORS_FILE, prefix)
     if plan.tokenizer_config is not None:
         target.write_json("tokenizer_config.json", plan.tokenizer_config)
     if plan.tokenizer_json is not None:

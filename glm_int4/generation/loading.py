@@ -10,7 +10,7 @@ from glm_int4.checkpoint.build import ComputeSetup, build_model
 from glm_int4.checkpoint.files.folder import read_config, resolve_folder
 from glm_int4.checkpoint.formats import layout
 from glm_int4.checkpoint.opening import CheckpointInfo, open_checkpoint
-from glm_int4.checkpoint.prefix_file import load_prefix
+from glm_int4.checkpoint.prefix_file import NO_PREFIX, SAFETENSORS_FILE, load_prefix
 from glm_int4.checkpoint.tokenizer_check import load_checked_tokenizer
 from glm_int4.downloads import shown
 from glm_int4.errors import InputError
@@ -46,7 +46,8 @@ def load(
         device: "auto" (CUDA where there is one), "cuda" or "cpu".
         dtype: None for the device's fast path; torch.float32 for exact arithmetic on plain torch.
         prefix: a P-Tuning v2 prefix: the folder that ptuning has written, or a ``.bin`` or
-            ``.safetensors`` file. It does not count in ``max_length``.
+            ``.safetensors`` file. It does not count in ``max_length``. None takes one that is stored with the model,
+            "none" leaves that out.
         kv_bits: of the key/value cache: 16, or 8 for half the memory.
         max_length: most tokens of a sequence; None for what the model was made for and the memory holds.
         model_version: "auto", "1", "2" or "3".
@@ -67,8 +68,14 @@ def load(
     tokenizer = load_checked_tokenizer(folder, info.config)
     setup = choose_setup(info, place, dtype, kv_bits)
     found = None
+    beside = folder / SAFETENSORS_FILE
     if prefix is not None:
-        found = load_prefix(prefix, info.config, place, setup.prefix_dtype)
+        if str(prefix) != NO_PREFIX:
+            found = load_prefix(prefix, info.config, place, setup.prefix_dtype)
+    elif info.has_prefix or beside.is_file():
+        source = reader if info.has_prefix else None
+        found = load_prefix(folder if source else beside, info.config, place, setup.prefix_dtype, source)
+        logger.warning("using the P-Tuning prefix of %s columns that is stored with %s", found.length, folder)
     elif trained := read_config(folder).get("pre_seq_len"):
         logger.warning("config.json has pre_seq_len %s: the prefix itself is loaded with --prefix", shown(trained))
     memory = plan_memory(info, setup, max_length, found.length if found else 0)

@@ -108,7 +108,13 @@ def open_random(
         reader.add(vector, torch.full(shape, 1.0 if is_norm else 0.01, device=device).half())
         stored[vector] = 2 * math.prod(shape)
     info = CheckpointInfo(
-        config=config, schemes=schemes, stored_bytes=stored, official=False, version_from="the preset", is_base=False
+        config=config,
+        schemes=schemes,
+        stored_bytes=stored,
+        official=False,
+        version_from="the preset",
+        is_base=False,
+        has_prefix=False,
     )
     return reader, info
 

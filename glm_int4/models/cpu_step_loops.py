@@ -9,6 +9,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
+from glm_int4.quantization.cpu.compiled import loop
 from glm_int4.quantization.cpu.integer_loops import (
     GELU,
     LOOP,
@@ -28,7 +29,7 @@ PACKED, SCALES, ZEROS, BIAS, BITS, GROUPS, RUN, INPUTS = range(8)
 _LOWEST = np.float32(-3.0e38)
 
 
-@numba.njit(**LOOP)
+@loop(**LOOP)
 def norm_row(x, weight, bias, epsilon, rms, out):
     """RMSNorm, or LayerNorm with a bias, of one row."""
     size = np.float32(x.size)
@@ -49,7 +50,7 @@ def norm_row(x, weight, bias, epsilon, rms, out):
             out[i] = (x[i] - mean) * factor * weight[i] + bias[i]
 
 
-@numba.njit(**LOOP)
+@loop(**LOOP)
 def rotate(x, cos, sin, paired, out):
     """Rotate one head. paired: neighbours of its first half turn (versions 2 and 3); otherwise elements a
     quarter apart in both halves (version 1). cos, sin: (1 or 2, D / 4)."""
@@ -113,7 +114,7 @@ def _overload_stored(value):
     return lambda value: np.float32(np.int32(value))
 
 
-@numba.njit(parallel=True, **LOOP)
+@loop(parallel=True, **LOOP)
 def attend_to_cache(q, k, v, k_scales, v_scales, slots, columns, padding, prefix_length, softmax_scale, out):
     """out[b, h] = softmax(q[b, h] . k[s, g] * softmax_scale) @ v[s, g], with g the head's key/value head.
 
@@ -159,7 +160,7 @@ def attend_to_cache(q, k, v, k_scales, v_scales, slots, columns, padding, prefix
             target[d] = acc[d] / total
 
 
-@numba.njit(**LOOP)
+@loop(**LOOP)
 def _linear(x, kind, matrix, threads, out):
     """out = activation(x) @ weight.T + bias; ``matrix`` is a row of the table."""
     num_rows, in_features = x.shape[0], matrix[INPUTS]
@@ -174,14 +175,14 @@ def _linear(x, kind, matrix, threads, out):
     multiply(weights, matrix[BITS], matrix[GROUPS], q, scales, sums, num_rows, matrix[RUN], threads, out)
 
 
-@numba.njit(**LOOP)
+@loop(**LOOP)
 def _add_residual(out, residual, factor, x):
     for row in range(out.shape[0]):
         for i in range(out.shape[1]):
             x[row, i] = out[row, i] + factor * residual[row, i]
 
 
-@numba.njit(**LOOP)
+@loop(**LOOP)
 def decode_layers(
     x, matrices, norm_weights, norm_biases, epsilon, alpha, cos, sin, heads, k, v, k_scales, v_scales,
     slots, columns, padding, prefix_length, widths, threads

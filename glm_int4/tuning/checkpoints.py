@@ -16,7 +16,8 @@ from torch import Tensor
 
 from glm_int4.checkpoint.files.folder import PARTIAL_SUFFIX
 from glm_int4.checkpoint.files.safetensors_file import SafetensorsWriter, TensorSpec
-from glm_int4.checkpoint.prefix_file import OFFICIAL_FILE, OFFICIAL_STEM, SAFETENSORS_FILE, newest_checkpoint
+from glm_int4.checkpoint.formats.tensor_names import PREFIX_STEM
+from glm_int4.checkpoint.prefix_file import OFFICIAL_FILE, SAFETENSORS_FILE, newest_checkpoint
 from glm_int4.errors import CheckpointError, InputError, OutputError
 from glm_int4.models.prefix_encoder import PrefixEncoder
 from glm_int4.system import sync_folder
@@ -83,7 +84,7 @@ def save_checkpoint(folder: Path, encoder: PrefixEncoder, state: dict[str, Any],
         OutputError: it cannot be written, for example because the disk is full.
     """
     partial = folder.with_name(folder.name + PARTIAL_SUFFIX)
-    parameters = {OFFICIAL_STEM + name: p.detach().float().cpu() for name, p in encoder.named_parameters()}
+    parameters = {PREFIX_STEM + name: p.detach().float().cpu() for name, p in encoder.named_parameters()}
     config = {key: value for key, value in model_config.items() if key not in ("quantization_config", "auto_map")}
     config |= {"pre_seq_len": encoder.pre_seq_len, "prefix_projection": encoder.prefix_projection}
     try:
@@ -126,7 +127,8 @@ def load_state(output: Path, data_digest: str, settings: PTuneSettings) -> tuple
         return None
     path = folder / STATE_FILE
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            state = torch.load(file, map_location="cpu", weights_only=True)
         settings.check_resumed(state["settings"])
         same_data = state["data_digest"] == data_digest
     except InputError:

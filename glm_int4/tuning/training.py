@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from glm_int4.checkpoint.files.folder import read_config, resolve_folder
-from glm_int4.checkpoint.prefix_file import newest_checkpoint, read_prefix_encoder
+from glm_int4.checkpoint.prefix_file import NO_PREFIX, newest_checkpoint, read_prefix_encoder
 from glm_int4.errors import GLMError, InputError
 from glm_int4.generation.engine import Engine
 from glm_int4.generation.loading import load
@@ -97,7 +97,7 @@ def ptune(
     columns = Columns(prompt=prompt_column, response=response_column, history=history_column)
     rows, num_empty = read_rows(train_file, columns)
     eval_rows = read_rows(eval_file, columns)[0] if eval_file is not None else []
-    engine = load(model, device=device, dtype=dtype, model_version=model_version, threads=threads)
+    engine = load(model, device=device, dtype=dtype, prefix=NO_PREFIX, model_version=model_version, threads=threads)
     samples = _samples(engine, rows, settings)
     make_folder(output)
     lock = lock_folder(output)

@@ -399,7 +399,7 @@ def test_a_full_disk_is_named_before_anything_is_written(tmp_path, monkeypatch):
 
 
 def test_another_quantized_format_is_named(edit_config):
-    folder = edit_config(quantization_config={"quant_method": "gptq"})
+    folder = edit_config(quantization_config={"quant_method": "compressed-tensors", "format": "int-quantized"})
     with pytest.raises(UserError, match="expected quantization_config"):
         open_checkpoint(folder)
 

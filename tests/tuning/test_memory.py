@@ -37,7 +37,13 @@ def info(config):
     vocabulary = {matrix.name for matrix in layout.vocabulary(config)}
     schemes = {name: INT8 if name in vocabulary else INT4 for name in layout.matrices(config)}
     return CheckpointInfo(
-        config=config, schemes=schemes, stored_bytes={}, official=False, version_from="", is_base=False
+        config=config,
+        schemes=schemes,
+        stored_bytes={},
+        official=False,
+        version_from="",
+        is_base=False,
+        has_prefix=False,
     )
 
 

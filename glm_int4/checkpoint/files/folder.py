@@ -95,6 +95,13 @@ def read_tokenizer_config(folder: Path) -> dict[str, Any] | None:
     return None if found_instead(path) == ABSENT else read_json(path, TokenizerError)
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds weight files of a checkpoint, complete or not."""
+    return any(found_instead(folder / name) != ABSENT for name in (*_SINGLE_FILES, *_INDEX_FILES)) or any(
+        _SHARD_NAME.fullmatch(path.name) for path in folder.glob("*-of-*")
+    )
+
+
 def find_shards(folder: Path) -> Shards:
     """Return the weight files of a folder and, where an index says it, each tensor's file.
 

@@ -3,7 +3,7 @@
 import ctypes
 import mmap
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -15,7 +15,11 @@ from glm_int4.checkpoint.files.torch_file import map_torch_file
 from glm_int4.downloads import shown_name
 from glm_int4.errors import CheckpointError
 
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MOST_NAMED = 6
+_A_FLOAT = f"{torch.float16} or another float"
+_MISMATCH = "do the config and the weights belong together?"
+_PLACEHOLDERS = "DeepSpeed's ZeRO-3 saved placeholders of size 0: collect the weights with its zero_to_fp32.py first"
 
 
 class CheckpointReader:
@@ -53,6 +57,11 @@ class CheckpointReader:
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[name]
 
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Call tensors otherwise than they are stored: stored name to new name."""
+        self._tensors = {names.get(name, name): tensor for name, tensor in self._tensors.items()}
+        self._mapped = {names.get(name, name) for name in self._mapped}
+
     def release(self, name: str, rows: slice = slice(None)) -> None:
         """Give back the memory of a mapped tensor's pages, or those of some rows; they are read again when needed."""
         if name in self._mapped and sys.platform.startswith("linux") and self._tensors[name].is_contiguous():
@@ -63,17 +72,18 @@ class CheckpointReader:
         expected: Mapping[str, tuple[int, ...]],
         dtypes: Mapping[str, tuple[torch.dtype, ...]],
         ignored: Collection[str] = (),
+        advice: Callable[[Iterable[str]], str | None] = lambda names: None,
     ) -> None:
         """Compare all tensors with what a model needs.
 
         Args:
             expected: name to shape.
-            dtypes: name to acceptable dtypes; names that are absent accept float16, bfloat16, float32.
+            dtypes: name to acceptable dtypes; names that are absent accept every floating-point dtype of torch's.
             ignored: names that may be there or not, beside ``*.inv_freq``.
+            advice: what to do about names that the model has no place for, if they tell.
         Raises:
             CheckpointError: one error that names missing, extra, mis-shaped and mis-typed tensors.
         """
-        floating = (torch.float16, torch.bfloat16, torch.float32)
         faults = []
         missing = [n for n in expected if n not in self._tensors]
         if missing:
@@ -90,37 +100,19 @@ class CheckpointReader:
         if shapes:
             faults.append(f"mis-shaped {_listing(shapes)}")
         types = [
-            f"{n} {self[n].dtype} instead of {' or '.join(map(str, dtypes.get(n, floating)))}"
+            f"{n} {self[n].dtype} instead of {' or '.join(map(str, dtypes[n])) if n in dtypes else _A_FLOAT}"
             for n in present
-            if self[n].dtype not in dtypes.get(n, floating)
+            if self[n].dtype not in dtypes.get(n, FLOATING)
         ]
         if types:
             faults.append(f"mis-typed {_listing(types)}")
         if faults:
+            placeholders = any(self[n].numel() == 0 for n in present)
+            what_to_do = _PLACEHOLDERS if placeholders else advice(extra) or _MISMATCH
             raise CheckpointError(
                 f"expected the tensors that config.json describes in {self.folder}, got: {'; '.join(faults)}; "
-                f"{_advice(extra)}"
+                f"{what_to_do}"
             )
-
-
-# Parts of tensor names that tell where a checkpoint comes from, and what to do with it.
-_ADVICE = {
-    "lora_": "these are LoRA weights: merge them into the model first (peft: merge_and_unload), then save that",
-    "base_model.model.": "peft saved this model: merge_and_unload it first, then save the result",
-    "prefix_encoder.": "these are P-Tuning prefixes: give this as --prefix, beside the model that it was trained on",
-    "module.": "a training framework added a prefix to the names: save with its module unwrapped",
-    "head.": "an extra head belongs to a reward model: save the language model alone",
-    "score.": "an extra head belongs to a classifier: save the language model alone",
-    "classifier.": "an extra head belongs to a classifier: save the language model alone",
-}
-
-
-def _advice(extra: list[str]) -> str:
-    """What to do about tensors that the model has no place for."""
-    for part, advice in _ADVICE.items():
-        if any(part in name for name in extra):
-            return advice
-    return "do the config and the weights belong together?"
 
 
 def _listing(names: list[str]) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from glm_int4.downloads import shown, shown_name, unique_keys
 from glm_int4.errors import CheckpointError
+from glm_int4.system import opened_for_torch
 
 MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS = 50_000  # the official checkpoint has 368
@@ -63,7 +64,8 @@ def map_safetensors(path: Path) -> tuple[dict[str, Tensor], set[str]]:
                 f"expected {data_start + stop} bytes in {path}, got {size}; "
                 f"the file is {'truncated' if data_start + stop > size else 'damaged'}, download it again"
             )
-        data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+        with opened_for_torch(path) as name:
+            data = torch.from_file(name, shared=False, size=size, dtype=torch.uint8)
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:120]
         raise CheckpointError(f"expected a readable {path}, got: {reason}") from error

@@ -1,5 +1,6 @@
 """``.bin`` files: mapped, and opened without ever running what a pickle asks for."""
 
+import logging
 import pickle
 import warnings
 import zipfile
@@ -11,7 +12,12 @@ from torch import Tensor
 
 from glm_int4.downloads import shown_name
 from glm_int4.errors import CheckpointError
+from glm_int4.system import opened_for_torch
 
+logger = logging.getLogger(__name__)
+
+# Where Lightning, DeepSpeed and others keep the weights beside an optimizer.
+_STATE_DICTS = ("state_dict", "module", "model", "model_state_dict")
 _MAX_PICKLE_BYTES = 64 << 20  # the official shards' have 10 KB
 
 
@@ -41,6 +47,7 @@ def map_torch_file(path: Path) -> tuple[dict[str, Tensor], set[str]]:
             f"expected a complete torch file in {path}, got one that cannot be read; "
             "it is truncated or not a checkpoint, download it again"
         ) from error
+    state = _state_dict(state)
     if not isinstance(state, dict) or not all(_is_plain(k, v) for k, v in state.items()):
         raise CheckpointError(f"expected a dictionary of tensors in {path}, got something else; is this a checkpoint?")
     return {name: tensor.detach() for name, tensor in state.items()}, set(state) if mapped else set()
@@ -64,12 +71,24 @@ def _check_records(path: Path) -> None:
 def _load(path: Path) -> tuple[Any, bool]:
     """What ``torch.load`` returns, and whether it is mapped."""
     _check_records(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True), True
-    except RuntimeError as error:
-        if "mmap can only be used" not in str(error):
-            raise
-        return torch.load(path, map_location="cpu", weights_only=True), False  # the format of torch before 1.6
+    with opened_for_torch(path) as name:
+        try:
+            return torch.load(name, map_location="cpu", weights_only=True, mmap=True), True
+        except RuntimeError as error:
+            if "mmap can only be used" not in str(error):
+                raise
+            return torch.load(name, map_location="cpu", weights_only=True), False  # the format of torch before 1.6
+
+
+def _state_dict(stored: object) -> object:
+    """The tensors of a file that a training program has written around them, or what was stored."""
+    if isinstance(stored, dict) and not all(isinstance(value, Tensor) for value in stored.values()):
+        for key in _STATE_DICTS:
+            inner = stored.get(key)
+            if isinstance(inner, dict) and inner and all(isinstance(value, Tensor) for value in inner.values()):
+                logger.info("reading the tensors under %s", key)
+                return inner
+    return stored
 
 
 def _is_plain(name: object, value: object) -> bool:

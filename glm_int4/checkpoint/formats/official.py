@@ -85,15 +85,30 @@ def read_weight(reader: CheckpointReader, matrix: MatrixSpec, scheme: Quantizati
     Raises:
         CheckpointError: a scale is negative or not finite.
     """
-    scales = reader[f"{matrix.name}.weight_scale"]
-    if not bool(torch.isfinite(scales).all()) or bool((scales < 0).any()):
-        raise CheckpointError(f"expected finite scales of 0 or more in {matrix.name}.weight_scale, got others")
+    name = f"{matrix.name}.weight_scale"
+    scales = half_scales(reader[name], name)
+    if bool((scales < 0).any()):
+        raise CheckpointError(f"expected finite scales of 0 or more in {name}, got others")
     return QuantizedWeight(
         scheme=scheme,
         packed=from_official(reader[f"{matrix.name}.weight"], scheme.bits),
-        scales=scales.clone()[:, None],
+        scales=scales[:, None],
         zero_points=None,
     )
+
+
+def half_scales(stored: Tensor, name: str) -> Tensor:
+    """A copy of scales in float16, whatever dtype ``model.float()`` and the like have left them in.
+
+    Raises:
+        CheckpointError: one is not finite, or too large or too small for float16.
+    """
+    scales = stored.to(torch.float16, copy=True)
+    if not bool(torch.isfinite(stored).all()):
+        raise CheckpointError(f"expected finite scales of 0 or more in {name}, got others")
+    if not bool(torch.isfinite(scales).all()) or bool(((scales == 0) & (stored != 0)).any()):
+        raise CheckpointError(f"expected scales that fit float16 in {name}, got {stored.dtype} beyond its range")
+    return scales
 
 
 def from_official(weight: Tensor, bits: int) -> Tensor:

@@ -6,6 +6,7 @@ float16 (N, K / G), ``name.weight_shape`` int64 (2) and, if asymmetric, ``name.w
 bytes with the even k in the low nibble; stored integers are q + 8 (4 bits) or q + 128 (8 bits).
 """
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,12 +15,15 @@ from torch import Tensor
 
 from glm_int4.checkpoint.files.reader import CheckpointReader
 from glm_int4.checkpoint.files.safetensors_file import SafetensorsWriter, TensorSpec
-from glm_int4.checkpoint.formats import layout
+from glm_int4.checkpoint.formats import layout, tensor_names
 from glm_int4.checkpoint.formats.layout import MatrixSpec
-from glm_int4.downloads import shown
+from glm_int4.checkpoint.formats.official import half_scales
+from glm_int4.downloads import shown, shown_name
 from glm_int4.errors import CheckpointError, ConfigError
 from glm_int4.models.config import Config
 from glm_int4.quantization.scheme import GROUP_SIZES, QuantizationScheme, QuantizedWeight
+
+logger = logging.getLogger(__name__)
 
 QUANT_METHOD, FORMAT = "compressed-tensors", "pack-quantized"
 
@@ -100,20 +104,23 @@ def _group(scheme: QuantizationScheme, *targets: str) -> dict[str, Any]:
     return {"targets": list(targets), "weights": weights, "format": FORMAT}
 
 
-def is_packed(raw_config: Mapping[str, Any]) -> bool:
-    """Whether a parsed config.json describes this format.
+def is_packed(raw_config: Mapping[str, Any], reader: CheckpointReader) -> bool:
+    """Whether a parsed config.json describes this format; what another program left over plain weights is ignored.
 
     Raises:
-        ConfigError: it describes another quantized format.
+        CheckpointError: the weights are quantized by another program.
+        ConfigError: it describes another format of compressed-tensors.
     """
     quantization = raw_config.get("quantization_config")
     if not quantization:
         return False
-    if (
-        not isinstance(quantization, dict)
-        or quantization.get("quant_method") != QUANT_METHOD
-        or quantization.get("format") != FORMAT
-    ):
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    if isinstance(method, str) and method != QUANT_METHOD:
+        if what_to_do := tensor_names.other_quantization(reader):
+            raise CheckpointError(f"expected half-precision weights in {reader.folder}, got others; {what_to_do}")
+        logger.warning("ignoring what config.json says of %s: the weights are not quantized by it", shown_name(method))
+        return False
+    if method != QUANT_METHOD or quantization.get("format") != FORMAT:
         raise ConfigError(
             f'expected quantization_config with quant_method "{QUANT_METHOD}" and format "{FORMAT}" in config.json, '
             f"got {shown(quantization)}; quantize the official checkpoint with glm-int4 quantize"
@@ -157,13 +164,14 @@ def read_weight(
         raise CheckpointError(
             f"expected {(matrix.out_features, matrix.in_features)} in {matrix.name}.weight_shape, got {shape}"
         )
-    scales = reader[f"{matrix.name}.weight_scale"]
-    if not bool(torch.isfinite(scales).all()) or bool((scales <= 0).any()):
-        raise CheckpointError(f"expected positive, finite scales in {matrix.name}.weight_scale, got others")
+    name = f"{matrix.name}.weight_scale"
+    scales = half_scales(reader[name], name)
+    if bool((scales <= 0).any()):
+        raise CheckpointError(f"expected positive, finite scales in {name}, got others")
     return QuantizedWeight(
         scheme=scheme,
         packed=reader[f"{matrix.name}.weight_packed"].view(torch.uint8),
-        scales=scales.clone(),
+        scales=scales,
         zero_points=zero_points,
     )
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from glm_int4.checkpoint.files.folder import PROGRESS
 from glm_int4.checkpoint.files.safetensors_file import SafetensorsWriter, TensorSpec
 from glm_int4.checkpoint.writing.publishing import (
@@ -215,6 +217,19 @@ class OutputFolder:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self.partial / source.name)
+
+    def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write a small safetensors file, complete or not at all."""
+        temporary = self.partial / (name + ".tmp")
+        writer = SafetensorsWriter(
+            temporary, [TensorSpec(key, tuple(t.shape), t.dtype) for key, t in tensors.items()], {"format": "pt"}
+        )
+        try:
+            for key, tensor in tensors.items():
+                writer.write(key, tensor)
+        finally:
+            writer.close(sync=True)
+        temporary.replace(self.partial / name)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file, complete or not at all."""

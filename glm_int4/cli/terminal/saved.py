@@ -1,9 +1,6 @@
 """Conversations as JSON files: written whole or not at all, and believed only after every part was checked."""
 
 import json
-import os
-import tempfile
-from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +9,7 @@ from glm_int4.cli.options import check_text, check_utf8
 from glm_int4.cli.terminal.conversation import Conversation, Message
 from glm_int4.errors import InputError
 from glm_int4.generation.sampling import SamplingParams
+from glm_int4.system import write_whole
 
 _FORMAT, _VERSION = "glm-int4 conversation", 1
 _MOST_BYTES = 64 << 20  # nobody has typed more
@@ -23,6 +21,16 @@ def save(conversation: Conversation, path: Path) -> None:
     Raises:
         InputError: the file is of another kind, or cannot be written.
     """
+    try:
+        if path.exists():
+            _check_kind(path)
+        write_whole(path.resolve(), to_bytes(conversation))
+    except OSError as error:
+        raise InputError(f"expected a file that can be written, got {path}: {error.strerror}") from error
+
+
+def to_bytes(conversation: Conversation) -> bytes:
+    """A conversation as ``save`` writes it."""
     content = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -31,16 +39,15 @@ def save(conversation: Conversation, path: Path) -> None:
         "messages": conversation.messages,
         "settings": asdict(conversation.sampling) | {"max_new_tokens": conversation.max_new_tokens},
     }
-    try:
-        if path.exists():
-            _check_kind(path)
-        _write(path.resolve(), json.dumps(content, ensure_ascii=False, indent=2) + "\n")
-    except OSError as error:
-        raise InputError(f"expected a file that can be written, got {path}: {error.strerror}") from error
+    text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+    return text.encode("utf-8", "backslashreplace")  # a model's path may be other bytes: JSON's \\udc.. then
 
 
-def load(conversation: Conversation, path: Path) -> None:
+def load(conversation: Conversation, path: Path) -> str:
     """Take messages, system text and settings from a file; on an error the conversation is as before.
+
+    Returns:
+        The model that gave the last answer, as it was called.
 
     Raises:
         InputError: what is wrong with the file.
@@ -60,6 +67,7 @@ def load(conversation: Conversation, path: Path) -> None:
     conversation.resume(messages)
     conversation.system = system
     conversation.sampling, conversation.max_new_tokens = sampling, max_new_tokens
+    return str(content.get("model"))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -119,18 +127,3 @@ def _checked_settings(settings: Any) -> tuple[SamplingParams, int | None]:
     if max_new_tokens is not None and (type(max_new_tokens) is not int or max_new_tokens < 1):
         raise InputError(f"expected max_new_tokens of 1 or more, got {max_new_tokens!r}")
     return SamplingParams(**settings), max_new_tokens
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file under another name first, for its owner alone, then give it its name."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:50]}.")
-    try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise

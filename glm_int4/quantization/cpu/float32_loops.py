@@ -8,6 +8,7 @@ over slices: with any other start Numba allows for negative indices, and LLVM tu
 import numba
 import numpy as np
 
+from glm_int4.quantization.cpu.compiled import loop
 from glm_int4.quantization.cpu.vectors import float_of_half
 
 
@@ -21,7 +22,7 @@ def _high(byte):
     return np.float32(np.int32(byte >> np.uint8(4)))
 
 
-@numba.njit(parallel=True, cache=True, fastmath=True)
+@loop(parallel=True, fastmath=True)
 def gemv_int4(x, packed, scales, zeros, group_size, out):
     """out[n] = sum_k x[k] * (q[n, k] - zero) * scale.
 
@@ -46,7 +47,7 @@ def gemv_int4(x, packed, scales, zeros, group_size, out):
         out[row] = total
 
 
-@numba.njit(parallel=True, cache=True, fastmath=True)
+@loop(parallel=True, fastmath=True)
 def gemv_int8(x, packed, scales, zeros, group_size, out):
     """As ``gemv_int4``, with packed (N, K) uint8."""
     num_rows, num_groups = scales.shape
@@ -65,7 +66,7 @@ def gemv_int8(x, packed, scales, zeros, group_size, out):
         out[row] = total
 
 
-@numba.njit(parallel=True, cache=True, fastmath=True)
+@loop(parallel=True, fastmath=True)
 def dequantize_rows(packed, scales, zeros, group_size, bits, out):
     """out[n, k] = (q[n, k] - zero) * scale, float32; arguments as ``gemv_int4`` or ``gemv_int8``."""
     num_rows, num_groups = scales.shape

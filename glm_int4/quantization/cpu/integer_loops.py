@@ -9,13 +9,14 @@ from typing import Any
 import numba
 import numpy as np
 
+from glm_int4.quantization.cpu.compiled import loop
 from glm_int4.quantization.cpu.instructions import AVX2, instruction_set
 from glm_int4.quantization.cpu.integer_vectors import TILE_ROWS, tile_product
 from glm_int4.quantization.cpu.vectors import fetch_add, float_of_half
 
 # Sums may be reordered and multiplications fused, but nan and inf stay what they are.
 SAFE = {"reassoc", "contract", "nsz", "arcp"}
-LOOP: Any = {"cache": True, "fastmath": SAFE, "error_model": "numpy"}
+LOOP: Any = {"fastmath": SAFE, "error_model": "numpy"}
 
 PLAIN, GELU, SWIGLU = 0, 1, 2
 
@@ -39,7 +40,7 @@ _int4_by_1, _int4_by_2, _int4_by_4, _int4_by_8 = (tile_product(4, rows, _SET) fo
 _int8_by_1, _int8_by_2, _int8_by_4, _int8_by_8 = (tile_product(8, rows, _SET) for rows in (1, 2, 4, 8))
 
 
-@numba.njit(**LOOP)
+@loop(**LOOP)
 def panel_rows(remaining):
     """Rows of the next panel when so many are left."""
     if remaining >= 8:
@@ -49,12 +50,12 @@ def panel_rows(remaining):
     return 2 if remaining >= 2 else 1
 
 
-@numba.njit(**LOOP)
+@loop(**LOOP)
 def _float_of_bits(bits):
     return np.uint32(bits).view(np.float32)
 
 
-@numba.njit(**LOOP)
+@loop(**LOOP)
 def _panel(num_rows, index):
     """A panel's first row, and how many rows it has."""
     full = num_rows // 8
@@ -66,7 +67,7 @@ def _panel(num_rows, index):
     return row, panel_rows(num_rows - row)
 
 
-@numba.njit(**LOOP)
+@loop(**LOOP)
 def exp(x):
     """e ** x of a float32 to 2e-7, in arithmetic that vectorizes; libm's function does not."""
     x = min(max(x, np.float32(-87.0)), np.float32(88.0))
@@ -83,7 +84,7 @@ def exp(x):
     return p * np.uint32(np.uint32(n + np.int32(127)) << np.uint32(23)).view(np.float32)
 
 
-@numba.njit(**LOOP)
+@loop(**LOOP)
 def _activate(x, start, stop, half, kind, out):
     """out = activation(x[start:stop]); SwiGLU's second factor lies ``half`` columns further."""
     part = x[start:stop]
@@ -101,7 +102,7 @@ def _activate(x, start, stop, half, kind, out):
             out[i] = part[i]
 
 
-@numba.njit(**LOOP)
+@loop(**LOOP)
 def _quantize_run(values, integers, rows, target):
     """Write one run of a row to its panel; returns the scale and the scaled sum of its integers."""
     bits, pairs, largest = values.view(np.uint32), integers.view(np.int32), np.uint32(0)
@@ -125,7 +126,7 @@ def _quantize_run(values, integers, rows, target):
     return scale, np.float32(total) * scale
 
 
-@numba.njit(**LOOP)
+@loop(**LOOP)
 def _quantize_task(x, kind, run, panel, task, q, scales, sums):
     """Quantize some runs of a panel's rows; arguments as ``quantize_rows``."""
     num_runs = scales.size // x.shape[0]
@@ -143,7 +144,7 @@ def _quantize_task(x, kind, run, panel, task, q, scales, sums):
             sums[row * num_runs + index * rows + m] = total
 
 
-@numba.njit(**LOOP)
+@loop(**LOOP)
 def _num_tasks(x, scales):
     """Panels, and tasks of each."""
     num_rows = x.shape[0]
@@ -151,7 +152,7 @@ def _num_tasks(x, scales):
     return num_panels, (scales.size // num_rows + _RUNS_OF_A_TASK - 1) // _RUNS_OF_A_TASK
 
 
-@numba.njit(**LOOP)
+@loop(**LOOP)
 def quantize_rows_here(x, kind, run, q, scales, sums):
     """As ``quantize_rows``, in this thread alone: for what takes less time than waking another one."""
     num_panels, num_tasks = _num_tasks(x, scales)
@@ -160,7 +161,7 @@ def quantize_rows_here(x, kind, run, q, scales, sums):
             _quantize_task(x, kind, run, panel, task, q, scales, sums)
 
 
-@numba.njit(parallel=True, **LOOP)
+@loop(parallel=True, **LOOP)
 def quantize_rows(x, kind, run, q, scales, sums):
     """Integers and scales of ``activation(x)``, panel by panel.
 
@@ -172,7 +173,7 @@ def quantize_rows(x, kind, run, q, scales, sums):
         _quantize_task(x, kind, run, task // num_tasks, task % num_tasks, q, scales, sums)
 
 
-@numba.njit(**LOOP)
+@loop(**LOOP)
 def _multiply_tile(tile, weights, bits, num_groups, q, x_scales, x_sums, num_rows, run, out):
     """One tile of ``multiply``, which has the arguments."""
     packed, scales, zeros, bias = weights
@@ -217,7 +218,7 @@ def _multiply_tile(tile, weights, bits, num_groups, q, x_scales, x_sums, num_row
         row += rows
 
 
-@numba.njit(parallel=True, **LOOP)
+@loop(parallel=True, **LOOP)
 def multiply(weights, bits, num_groups, q, x_scales, x_sums, num_rows, run, threads, out):
     """out[m, n] = sum_k x[m, k] * (q[n, k] - zero) * scale + bias[n].
 
@@ -238,7 +239,7 @@ def multiply(weights, bits, num_groups, q, x_scales, x_sums, num_rows, run, thre
             stop = min(start + step, num_tiles)
 
 
-@numba.njit(**LOOP)
+@loop(**LOOP)
 def _sort_word(word, bits):
     """Weights 0, 2, 4, 6 of a word into its lower half and 1, 3, 5, 7 into the upper; of four bytes 0 and 1
     into the even bytes, 2 and 3 into the odd ones. Shifted and masked, neighbours then lie side by side."""
@@ -255,7 +256,7 @@ def _sort_word(word, bits):
     return even | odd << np.uint32(16)
 
 
-@numba.njit(**LOOP)
+@loop(**LOOP)
 def _unsort_word(word, bits):
     """The inverse of ``_sort_word``."""
     if bits == 8:
@@ -270,7 +271,7 @@ def _unsort_word(word, bits):
     return even | odd << np.uint32(4)
 
 
-@numba.njit(parallel=True, **LOOP)
+@loop(parallel=True, **LOOP)
 def pack_tiles(words, bits, out):
     """Words (N, W) uint32 of the file layout as tiles (N / 32, W, 32)."""
     for tile in numba.prange(out.shape[0]):
@@ -281,7 +282,7 @@ def pack_tiles(words, bits, out):
                     out[tile, i, row] = _sort_word(source[i], bits)
 
 
-@numba.njit(parallel=True, **LOOP)
+@loop(parallel=True, **LOOP)
 def dequantize_rows(tiles, scales, zeros, rows, bits, group_size, out):
     """out[i] = (q - zero) * scale of the chosen rows, float32; tiles as of ``pack_tiles``, scales and zeros
     (N / 32, K / G, 32) float16 bits and uint8."""

@@ -6,7 +6,6 @@ version of this package changes.
 
 import json
 import logging
-import os
 import re
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +14,9 @@ from typing import Any
 
 import torch
 
+from glm_int4.errors import OutputError
 from glm_int4.quantization.kernels import launch
+from glm_int4.system import user_cache_folder, write_whole
 from glm_int4.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -42,27 +43,38 @@ def identity(device: torch.device) -> dict[str, Any]:
     return found
 
 
-def cache_file(device: torch.device) -> Path:
-    """Where the measurements of a GPU are kept."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
+def cache_file(device: torch.device) -> Path | None:
+    """Where the measurements of a GPU are kept; None where this user has no place for them."""
+    folder = user_cache_folder()
     name = re.sub(r"[^a-z0-9]+", "-", identity(device)["gpu"].lower()).strip("-")
-    return Path(base) / "glm-int4" / f"launch-{name}.json"
+    return folder / f"launch-{name}.json" if folder else None
 
 
 def save(device: torch.device, rows: dict[int, tuple[launch.Launch, ...]]) -> Path:
-    """Keep rows by bits, for the GPU that they were measured on."""
+    """Keep rows by bits, for the GPU that they were measured on.
+
+    Raises:
+        OutputError: they cannot be kept.
+    """
     path = cache_file(device)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path is None:
+        raise OutputError("expected a home folder to keep what was measured in, got none; set XDG_CACHE_HOME")
     content = identity(device) | {"rows": {str(bits): [asdict(row) for row in table] for bits, table in rows.items()}}
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, (json.dumps(content, indent=1) + "\n").encode(), mode=0o644)
+    except OSError as error:
+        raise OutputError(
+            f"expected a folder that can be written, got {path.parent}: {error.strerror}; set XDG_CACHE_HOME"
+        ) from error
     return path
 
 
 def adopt(device: torch.device) -> None:
     """Use what was measured on this GPU, if it still holds; say where something else was found."""
     path = cache_file(device)
+    if path is None:
+        return
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         found = {key: content[key] for key in identity(device)}

@@ -5,6 +5,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from glm_int4.quantization.cpu.compiled import loop
 from glm_int4.quantization.cpu.threads import numba_threads
 from glm_int4.quantization.cpu.vectors import float_of_half
 from glm_int4.quantization.rounding.rtn_vectors import STEP, round_group, sum_of_squares, try_range
@@ -67,7 +68,7 @@ def _range(bits):
     return -np.int32(low).view(np.float32), np.int32(high).view(np.float32)
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy")
+@loop(parallel=True, error_model="numpy")
 def _search_rows(halves, floats, group_size, shares, symmetric, middle, packed, scales, zeros, sums):
     num_rows, in_features = halves.shape if halves.size else floats.shape
     top = np.float32(2 * middle - 1)

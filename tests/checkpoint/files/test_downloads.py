@@ -128,7 +128,6 @@ def test_where_two_shards_hold_a_tensor_the_index_decides(tiny_folder):
         ("v_head.summary.weight", "reward model"),
         ("score.weight", "classifier"),
         ("lm_head.bias", "save the language model alone"),
-        ("transformer.prefix_encoder.embedding.weight", "P-Tuning prefixes"),
         ("transformer.layers.0.attention.query_key_value.lora_A.default.weight", "merge_and_unload"),
         ("base_model.model.transformer.final_layernorm.bias", "merge_and_unload"),
         ("module.transformer.final_layernorm.bias", "unwrapped"),

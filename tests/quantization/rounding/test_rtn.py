@@ -201,7 +201,7 @@ def test_the_process_that_compiles_the_loop_and_those_that_load_it_find_the_same
         return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True).stdout
 
     compiled = run()
-    assert list(tmp_path.rglob("*.nbc"))
+    assert list(tmp_path.rglob("*.code"))
     assert run() == compiled
 
 
