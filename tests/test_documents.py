@@ -16,7 +16,13 @@ DOCUMENTS = sorted(
     for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("triton_kernels/*.md")]
     if path.name != "CHANGELOG.md"
 )
-THEIRS = {"modeling_chatglm.py", "tokenization_chatglm.py", "configuration_chatglm.py", "main.py"}  # official files
+THEIRS = {
+    "zero_to_fp32.py",
+    "modeling_chatglm.py",
+    "tokenization_chatglm.py",
+    "configuration_chatglm.py",
+    "main.py",
+}  # official files
 COMMANDS = typer.main.get_command(app).commands
 
 

@@ -18,6 +18,7 @@ from glm_int4.checkpoint.formats import packed as packed_format
 from glm_int4.checkpoint.formats.layout import MatrixSpec
 from glm_int4.models.config import Config, detect_version, is_base_model, parse_config
 from glm_int4.quantization.scheme import QuantizationScheme, QuantizedWeight
+from glm_int4.versions import contradiction, evidence
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,8 @@ class CheckpointInfo:
     """What a checkpoint holds.
 
     schemes: by matrix name, None where a matrix is not quantized. stored_bytes: as stored, by the name
-    of the matrix or tensor. official: quantized the official way. version_from: what decided the version.
+    of the matrix or tensor. official: quantized the official way. version_from: what decided the version;
+    evidence: all that speaks for version 2 or 3, pairs of version and words.
     is_base: a base model, by its name. has_prefix: a P-Tuning prefix lies among the weights.
     """
 
@@ -38,6 +40,7 @@ class CheckpointInfo:
     stored_bytes: dict[str, int]
     official: bool
     version_from: str
+    evidence: tuple[tuple[str, str], ...] = ()
     is_base: bool
     has_prefix: bool
 
@@ -70,7 +73,7 @@ def open_checkpoint(folder: Path, model_version: str = "auto") -> tuple[Checkpoi
     """
     raw = read_config(folder)
     tokenizer_config = read_tokenizer_config(folder)
-    config = parse_config(raw, model_version, tokenizer_config)
+    config = parse_config(raw, model_version, tokenizer_config, folder)
     reader = CheckpointReader(folder)
     _use_official_names(reader, config)
     matrices = layout.matrices(config)
@@ -95,12 +98,16 @@ def open_checkpoint(folder: Path, model_version: str = "auto") -> tuple[Checkpoi
     stored = {
         key: sum(reader[name].numel() * reader[name].element_size() for name in names) for key, names in parts.items()
     }
+    found = [] if config.version == "1" else evidence(raw, tokenizer_config or {}, folder)
+    if model_version == "auto" and (unclear := contradiction(found)):
+        logger.warning("%s; taking version %s: say which it is with --model-version", unclear, config.version)
     info = CheckpointInfo(
         config=config,
         schemes=schemes,
         stored_bytes=stored,
         official=official,
-        version_from=detect_version(raw, tokenizer_config)[1] if model_version == "auto" else "the caller",
+        version_from=detect_version(raw, tokenizer_config, folder)[1] if model_version == "auto" else "the caller",
+        evidence=tuple(found),
         is_base=is_base_model(raw),
         has_prefix=bool(prefix),
     )

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from glm_int4.downloads import shown
 from glm_int4.errors import TokenizerError
 from glm_int4.models.config import ChatGLMConfig, Config
 from glm_int4.text import Tokenizer, load_tokenizer
@@ -25,6 +26,12 @@ def load_checked_tokenizer(folder: Path, config: Config) -> Tokenizer | None:
             raise TokenizerError(
                 f"expected {key} {getattr(config, key)} as in config.json from the tokenizer, "
                 f"got {getattr(tokenizer, name)}; the tokenizer and the weights are of different revisions"
+            )
+    for content, token_id in tokenizer.added.ids.items():
+        if token_id >= config.vocab_size:
+            raise TokenizerError(
+                f"expected ids below {config.vocab_size}, which is how many rows the embedding has, got {token_id} for "
+                f"the added token {shown(content)}; take the tokenizer's files that belong to the model"
             )
     if tokenizer.vocab_size > config.vocab_size:
         raise TokenizerError(

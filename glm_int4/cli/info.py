@@ -103,6 +103,7 @@ def _describe(name: str, checkpoint: "CheckpointInfo", plans: "dict[int, Compute
         "model": name,
         "version": config.version,
         "version_from": checkpoint.version_from,
+        "version_evidence": [f"{what}: version {version}" for version, what in checkpoint.evidence],
         "bits": "mixed" if mixed else scheme.bits if scheme else 16,
         "group_size": "mixed" if mixed else group_size,
         "linear_layers": checkpoint.linear_counts,
@@ -134,6 +135,7 @@ def _print(result: dict[str, Any]) -> None:
     facts = {
         "model": result["model"],
         "version": f"{_NAMES[result['version']]} (decided by {result['version_from']})",
+        "evidence": "; ".join(result["version_evidence"]) or "the keys of config.json",
         "linear layers": linears,
         "bits per weight": f"{result['bits_per_weight']:.3f} as stored",
         "weights": f"{size_text(result['weight_bytes'])} on disk, {size_text(plan['weight_bytes'])} on {where}",

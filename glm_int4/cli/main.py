@@ -68,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     _use_utf8(sys.stdin, "surrogateescape")  # so that other bytes become a clear error, not a decoder's
     if any(pair[0] in _COMPLETION and pair[1] in _SHELLS for pair in itertools.pairwise(words)):
         os.environ["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"  # the shell is named: no need to guess it
+    # Numba would have colorama, where that is installed, write an escape sequence to every terminal in the end.
+    os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"] or ["--help"]
     logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(message)s")

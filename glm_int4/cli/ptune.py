@@ -1,6 +1,7 @@
 """``glm-int4 ptune``: train a P-Tuning prefix on a quantized model."""
 
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -111,4 +112,4 @@ def _print(report: "PTuneReport") -> None:
         names = {"loss": "loss", "rouge-1": "ROUGE-1", "rouge-2": "ROUGE-2", "rouge-l": "ROUGE-L", "bleu-4": "BLEU-4"}
         figures = ", ".join(f"{label} {report.evaluation[name]:.2f}" for name, label in names.items())
         print(f"evaluation: {figures}, exact {report.evaluation['exact']:.1f} % of {report.evaluation['samples']}")
-    print(f"wrote {report.checkpoint}; try: glm-int4 chat MODEL --prefix {report.checkpoint}")
+    print(f"wrote {report.checkpoint}; try: glm-int4 chat MODEL --prefix {shlex.quote(str(report.checkpoint))}")

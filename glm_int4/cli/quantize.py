@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -137,7 +138,10 @@ def _print(report: "QuantizationReport") -> None:
         soft_wrap=True,
     )
     out.print(
-        f"wrote {report.output}; try: glm-int4 chat {report.output}", highlight=False, markup=False, soft_wrap=True
+        f"wrote {report.output}; try: glm-int4 chat {shlex.quote(report.output)}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
     )
 
 

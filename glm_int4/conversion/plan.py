@@ -28,6 +28,7 @@ from glm_int4.models.config import ChatGLMConfig, Config
 from glm_int4.quantization.scheme import GROUP_SIZES, QuantizationScheme
 from glm_int4.system import size_text
 from glm_int4.text import Tokenizer
+from glm_int4.text.added_tokens import read_added_tokens
 from glm_int4.text.fast_tokenizer import fast_tokenizer_json
 from glm_int4.text.tokenizer_loading import V2_FILE, has_tokenizer
 from glm_int4.version import __version__
@@ -216,7 +217,7 @@ def _check_vllm(folder: Path, config: Config) -> str | None:
     if not has_tokenizer(folder):
         logger.warning("%s holds no tokenizer.model: no tokenizer.json is written, which vLLM needs", folder)
         return None
-    return fast_tokenizer_json(folder / V2_FILE, config.version)
+    return fast_tokenizer_json(folder / V2_FILE, config.version, added=read_added_tokens(folder))
 
 
 def _check_convertible(

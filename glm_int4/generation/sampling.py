@@ -16,12 +16,14 @@ OFFICIAL_DEFAULTS = {"1": (0.95, 0.7, 50), "2": (0.8, 0.8, 50), "3": (0.8, 0.8, 
 # top-p does not see those, and keeps them.
 _TIES = 64
 
+_LEAST_TEMPERATURE = 1e-3  # a lower one leaves the likeliest token alone, and overflows
 _NOT_FINITE = "expected finite logits, got nan or inf; the weights are damaged or overflow this dtype"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How to pick tokens. None is the model version's official default; temperature 0 is greedy.
+    """How to pick tokens. None is the model version's official default; temperature 0 is greedy,
+    and so are a temperature below 0.001 and top_p 0, which come to the same.
 
     temperature: divides the logits. top_k: tokens kept, 0 keeps all. top_p: probability mass kept.
     min_p: least probability kept, as a share of the largest. repetition_penalty: above 1, lowers
@@ -53,11 +55,11 @@ class SamplingParams:
         object.__setattr__(self, "stop", stop)  # a single text is taken as one
         checks = (
             (
-                self.temperature is None or self.temperature == 0 or 1e-3 <= self.temperature <= 1e3,
-                "temperature of 0, or from 0.001 to 1000",
+                self.temperature is None or 0 <= self.temperature <= 1e3,
+                "temperature from 0 to 1000",
                 self.temperature,
             ),
-            (self.top_p is None or 0 < self.top_p <= 1, "top_p above 0, up to 1", self.top_p),
+            (self.top_p is None or 0 <= self.top_p <= 1, "top_p from 0 to 1", self.top_p),
             (self.top_k is None or self.top_k >= 0, "top_k of 0 or more", self.top_k),
             (0 <= self.min_p <= 1, "min_p from 0 to 1", self.min_p),
             (1e-2 <= self.repetition_penalty <= 1e2, "repetition_penalty from 0.01 to 100", self.repetition_penalty),
@@ -86,6 +88,8 @@ class Sampler:
         temperature, top_p, top_k = OFFICIAL_DEFAULTS[version]
         self._temperature = temperature if params.temperature is None else params.temperature
         self._top_p = top_p if params.top_p is None else params.top_p
+        if self._temperature < _LEAST_TEMPERATURE or self._top_p == 0:
+            self._temperature = 0.0
         self._top_k = top_k if params.top_k is None else params.top_k
         self._min_p, self._penalty = params.min_p, params.repetition_penalty
         self._presence, self._frequency = params.presence_penalty, params.frequency_penalty

@@ -7,6 +7,7 @@ from a default that shapes a tensor: such a key must stand in the file.
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from glm_int4.downloads import shown
@@ -97,12 +98,15 @@ class ChatGLM2Config:
 Config = ChatGLMConfig | ChatGLM2Config
 
 
-def detect_version(raw: Mapping[str, Any], tokenizer_config: Mapping[str, Any] | None = None) -> tuple[str, str]:
+def detect_version(
+    raw: Mapping[str, Any], tokenizer_config: Mapping[str, Any] | None = None, folder: Path | None = None
+) -> tuple[str, str]:
     """Tell the ChatGLM generation of a parsed ``config.json``.
 
     Args:
         raw: the JSON object.
         tokenizer_config: that of ``tokenizer_config.json``, which can tell 3 from 2.
+        folder: where they lie; its other files can tell too.
     Returns:
         The version ("1", "2" or "3") and what decided.
     Raises:
@@ -118,7 +122,7 @@ def detect_version(raw: Mapping[str, Any], tokenizer_config: Mapping[str, Any] |
             return "1", key
     for key in _V2_KEYS:
         if key in raw:
-            return two_or_three(raw, tokenizer_config or {})
+            return two_or_three(raw, tokenizer_config or {}, folder)
     raise ConfigError(
         f"expected one of the keys {', '.join(_V1_KEYS + _V2_KEYS)} in config.json, got none; "
         "take config.json from the official repository"
@@ -132,20 +136,23 @@ def is_base_model(raw: Mapping[str, Any]) -> bool:
 
 
 def parse_config(
-    raw: Mapping[str, Any], model_version: str = "auto", tokenizer_config: Mapping[str, Any] | None = None
+    raw: Mapping[str, Any],
+    model_version: str = "auto",
+    tokenizer_config: Mapping[str, Any] | None = None,
+    folder: Path | None = None,
 ) -> Config:
     """Turn a parsed ``config.json`` into a checked config.
 
     Args:
         raw: the JSON object.
         model_version: "auto", "1", "2" or "3"; an explicit value overrides detection.
-        tokenizer_config: as in ``detect_version``.
+        tokenizer_config, folder: as in ``detect_version``.
     Raises:
         ConfigError: a key is missing, mis-typed, contradictory, or the model is another one.
     """
     if model_version not in ("auto", *VERSIONS):
         raise ConfigError(f"expected model_version auto, 1, 2 or 3, got {model_version!r}")
-    version, decided_by = detect_version(raw, tokenizer_config)
+    version, decided_by = detect_version(raw, tokenizer_config, folder)
     if model_version != "auto" and (model_version == "1") != (version == "1"):
         raise ConfigError(
             f"expected the keys of version {model_version} in config.json, got those of version {version} "
@@ -184,8 +191,8 @@ def _parse_v2(raw: Mapping[str, Any], version: str) -> ChatGLM2Config:
         vocab_size=vocab_size,
         max_sequence_length=_integer(raw, "seq_length", high=2**20),
         layernorm_epsilon=_number(raw, "layernorm_epsilon"),
-        eos_token_id=_integer(raw, "eos_token_id", low=0),
-        pad_token_id=_integer(raw, "pad_token_id", low=0),
+        eos_token_id=_token_id(raw, "eos_token_id"),
+        pad_token_id=_token_id(raw, "pad_token_id", default=0),
         rope_ratio=_rope_ratio(raw, version),
     )
     if config.num_heads % config.num_kv_heads:
@@ -251,10 +258,10 @@ def _parse_v1(raw: Mapping[str, Any]) -> ChatGLMConfig:
         max_sequence_length=_integer(raw, "max_sequence_length", high=2**20),
         layernorm_epsilon=_number(raw, "layernorm_epsilon"),
         bos_token_id=_integer(raw, "bos_token_id", low=0),
-        eos_token_id=_integer(raw, "eos_token_id", low=0),
+        eos_token_id=_token_id(raw, "eos_token_id"),
         mask_token_id=_integer(raw, "mask_token_id", low=0, default=_OLD_MASK_ID if old_vocab else None),
         gmask_token_id=_integer(raw, "gmask_token_id", low=0, default=_OLD_GMASK_ID if old_vocab else None),
-        pad_token_id=_integer(raw, "pad_token_id", low=0),
+        pad_token_id=_token_id(raw, "pad_token_id", default=3),
     )
     if config.hidden_size % config.num_heads:
         raise ConfigError(
@@ -287,6 +294,13 @@ def _integer(
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise ConfigError(f"expected {key} in config.json to be an integer from {low} to {high}, got {shown(value)}")
     return value
+
+
+def _token_id(raw: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """A token's id; of a list, as newer files have it, the first: version 3's other stop tokens are its roles."""
+    value = raw.get(key)
+    first = {key: value[0]} if isinstance(value, list) and value else raw
+    return _integer(first, key, low=0, default=default)
 
 
 def _number(raw: Mapping[str, Any], key: str) -> float:

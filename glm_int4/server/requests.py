@@ -98,12 +98,9 @@ class RequestHandler:
 
 
 def _sampling(request: Request) -> SamplingParams:
-    temperature = request.temperature
-    if request.top_p == 0 or (temperature is not None and temperature < 1e-3):
-        temperature = 0.0  # what the two come to
     return SamplingParams(
-        temperature=temperature,
-        top_p=request.top_p or None,
+        temperature=request.temperature,
+        top_p=request.top_p,
         top_k=request.top_k,
         min_p=request.min_p or 0.0,
         repetition_penalty=1.0 if request.repetition_penalty is None else request.repetition_penalty,

@@ -10,7 +10,8 @@ takes ``split_special_tokens=True``.
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,16 @@ import sentencepiece
 
 from glm_int4.downloads import shown
 from glm_int4.errors import InputError, TokenizerError
+from glm_int4.text.added_tokens import AddedToken
 from glm_int4.text.sentencepiece_model import load_model, read_model, read_spec, user_defined_pieces
 from glm_int4.text.tokenizer_v2 import CONTROL_PIECES, ChatGLM2Tokenizer, special_pieces
 
 _SPACE = "\u2581"  # SentencePiece's mark for a space
 
 
-def fast_tokenizer_json(model_file: str | Path, version: str, matched: Sequence[str] = ()) -> str:
+def fast_tokenizer_json(
+    model_file: str | Path, version: str, matched: Sequence[str] = (), added: Collection[AddedToken] = ()
+) -> str:
     """Return the text of a ``tokenizer.json`` that does what ``ChatGLM2Tokenizer`` does.
 
     Args:
@@ -33,11 +37,12 @@ def fast_tokenizer_json(model_file: str | Path, version: str, matched: Sequence[
         matched: special pieces to find in text too, for chat templates that spell them out; by default
             none, so that what a user types is plain text. ``sop`` and ``eop``, which occur in ordinary
             words, are then called ``<sop>`` and ``<eop>``.
+        added: what ``read_added_tokens`` has found.
     Raises:
         TokenizerError: the file is not such a model, or cuts text in a way the format cannot say.
         InputError: ``matched`` holds something that is no special piece.
     """
-    tokenizer = ChatGLM2Tokenizer(model_file, version)  # checks the file
+    tokenizer = ChatGLM2Tokenizer(model_file, version, added)  # checks the file
     unknown = [name for name in matched if name not in special_pieces(version)]
     if unknown:
         raise InputError(
@@ -55,7 +60,7 @@ def fast_tokenizer_json(model_file: str | Path, version: str, matched: Sequence[
             "version": "1.0",
             "truncation": None,
             "padding": None,
-            "added_tokens": _added_tokens(matched, special),
+            "added_tokens": [*_special_tokens(matched, special), *_added_tokens(added)],
             "normalizer": _sequence(
                 "normalizers",
                 {"type": "Prepend", "prepend": _SPACE},
@@ -146,7 +151,13 @@ def _written(name: str, matched: Sequence[str]) -> str:
     return f"<{name}>" if name in matched and name.isalpha() else name
 
 
-def _added_tokens(matched: Sequence[str], special: dict[str, int]) -> list[dict[str, Any]]:
+def _added_tokens(added: Collection[AddedToken]) -> list[dict[str, Any]]:
+    """Entries for what fine-tuning has added."""
+    flags = {"single_word": False, "normalized": False, "special": False}
+    return [asdict(token) | flags for token in added]
+
+
+def _special_tokens(matched: Sequence[str], special: dict[str, int]) -> list[dict[str, Any]]:
     """Entries for the special pieces that are found in text."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     names = {_written(name, matched) for name in matched}

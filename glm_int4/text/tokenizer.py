@@ -3,12 +3,15 @@
 from collections.abc import Iterable
 from typing import Protocol
 
+from glm_int4.text.added_tokens import AddedTokens
+
 
 class Tokenizer(Protocol):
     """Text to ids and back; special tokens that a user types are plain text.
 
     Attributes:
         version: "1", "2" or "3".
+        added: tokens that fine-tuning has added.
         pad_id, eos_id, mask_id, gmask_id: special ids.
         sop_id: the id after which the answer (v1) or the text (v2, v3) starts; ``bos_id`` is the same.
         stop_ids: the ids that end an answer.
@@ -23,6 +26,7 @@ class Tokenizer(Protocol):
     gmask_id: int
     sop_id: int
     bos_id: int
+    added: AddedTokens
 
     @property
     def vocab_size(self) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 from glm_int4.downloads import ABSENT, found_instead, read_json, shown
 from glm_int4.errors import TokenizerError
+from glm_int4.text.added_tokens import read_added_tokens
 from glm_int4.text.tokenizer import Tokenizer
 from glm_int4.text.tokenizer_v1 import ChatGLMTokenizer
 from glm_int4.text.tokenizer_v2 import ChatGLM2Tokenizer
@@ -44,9 +45,9 @@ def load_tokenizer(folder: str | Path, version: str = "auto") -> Any:
         )
     tokenizer: Tokenizer
     if version == "1":
-        tokenizer = ChatGLMTokenizer(folder / V1_FILE, _num_image_tokens(folder))
+        tokenizer = ChatGLMTokenizer(folder / V1_FILE, _num_image_tokens(folder), read_added_tokens(folder))
     else:
-        tokenizer = ChatGLM2Tokenizer(folder / V2_FILE, version)
+        tokenizer = ChatGLM2Tokenizer(folder / V2_FILE, version, read_added_tokens(folder))
     return tokenizer
 
 
@@ -67,7 +68,7 @@ def detect_version(folder: str | Path) -> tuple[str, str]:
         raise TokenizerError(
             f"expected {V1_FILE} or {V2_FILE} in {folder}, got none; copy it from the official repository"
         )
-    return two_or_three(_read_optional(folder / MODEL_CONFIG), _read_optional(folder / TOKENIZER_CONFIG))
+    return two_or_three(_read_optional(folder / MODEL_CONFIG), _read_optional(folder / TOKENIZER_CONFIG), folder)
 
 
 def has_tokenizer(folder: str | Path) -> bool:

@@ -5,10 +5,11 @@ user types ([MASK], <sop>, <eop>, <pad>, <unk>) stay plain text.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from glm_int4.errors import TokenizerError
+from glm_int4.text.added_tokens import AddedToken, AddedTokens
 from glm_int4.text.sentencepiece_model import check_encodable, load_model, read_model, read_spec
 
 MAX_BLANK_LENGTH = 80
@@ -28,15 +29,19 @@ class ChatGLMTokenizer:
         model_file: ``ice_text.model``, of either official vocabulary.
         num_image_tokens: ids in front of the first text piece; None asks the file (20000 for the
             first vocabulary, whose file lacks the special pieces, otherwise 0).
+        added: what ``read_added_tokens`` has found.
     Raises:
         TokenizerError: not a SentencePiece model, or special pieces are missing.
     """
 
     version = "1"
 
-    def __init__(self, model_file: str | Path, num_image_tokens: int | None = None) -> None:
+    def __init__(
+        self, model_file: str | Path, num_image_tokens: int | None = None, added: Collection[AddedToken] = ()
+    ) -> None:
         model = read_model(Path(model_file))
         self._sp = load_model(model, model_file)
+        self.added = AddedTokens(added)
         algorithm = read_spec(model).algorithm
         if algorithm != "unigram":
             raise TokenizerError(
@@ -58,7 +63,7 @@ class ChatGLMTokenizer:
     @property
     def vocab_size(self) -> int:
         """Number of ids that stand for something; the embedding matrix may have more rows."""
-        return self.num_image_tokens + self._sp.get_piece_size()
+        return max(self.num_image_tokens + self._sp.get_piece_size(), *(i + 1 for i in self.added.contents), 0)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -82,12 +87,16 @@ class ChatGLMTokenizer:
             TokenizerError: there is no such piece.
         """
         index = self._find(piece)
+        if index is None and piece in self.added.ids:
+            return self.added.ids[piece]
         if index is None:
             raise TokenizerError(f"expected the piece {piece} in the tokenizer, got none; is this ice_text.model?")
         return index + self.num_image_tokens
 
     def id_to_piece(self, token_id: int) -> str:
         """Name of a piece; the empty string for ids without one."""
+        if token_id in self.added.contents:
+            return self.added.contents[token_id]
         index = token_id - self.num_image_tokens
         return self._sp.id_to_piece(index) if 0 <= index < self._sp.get_piece_size() else ""
 
@@ -98,12 +107,18 @@ class ChatGLMTokenizer:
             InputError: a lone surrogate, which no file in UTF-8 holds.
         """
         check_encodable(text)
+        return self.added.encode(text, self._encode_pieces)
+
+    def _encode_pieces(self, text: str) -> list[int]:
         text = text.replace("\n", "<n>").replace("\t", "<|tab|>")
         text = _BLANKS.sub(lambda match: f"<|blank_{len(match[0])}|>", text)
         return [index + self.num_image_tokens for index in self._sp.encode(text)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ``ids``; special ids and ids without a piece are left out."""
+        return self.added.decode(ids, self._decode_pieces)
+
+    def _decode_pieces(self, ids: list[int]) -> str:
         size, offset = self._sp.get_piece_size(), self.num_image_tokens
         text = self._sp.decode([i - offset for i in ids if 0 <= i - offset < size])
         text = text.replace("<n>", "\n").replace("<|tab|>", "\t")

@@ -4,13 +4,14 @@ Both read the same ``tokenizer.model``. The special ids are no pieces of it: the
 in a fixed order, and v3 has four more, one a role.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import sentencepiece
 
 from glm_int4.downloads import shown
 from glm_int4.errors import TokenizerError
+from glm_int4.text.added_tokens import AddedToken, AddedTokens
 from glm_int4.text.sentencepiece_model import check_encodable, load_model, read_model, read_spec
 
 SPECIAL_PIECES = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
@@ -30,15 +31,17 @@ class ChatGLM2Tokenizer:
     Args:
         model_file: ``tokenizer.model``.
         version: "2" or "3".
+        added: what ``read_added_tokens`` has found.
     Raises:
         TokenizerError: not a SentencePiece model, or not one of this kind.
     """
 
-    def __init__(self, model_file: str | Path, version: str = "2") -> None:
+    def __init__(self, model_file: str | Path, version: str = "2", added: Collection[AddedToken] = ()) -> None:
         if version not in ("2", "3"):
             raise TokenizerError(f"expected version 2 or 3 for {model_file}, got {shown(version)}")
         model = read_model(Path(model_file))
         self._sp = load_model(model, model_file)
+        self.added = AddedTokens(added)
         _check_kind(self._sp, model, model_file)
         self.version = version
         self._base = self._sp.get_piece_size()
@@ -59,7 +62,7 @@ class ChatGLM2Tokenizer:
     @property
     def vocab_size(self) -> int:
         """Number of ids that stand for something; the embedding matrix has more rows."""
-        return self._base + len(self._special)
+        return max(self._base + len(self._special), *(i + 1 for i in self.added.contents), 0)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -84,6 +87,8 @@ class ChatGLM2Tokenizer:
         """
         if piece in self._special_ids:
             return self._special_ids[piece]
+        if piece in self.added.ids:
+            return self.added.ids[piece]
         index = self._sp.piece_to_id(piece)
         if self._sp.id_to_piece(index) != piece:
             raise TokenizerError(f"expected the piece {shown(piece)} in the tokenizer, got none; is it of version 3?")
@@ -91,6 +96,8 @@ class ChatGLM2Tokenizer:
 
     def id_to_piece(self, token_id: int) -> str:
         """Name of a piece; the empty string for ids without one."""
+        if token_id in self.added.contents:
+            return self.added.contents[token_id]
         if 0 <= token_id < self._base:
             return self._sp.id_to_piece(token_id)
         return self._special[token_id - self._base] if 0 <= token_id - self._base < len(self._special) else ""
@@ -102,10 +109,13 @@ class ChatGLM2Tokenizer:
             InputError: a lone surrogate, which no file in UTF-8 holds.
         """
         check_encodable(text)
-        return self._sp.encode(text)
+        return self.added.encode(text, self._sp.encode)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ``ids``; special ids and ids without a piece are left out."""
+        return self.added.decode(ids, self._decode_pieces)
+
+    def _decode_pieces(self, ids: list[int]) -> str:
         return self._sp.decode([i for i in ids if 0 <= i < self._base and i not in self._silent])
 
     def encode_prompt(self, text: str) -> list[int]:

@@ -7,6 +7,7 @@ import signal
 import pytest
 
 from tests.cli.pseudo_terminal import PseudoTerminal
+from tests.cli.test_commands import glm, refused, text
 
 
 @pytest.fixture
@@ -163,7 +164,7 @@ def test_markdown_is_rendered_and_nothing_is_lost(mini_int4, open_terminal):
     assert "\n 城市        国家\n" in said
     assert "\n Washington  美国 😀\n" in said
     assert "```" not in said
-    assert said.count("\n 30 item 30 of") == 1
+    assert said.count("\n 30. item 30 of") == 1
     assert "end <br> [1]: x" in said
 
 
@@ -175,7 +176,7 @@ def test_a_resize_in_the_middle_of_an_answer(mini_int4, open_terminal):
     terminal.wait_for("item 12 of")
     terminal.resize(100, 30)
     terminal.wait_for("tokens/s")
-    assert "\n 30 item 30 of a list that is taller than the screen\n" in terminal.text
+    assert "\n 30. item 30 of a list that is taller than the screen\n" in terminal.text
     terminal.wait_for_prompt()
     terminal.resize(30, 8)
     assert "1 round" in " ".join(terminal.ask("/stats").split())
@@ -237,4 +238,89 @@ def test_a_home_that_cannot_be_written_does_not_break_the_chat(mini_int4, open_t
     (tmp_path / "file").write_text("")
     terminal = open_terminal(mini_int4, "--greedy", env={"XDG_STATE_HOME": str(tmp_path / "file")}, columns=120)
     assert "what you type is not kept" in terminal.text
-    assert "8" in terminal.ask("3加5等于几?")
+    said = terminal.ask("3加5等于几?")
+    assert "8" in said
+    assert "(this conversation is not kept for --continue: " in said  # its autosave
+    assert "not kept" not in terminal.ask("3加6等于几?")
+
+
+def kept(tmp_path):
+    """The messages of every conversation that was kept."""
+    files = (tmp_path / "state" / "glm-int4" / "chats").glob("*.json")
+    return [[m["content"] for m in json.loads(file.read_text(encoding="utf-8"))["messages"]] for file in files]
+
+
+@pytest.mark.parametrize("way", ["Ctrl-C twice", "Ctrl-D", signal.SIGTERM, signal.SIGHUP, "hang-up"])
+def test_an_autosave_is_there_however_the_terminal_is_left_during_an_answer(mini_int4, open_terminal, tmp_path, way):
+    terminal = open_terminal(mini_int4, script={"answer": "slowly " * 1000, "delay": 0.02})
+    terminal.type("hello")
+    terminal.wait_for("slowly slowly")
+    if way in ("Ctrl-C twice", "Ctrl-D"):
+        terminal.type("\x03", enter=False)
+        terminal.wait_for_prompt()
+        terminal.type("\x03" if way == "Ctrl-C twice" else "\x04", enter=False)
+        assert terminal.wait_for_end() == 0
+    elif way == "hang-up":
+        terminal.hang_up()
+        terminal.process.wait(timeout=30)
+    else:
+        os.kill(terminal.process.pid, way)
+        assert terminal.wait_for_end() == 128 + way
+    ((question, answer),) = kept(tmp_path)
+    assert question == "hello"
+    assert answer.startswith("slowly slowly")
+
+
+def test_an_autosave_is_there_after_the_answer_though_the_chat_is_killed(mini_int4, open_terminal, tmp_path):
+    terminal = open_terminal(mini_int4, script={"answer": "ok"})
+    terminal.ask("hello")
+    terminal.process.kill()
+    terminal.process.wait()
+    assert kept(tmp_path) == [["hello", "ok"]]
+
+
+def test_continue_goes_on_with_the_last_conversation(mini_int4, open_terminal, tmp_path):
+    terminal = open_terminal(mini_int4, "--greedy", columns=200)
+    terminal.ask("我叫小明。")
+    terminal.type("\x03", enter=False)
+    assert terminal.wait_for_end() == 0
+    terminal = open_terminal(mini_int4, "--continue", columns=200)
+    assert "(continues 1 round of 20" in terminal.text
+    assert f"last answered by {mini_int4})" in terminal.text
+    assert "temperature: 0" in terminal.ask("/temperature")  # the settings came along
+    assert "小明" in terminal.ask("我叫什么名字?")
+    assert sorted(map(len, kept(tmp_path))) == [2, 4]
+
+
+def test_continue_works_without_a_terminal_too(mini_int4, tmp_path):
+    env = {"XDG_STATE_HOME": str(tmp_path / "state")}
+    result = glm("chat", mini_int4, "--continue", stdin="hello\n", env=env)
+    refused(result, "expected a conversation to continue, got none in ")
+    glm("chat", mini_int4, "--greedy", stdin="我叫小明。\n", env=env)
+    result = glm("chat", mini_int4, "--continue", stdin="我叫什么名字?\n", env=env)
+    assert "小明" in text(result)
+    assert "continues 1 round" in result.stderr.decode()
+    result = glm("chat", mini_int4, "--continue", "--prompt", "我叫什么名字?", env=env)
+    assert "小明" in text(result)
+    assert "continues 2 rounds" in result.stderr.decode()
+    assert sorted(map(len, kept(tmp_path))) == [2, 4, 6]
+
+
+def test_markdown_of_an_answer_is_shown_as_it_was_written_on_request(mini_int4, open_terminal):
+    answer = "# **a**\n\n1. `b`\n1. | c |\n\n```py\nd\n```"
+    terminal = open_terminal(mini_int4, script={"answer": answer})
+    assert "expected an answer to show, got none so far" in terminal.ask("/raw")
+    assert answer not in terminal.ask("hello")
+    assert f"{answer}\n" in terminal.ask("/raw")
+    terminal = open_terminal(mini_int4, "--plain", script={"answer": answer})
+    assert f"{answer}\n" in terminal.ask("hello")
+
+
+def test_a_plain_answer_without_markdown_can_be_stopped_too(mini_int4, open_terminal):
+    terminal = open_terminal(mini_int4, "--plain", script={"answer": "slowly " * 1000, "delay": 0.02})
+    terminal.type("hello")
+    terminal.wait_for("slowly slowly")
+    terminal.type("\x03", enter=False)
+    terminal.wait_for("(stopped; Ctrl-C again leaves)")
+    terminal.wait_for_prompt()
+    assert "1 round" in terminal.ask("/stats")

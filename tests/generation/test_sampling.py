@@ -66,6 +66,12 @@ def test_temperature_zero_takes_the_largest():
     assert Sampler(SamplingParams(temperature=0), "1").choose(LOGITS, [[]]).tolist() == [0]
 
 
+@pytest.mark.parametrize("params", [{"temperature": 1e-4}, {"temperature": 1e-40}, {"top_p": 0}], ids=str)
+def test_scale_of_temperature_that_leaves_one_token_is_greedy(params):
+    sampler = Sampler(SamplingParams(**{"temperature": 1.0} | params), "1")
+    assert {sampler.choose(LOGITS, [[]]).item() for _ in range(20)} == {0}
+
+
 def test_a_seed_repeats_and_another_differs():
     logits = torch.zeros(1, 1000)
 
@@ -93,14 +99,13 @@ def test_repetition_penalty_lowers_what_has_occurred():
     "params",
     [
         {"temperature": -1},
-        {"top_p": 0},
+        {"top_p": -0.1},
         {"top_p": 1.5},
         {"top_k": -1},
         {"min_p": 2},
         {"repetition_penalty": 0},
         {"seed": 2**64},
         {"stop": ("",)},
-        {"temperature": 1e-40},
     ],
 )
 def test_values_that_make_no_sense_are_refused(params):

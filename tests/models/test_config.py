@@ -6,6 +6,7 @@ import pytest
 
 from glm_int4.errors import ConfigError
 from glm_int4.models.config import detect_version, is_base_model, parse_config
+from glm_int4.versions import contradiction, evidence
 from tests.conftest import FIXTURES, TINY
 
 RAW = json.loads((TINY / "config.json").read_text())
@@ -175,6 +176,8 @@ ABSURD = [
 def test_absurd_sizes_are_refused_in_one_short_line(key, value):
     if key.endswith("_id") and value == 0:
         value = -7
+    if key == "pad_token_id" and value == [28]:
+        value = [[28]]
     with pytest.raises(ConfigError, match=key) as caught:
         parse(**{key: value})
     assert len(str(caught.value)) < 300
@@ -186,6 +189,46 @@ def test_absurd_epsilons_are_refused(value):
         parse(layernorm_epsilon=value)
 
 
+def test_lists_of_stop_tokens_and_no_padding_are_taken():
+    """As transformers writes them into configs of today."""
+    config = parse(eos_token_id=[5, 6], pad_token_id=None)
+    assert (config.eos_token_id, config.pad_token_id) == (5, 3)
+
+
 def test_an_unknown_version_is_refused():
     with pytest.raises(ConfigError, match="auto, 1, 2 or 3"):
         parse_config(RAW, "4")
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("added_tokens.json", '{"<|user|>": 64795}'),
+        ("special_tokens_map.json", '{"additional_special_tokens": ["<|user|>"]}'),
+        ("chat_template.jinja", "[gMASK]sop{% for m in messages %}<|user|>{% endfor %}"),
+        ("tokenization_chatglm.py", 'role_special_tokens = ["<|system|>", "<|user|>"]'),
+        ("", ""),
+    ],
+)
+def test_other_files_and_the_folders_name_are_evidence_of_the_version(tmp_path, file, text):
+    folder = tmp_path / ("models" if file else "chatglm3-6b-int4")
+    folder.mkdir()
+    assert detect_version(RAW_V2, None, folder)[0] == ("2" if file else "3")
+    if file:
+        (folder / file).write_text(text)
+        version, why = detect_version(RAW_V2, None, folder)
+        assert version == "3"
+        assert file in why
+
+
+def test_the_name_of_a_hub_folder_is_evidence_and_contradictions_are_words(tmp_path):
+    folder = tmp_path / "models--zai-org--chatglm3-6b" / "snapshots" / "0123abcd"
+    folder.mkdir(parents=True)
+    assert detect_version(RAW_V2, None, folder) == ("3", "the name chatglm3 in the folder's name")
+    found = evidence(RAW_V2 | {"_name_or_path": "THUDM/chatglm2-6b"}, {}, folder)
+    assert [version for version, _ in found] == ["2", "3"]
+    assert contradiction(found) == (
+        "the name chatglm2 in config.json speaks for version 2, the name chatglm3 in the folder's name against it"
+    )
+    assert contradiction(found[:1]) is None
+    assert contradiction([]) is None

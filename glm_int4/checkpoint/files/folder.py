@@ -12,7 +12,7 @@ from glm_int4.errors import CheckpointError, ConfigError, InputError, TokenizerE
 logger = logging.getLogger(__name__)
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_HUB_SMALL_FILES = ["*.json", "*.model", "MODEL_LICENSE"]
+_HUB_SMALL_FILES = ["*.json", "*.model", "*.jinja", "*.txt", "tokenization_chatglm.py", "MODEL_LICENSE", "LICENSE"]
 _HUB_WEIGHTS = ["*.safetensors", "*.bin"]
 _INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -46,7 +46,7 @@ def resolve_folder(model: str | Path, **hub_options: Any) -> Path:
             f"expected a checkpoint folder or a hub id, got {str(model)[:80]}: {error.strerror}"
         ) from error
     if is_folder:
-        return path
+        return _snapshot_in(path) or path
     if exists:
         raise InputError(f"expected a checkpoint folder, got the file {path}; give the folder that holds it")
     if not _HUB_ID.fullmatch(str(model)):
@@ -65,6 +65,19 @@ def resolve_folder(model: str | Path, **hub_options: Any) -> Path:
             f"expected a checkpoint folder or a hub id, got {model}: there is no such folder, "
             f"and the download failed ({reason}); check the name and the network, or pass a local folder"
         ) from error
+
+
+def _snapshot_in(folder: Path) -> Path | None:
+    """The snapshot in a folder ``models--owner--name`` of the hub's cache; None for any other folder."""
+    snapshots = [path for path in folder.glob("snapshots/*") if path.is_dir()]
+    if not snapshots or (folder / "config.json").exists():
+        return None
+    reference = folder / "refs" / "main"
+    try:
+        named = folder / "snapshots" / reference.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeError):
+        named = reference
+    return named if named in snapshots else max(snapshots, key=lambda path: path.stat().st_mtime)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def half_scales(stored: Tensor, name: str) -> Tensor:
     """
     scales = stored.to(torch.float16, copy=True)
     if not bool(torch.isfinite(stored).all()):
-        raise CheckpointError(f"expected finite scales of 0 or more in {name}, got others")
+        raise CheckpointError(f"expected finite scales in {name}, got others")
     if not bool(torch.isfinite(scales).all()) or bool(((scales == 0) & (stored != 0)).any()):
         raise CheckpointError(f"expected scales that fit float16 in {name}, got {stored.dtype} beyond its range")
     return scales

@@ -1,5 +1,6 @@
 """A conversation in a terminal.
 
-``conversation`` and ``saved`` hold the state, and print nothing; ``screen`` and ``markdown`` show; ``prompt``
-and ``keyboard`` read; ``commands`` dispatches what starts with a slash; ``session`` is the loop over all.
+``conversation`` holds the state, ``saved`` and ``autosave`` keep it on disk, and none of them prints; ``screen`` and
+``markdown`` show (``markdown_rules``: what is markup; ``markdown_blocks``: how it looks); ``prompt`` and ``keyboard``
+read; ``commands`` dispatches what starts with a slash; ``session`` is the loop over all.
 """

@@ -24,6 +24,7 @@ class Then(Enum):
 
     GO_ON = auto()
     RETRY = auto()
+    RAW = auto()
     LEAVE = auto()
 
 
@@ -57,6 +58,7 @@ class Commands:
             Command(name="/save", argument="FILE", help="writes it all as JSON", run=self._save, takes_file=True),
             Command(name="/load", argument="FILE", help="goes on from a saved one", run=self._load, takes_file=True),
             Command(name="/retry", argument="", help="asks the last question again", run=lambda _: Then.RETRY),
+            Command(name="/raw", argument="", help="the last answer as it was written", run=lambda _: Then.RAW),
             Command(name="/exit", argument="", help="leaves; /quit too", run=lambda _: Then.LEAVE),
         )
         self.listed = commands

@@ -53,6 +53,7 @@ class Conversation:
         tools: what the model may call (version 3). After a call, the next question is its result.
         turns: what each answer took, since the start.
         last_question: what ``retry`` asks again.
+        last_answer: what was shown of the last answer.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Conversation:
         self.messages: list[Message] = []
         self.turns: list[Turn] = []
         self.last_question: str | None = None
+        self.last_answer: str | None = None
         self._turn_start = 0  # where the last question stands in messages, if it was answered
 
     @property
@@ -81,7 +83,7 @@ class Conversation:
 
     def clear(self) -> None:
         """Forget what was said; system text and settings stay."""
-        self.messages, self.last_question, self._turn_start = [], None, 0
+        self.messages, self.last_question, self.last_answer, self._turn_start = [], None, None, 0
 
     def ask(self, question: str) -> Generator[str, None, None]:
         """Yield the answer's pieces; what was said counts even if the answer is broken off.
@@ -109,6 +111,8 @@ class Conversation:
         if asked:
             self._turn_start = asked[-1]
             self.last_question = messages[self._turn_start]["content"]
+        answers = [message["content"] for message in messages if message["role"] == "assistant"]
+        self.last_answer = answers[-1] if answers else None
 
     def _answer(self, before: list[Message], question: str) -> Generator[str, None, None]:
         asked = [*before, _asked(before, question)]
@@ -128,7 +132,7 @@ class Conversation:
             ended = time.perf_counter()
             reply = self.glm.parse_reply(record.text, self.tools) if record.ids else None
             if reply is not None:
-                self._turn_start = len(before)
+                self._turn_start, self.last_answer = len(before), answer
                 self.messages = [*asked, *_said(reply, answer)]
             first_at, first_tokens = first or (ended, len(record.ids))
             self.turns.append(

@@ -17,20 +17,42 @@ except ImportError:  # Windows: what is typed is shown there
 def leaving_on_signals() -> Iterator[None]:
     """Let SIGTERM and SIGHUP unwind the program, so that everything that changed the terminal changes it back.
 
-    What was ignored stays ignored: nohup does that.
+    What was ignored stays ignored: nohup does that. A second signal does not break the leaving off.
     """
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
         sys.exit(128 + number)
 
-    known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    numbers = [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]
+    numbers = _heeded("SIGTERM", "SIGHUP")
     before = [signal.signal(number, leave) for number in numbers]
     try:
         yield
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Within it Ctrl-C, SIGTERM and SIGHUP wait until the end."""
+    waiting: list[int] = []
+    numbers = _heeded("SIGINT", "SIGTERM", "SIGHUP")
+    before = [signal.signal(number, lambda number, frame: waiting.append(number)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+        for came in waiting:
+            signal.raise_signal(came)
+
+
+def _heeded(*names: str) -> list[signal.Signals]:
+    """Signals that this system has and that are not ignored."""
+    known = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    return [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 @contextmanager

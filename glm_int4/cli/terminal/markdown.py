@@ -9,19 +9,18 @@ import re
 import time
 from collections.abc import Callable, Iterator
 
-from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from rich.cells import cell_len
 from rich.console import Console
-from rich.markdown import Markdown
 from rich.text import Text
+
+from glm_int4.cli.terminal.markdown_blocks import LEAST_WIDTH, MarkdownBlock
+from glm_int4.cli.terminal.markdown_rules import keep_as_written, make_parser
 
 _REDRAW_EVERY_S = 0.05
 _REDRAW_SHARE = 0.1  # of the time, at most: the model needs the same processor
-_LEAST_WIDTH = 8  # what rich can lay a table out in
 
-# HTML, link definitions and the like would vanish from the screen; an answer is shown whole.
-_PARSER = MarkdownIt().enable("strikethrough").enable("table").disable(["html_block", "html_inline", "reference"])
+_PARSER = make_parser()
 
 # Trailing spaces, with the escape sequences of colours among them.
 _PADDING = re.compile(r"(?: |\x1b\[[\d;]*m)+$")
@@ -72,7 +71,7 @@ class LiveMarkdown:
 
     def _lines(self, text: str, columns: int) -> list[str]:
         lines: list[str] = []
-        width = max(columns - 1, _LEAST_WIDTH)  # a full line would leave the cursor in doubt
+        width = max(columns - 1, LEAST_WIDTH)  # a full line would leave the cursor in doubt
         for block in render_blocks(text, self._console, width):
             if lines or self._begun:
                 lines.append("")
@@ -110,11 +109,9 @@ def split_finished(text: str) -> tuple[str, str]:
 def render_blocks(text: str, console: Console, width: int) -> Iterator[list[str]]:
     """Yield the lines of each top-level block, with escape sequences, without blank lines around it."""
     for block in _blocks(_PARSER.parse(text)):
-        _keep_line_breaks(block)
-        markdown = Markdown("", code_theme="ansi_dark", hyperlinks=False)
-        markdown.parsed = block
+        keep_as_written(block)
         with console.capture() as capture:
-            console.print(markdown, width=width)
+            console.print(MarkdownBlock(block), width=width)
         lines = [_trimmed(line) for line in capture.get().split("\n")]
         while lines and not lines[-1]:
             lines.pop()
@@ -132,14 +129,6 @@ def _blocks(tokens: list[Token]) -> Iterator[list[Token]]:
         if depth == 0:
             yield tokens[start : i + 1]
             start = i + 1
-
-
-def _keep_line_breaks(tokens: list[Token]) -> None:
-    """Make every line break of the text one on the screen: answers end lines where they mean it."""
-    for token in tokens:
-        for child in token.children or ():
-            if child.type == "softbreak":
-                child.type = "hardbreak"
 
 
 def _trimmed(line: str) -> str:

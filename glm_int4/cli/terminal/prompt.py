@@ -14,6 +14,8 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.shortcuts import CompleteStyle
 
+from glm_int4.cli.terminal.autosave import state_folder
+
 
 class Prompt:
     """Asks for questions and commands.
@@ -118,6 +120,4 @@ def open_history() -> tuple[History, str | None]:
 
 def history_path() -> Path:
     """Where the history is kept: the user's folder for state."""
-    named = os.environ.get("XDG_STATE_HOME", "")
-    state = Path(named) if os.path.isabs(named) else Path.home() / ".local" / "state"
-    return state / "glm-int4" / "chat_history"
+    return state_folder() / "chat_history"

@@ -21,6 +21,9 @@ class Screen(Protocol):
     def answer(self, pieces: Iterable[str]) -> None:
         """Show an answer as it comes, and end its last line, whatever happens."""
 
+    def raw(self, text: str) -> None:
+        """Show an answer once more, as it was written."""
+
     def note(self, text: str) -> None:
         """Show a line, or some, that is no answer."""
 
@@ -47,6 +50,10 @@ class PlainScreen:
             raise
         print(flush=True)
 
+    def raw(self, text: str) -> None:
+        """Print an answer once more."""
+        self.answer([text])
+
     def note(self, text: str) -> None:
         """Print a line that is no answer, on stderr."""
         self._print(text, "dim")
@@ -59,17 +66,29 @@ class PlainScreen:
         self._notes.print(Text(options.harmless(text), style=style), soft_wrap=True)  # lines for grep
 
 
+class _LiveText:
+    """Shows a text as it grows, as it is."""
+
+    def push(self, piece: str) -> None:
+        _write(piece)
+
+    def finish(self) -> None:
+        _write("\n")
+
+
 class RichScreen:
     """Markdown and notes on the terminal."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, plain: bool = False) -> None:
+        """Args: ``plain`` shows answers as they were written."""
+        self._plain = plain
         self._notes = Console()
         self._markdown = terminal_console()
 
     def answer(self, pieces: Iterable[str]) -> None:
-        """Show an answer as Markdown while it comes."""
+        """Show an answer while it comes."""
         interrupts = Interrupts()
-        live = LiveMarkdown(_write, self._markdown, terminal_size)
+        live = _LiveText() if self._plain else LiveMarkdown(_write, self._markdown, terminal_size)
         with typed_text_waits(), interrupts.watched():
             try:
                 for piece in pieces:
@@ -79,6 +98,10 @@ class RichScreen:
                 live.finish()
                 raise
             live.finish()
+
+    def raw(self, text: str) -> None:
+        """Show an answer once more, as it was written."""
+        _write(options.harmless(text) + "\n")
 
     def note(self, text: str) -> None:
         """Show a line that is no answer."""

@@ -8,7 +8,7 @@ from glm_int4.cli.terminal import status
 from glm_int4.cli.terminal.commands import Commands, Then
 from glm_int4.cli.terminal.conversation import Conversation
 from glm_int4.cli.terminal.screen import Screen
-from glm_int4.errors import GLMError
+from glm_int4.errors import GLMError, InputError
 
 
 def run(
@@ -16,36 +16,49 @@ def run(
     commands: Commands,
     screen: Screen,
     read: Callable[[], str | None],
+    keep: Callable[[], None],
     *,
     forgiving: bool,
 ) -> None:
     """Chat until ``read`` returns None or a command leaves.
 
     Args:
+        keep: called after every answer and on leaving, whatever made the chat end.
         forgiving: whether somebody is there to try again: mistakes and Ctrl-C then cost an answer, not the session.
     """
-    while (text := read()) is not None:
-        text = text.strip()
-        if not text:
-            continue
-        try:
-            then = commands.dispatch(text)
-            if then is Then.LEAVE:
-                return
-            if then is not Then.GO_ON:
-                _ask(conversation, screen, None if then is Then.RETRY else text)
-        except KeyboardInterrupt:
-            if not forgiving:
-                raise
-            screen.note("(stopped; Ctrl-C again leaves)")
-        except GLMError as error:
-            if not forgiving:
-                raise
-            screen.error(str(error))
+    try:
+        while (text := read()) is not None:
+            text = text.strip()
+            if not text:
+                continue
+            try:
+                then = commands.dispatch(text)
+                if then is Then.LEAVE:
+                    return
+                if then is Then.RAW:
+                    screen.raw(_last_answer(conversation))
+                elif then is not Then.GO_ON:
+                    _ask(conversation, screen, None if then is Then.RETRY else text, keep)
+            except KeyboardInterrupt:
+                if not forgiving:
+                    raise
+                screen.note("(stopped; Ctrl-C again leaves)")
+            except GLMError as error:
+                if not forgiving:
+                    raise
+                screen.error(str(error))
+    finally:
+        keep()
 
 
-def _ask(conversation: Conversation, screen: Screen, question: str | None) -> None:
-    """Ask and show; None for the last question once more."""
+def _last_answer(conversation: Conversation) -> str:
+    if conversation.last_answer is None:
+        raise InputError("expected an answer to show, got none so far; ask a question")
+    return conversation.last_answer
+
+
+def _ask(conversation: Conversation, screen: Screen, question: str | None, keep: Callable[[], None]) -> None:
+    """Ask, show and keep; None for the last question once more."""
     if question is None:
         answer = conversation.retry()
         if conversation.sampling.temperature == 0 or conversation.sampling.seed is not None:
@@ -53,8 +66,11 @@ def _ask(conversation: Conversation, screen: Screen, question: str | None) -> No
     else:
         check_text(question, "a question")
         if dropped := conversation.make_room(question):
-            screen.note(f"(the context is full: dropped the oldest {status.rounds(dropped)} to make room)")
+            screen.note(status.dropped_note(dropped))
         answer = conversation.ask(question)
-    with closing(answer) as pieces:
-        screen.answer(pieces)
+    try:
+        with closing(answer) as pieces:
+            screen.answer(pieces)
+    finally:
+        keep()
     screen.note(status.after_answer(conversation, conversation.turns[-1]))

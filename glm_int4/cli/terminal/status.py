@@ -44,6 +44,11 @@ def temperature(conversation: Conversation) -> str:
     return "0 (always the likeliest word)" if value == 0 else f"{value:g}"
 
 
+def dropped_note(count: int) -> str:
+    """What is said of rounds that were dropped."""
+    return f"(the context is full: dropped the oldest {rounds(count)} to make room)"
+
+
 def after_answer(conversation: Conversation, turn: Turn) -> str:
     """The lines below an answer: speed, what cut it, and what it calls."""
     return "\n".join(filter(None, [speed(turn), limit_note(conversation, turn), call_note(turn)]))

@@ -316,7 +316,7 @@ def test_bits_that_do_not_exist_are_named(copy, value):
 def test_scales_that_make_no_sense_are_named(copy, value):
     name = "transformer.encoder.layers.0.self_attention.dense.weight_scale"
     edit(copy, tensors=lambda state: state[name].__setitem__(3, value))
-    with pytest.raises(CheckpointError, match=f"finite scales of 0 or more in {name}"):
+    with pytest.raises(CheckpointError, match=f"finite scales (of 0 or more )?in {name}"):
         load(copy, "v2")
 
 

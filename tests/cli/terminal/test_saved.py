@@ -85,7 +85,7 @@ def test_an_interrupted_save_leaves_the_old_file(said, file, monkeypatch):
         ({"settings": {"speed": 3}}, "got speed"),
         ({"settings": None}, "got NoneType"),
         ({"settings": {"temperature": "hot"}}, "expected temperature to be a number"),
-        ({"settings": {"temperature": float("nan")}}, "temperature of 0"),
+        ({"settings": {"temperature": float("nan")}}, "got nan"),
         ({"settings": {"max_new_tokens": 0}}, "max_new_tokens of 1 or more"),
         ({"settings": {"max_new_tokens": True}}, "max_new_tokens of 1 or more"),
     ],
