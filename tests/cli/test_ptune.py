@@ -92,4 +92,6 @@ def test_mistakes_end_with_one_line(mini_int4, data, tmp_path, arguments, messag
 def test_a_prefix_that_is_none_ends_with_one_line(mini_int4):
     result = glm("chat", mini_int4, "--prefix", mini_int4, "--prompt", "x")
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith("error: expected pytorch_model.bin or prefix_encoder.safetensors")
+    assert result.stderr.startswith("error: expected transformer.prefix_encoder.embedding.weight in ")
+    assert "it holds no P-Tuning prefix" in result.stderr
+    assert result.stderr.count("\n") == 1
