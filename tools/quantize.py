@@ -8,4 +8,5 @@ import sys
 from glm_int4.cli.main import main
 
 if __name__ == "__main__":
-    main(["quantize", *sys.argv[1:]])
+    sys.argv.insert(1, "quantize")
+    main()

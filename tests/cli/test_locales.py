@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import EXAMPLES
 
 QUESTION = "3加5等于几?"
+ROOT = EXAMPLES.parent
 LOCALES = ["C", "en_US.ISO-8859-1", "zh_CN.GB18030"]
 
 
@@ -25,7 +26,7 @@ def locales(tmp_path_factory):
             if subprocess.run(command, capture_output=True).returncode <= 1 and (folder / name / "LC_CTYPE").exists():
                 made.add(name)
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("LC_", "LANG", "PYTHON"))}
-    fixed = {"LOCPATH": str(folder), "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(EXAMPLES.parent)}
+    fixed = {"LOCPATH": str(folder), "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
     return {name: inherited | fixed | {"LC_ALL": name} for name in made}
 
 
@@ -36,9 +37,10 @@ def run(request, locales):
         pytest.skip(f"the system cannot make the locale {request.param} (package locales)")
 
     def run(*words, stdin=b""):
-        words = [word if isinstance(word, bytes) else os.fsencode(word) for word in words]
-        command = [os.fsencode(sys.executable), b"-m", b"glm_int4", *words]
-        return subprocess.run(command, env=locales[request.param], input=stdin, capture_output=True)
+        program = ["tools/quantize.py"] if words[0] == "tools/quantize.py" else ["-m", "glm_int4", words[0]]
+        command = [word if isinstance(word, bytes) else os.fsencode(word) for word in (*program, *words[1:])]
+        command.insert(0, os.fsencode(sys.executable))
+        return subprocess.run(command, env=locales[request.param], input=stdin, capture_output=True, cwd=ROOT)
 
     return run
 
@@ -63,10 +65,11 @@ def test_locale_does_not_hide_a_folder_whatever_its_name(run, mini_int4, tmp_pat
     assert result.stdout.split() == [b"8"], result.stderr
 
 
-def test_locale_does_not_change_the_folder_that_quantize_writes(run, tmp_path):
+@pytest.mark.parametrize("command", ["quantize", "tools/quantize.py"])
+def test_locale_does_not_change_the_folder_that_quantize_writes(run, tmp_path, command):
     name = "模型".encode("gbk")
     output = os.fsencode(tmp_path) + b"/" + name
-    result = run("quantize", "--model", EXAMPLES / "mini-chatglm", "--output", output)
+    result = run(command, "--model", EXAMPLES / "mini-chatglm", "--output", output)
     assert result.returncode == 0, result.stderr
     assert os.listdir(os.fsencode(tmp_path)) == [name]
 
