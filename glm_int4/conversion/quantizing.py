@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from glm_int4.checkpoint.checks import check_finite
-from glm_int4.checkpoint.files.folder import PROGRESS, read_config, resolve_folder
+from glm_int4.checkpoint.files.folder import PROGRESS, read_config, resolve_folder, text_files
 from glm_int4.checkpoint.files.safetensors_file import SafetensorsWriter, map_safetensors
 from glm_int4.checkpoint.formats import layout
 from glm_int4.checkpoint.formats import official as official_format
@@ -40,10 +40,7 @@ from glm_int4.version import __version__
 
 logger = logging.getLogger(__name__)
 
-# What is copied beside the weights: tokenizers and texts, but what is written anew or belongs to the source's weights.
-_COPIED = (".model", ".json", ".jinja", ".txt", ".md", ".py", "")
-_NOT_COPIED = ("config.json", "tokenizer_config.json", PROGRESS, REPORT)
-_MOST_COPIED_BYTES = 64 << 20
+_WRITTEN_ANEW = ("config.json", "tokenizer_config.json", PROGRESS, REPORT)  # not copied
 
 Notes = list[dict[str, Any]]
 
@@ -252,20 +249,6 @@ def _write_unit(
     return {}
 
 
-def _texts(folder: Path) -> list[Path]:
-    """The files of a checkpoint that are neither weights nor written anew, but for hidden and unfinished ones."""
-    return [
-        path
-        for path in sorted(folder.iterdir())
-        if path.suffix in _COPIED
-        and path.name not in _NOT_COPIED
-        and not path.name.startswith(".")
-        and not path.name.endswith((".index.json", ".aria2"))
-        and path.is_file()
-        and path.stat().st_size <= _MOST_COPIED_BYTES
-    ]
-
-
 def _report(plan: QuantizationPlan, output: Path, notes: Notes, started: float) -> QuantizationReport:
     sizes = {unit.key: unit.num_bytes for unit in plan.units}
     layers = [
@@ -308,8 +291,9 @@ def _write_files(
             config["quantization_embeddings"] = True
     else:
         config["quantization_config"] = packed_format.quantization_config(plan.config, plan.schemes)
-    for path in _texts(folder):
-        target.copy(path)
+    for path in text_files(folder):
+        if path.name not in _WRITTEN_ANEW:
+            target.copy(path)
     if plan.info.has_prefix:
         prefix = {name: plan.reader[name].contiguous() for name in plan.reader if name.startswith(PREFIX_STEM)}
         target.write_tensors(SAFETENSORS_FILE, prefix)

@@ -67,7 +67,7 @@ def test_temperature_zero_takes_the_largest():
 
 
 @pytest.mark.parametrize("params", [{"temperature": 1e-4}, {"temperature": 1e-40}, {"top_p": 0}], ids=str)
-def test_scale_of_temperature_that_leaves_one_token_is_greedy(params):
+def test_a_temperature_or_top_p_that_leaves_one_token_is_greedy(params):
     sampler = Sampler(SamplingParams(**{"temperature": 1.0} | params), "1")
     assert {sampler.choose(LOGITS, [[]]).item() for _ in range(20)} == {0}
 

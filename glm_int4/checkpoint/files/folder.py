@@ -19,6 +19,7 @@ _SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 _UNFINISHED_DOWNLOADS = ("*.incomplete", ".cache/huggingface/download/*.incomplete")
 _SHARD_NAME = re.compile(r"(?:model|pytorch_model)-\d{5}-of-(\d{5})\.(?:safetensors|bin)")
+_TEXT_SUFFIXES, _MOST_TEXT_BYTES = (".model", ".json", ".jinja", ".txt", ".md", ".py", ""), 64 << 20
 _MOST_SHARDS = 10_000
 _MOST_NAMED = 6
 
@@ -106,6 +107,19 @@ def read_tokenizer_config(folder: Path) -> dict[str, Any] | None:
     """
     path = folder / "tokenizer_config.json"
     return None if found_instead(path) == ABSENT else read_json(path, TokenizerError)
+
+
+def text_files(folder: Path) -> list[Path]:
+    """The files beside a checkpoint's weights: configs, tokenizers, texts; no hidden or unfinished ones, no indices."""
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.suffix in _TEXT_SUFFIXES
+        and not path.name.startswith(".")
+        and path.name not in _INDEX_FILES
+        and path.is_file()
+        and path.stat().st_size <= _MOST_TEXT_BYTES
+    ]
 
 
 def has_weights(folder: Path) -> bool:

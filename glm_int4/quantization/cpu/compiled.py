@@ -45,38 +45,49 @@ def loop(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     return compiled
 
 
+@functools.cache
 def cache_folders() -> list[Path]:
     """Where compiled code may lie, the most wanted place first.
 
     Returns:
-        NUMBA_CACHE_DIR alone where it is set; otherwise beside the package, in the user's cache, in a temporary folder.
+        NUMBA_CACHE_DIR alone where it is set; otherwise beside the package and in the user's cache, and where neither
+        can be written, a temporary folder.
     """
     named = os.environ.get("NUMBA_CACHE_DIR")
     if named:
         return [Path(named).absolute() / "glm-int4"]
-    others = (user_cache_folder(), own_temporary_folder())
-    return [_PACKAGE / "__pycache__" / "loops", *(folder / "loops" for folder in others if folder)]
+    user = user_cache_folder()
+    folders = [_PACKAGE / "__pycache__" / "loops", *([user / "loops"] if user else [])]
+    if all(_fault(folder) for folder in folders) and (temporary := own_temporary_folder()):
+        folders.append(temporary / "loops")
+    return folders
 
 
 @functools.cache
 def writable_folder() -> Path | None:
     """The first of ``cache_folders`` that can be written; None where none can, which one line says."""
-    causes = []
-    for folder in cache_folders():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder) as file:
-                file.write(b"\0" * 4096)
-        except OSError as error:
-            causes.append(f"{folder}: {error.strerror}")
-            continue
-        logger.info("compiled code is kept in %s", folder)
-        return folder
+    faults = {folder: _fault(folder) for folder in cache_folders()}
+    for folder, fault in faults.items():
+        if fault is None:
+            logger.info("compiled code is kept in %s", folder)
+            return folder
     logger.warning(
         "compiled code cannot be kept (%s), and is made anew at every start; "
         "set NUMBA_CACHE_DIR to a folder that can be written",
-        "; ".join(causes),
+        "; ".join(f"{folder}: {fault}" for folder, fault in faults.items()),
     )
+    return None
+
+
+@functools.cache
+def _fault(folder: Path) -> str | None:
+    """Why a folder cannot be written to; None where it can."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"\0" * 4096)
+    except OSError as error:
+        return error.strerror or str(error)
     return None
 
 

@@ -1,5 +1,6 @@
 """What the matrices of a CPU share: a gradient of their input, never of their weights."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-class FrozenMatrix(nn.Module):
+class FrozenMatrix(nn.Module, ABC):
     """A quantized matrix (N, K) with its bias. How it multiplies and dequantizes is up to its class."""
 
     in_features: int
@@ -20,13 +21,13 @@ class FrozenMatrix(nn.Module):
             return out
         return self.multiply(x)
 
+    @abstractmethod
     def multiply(self, x: Tensor) -> Tensor:
         """``forward`` without a gradient."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pieces(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield rows and their weights (n, K) in float32; the next piece may take the same memory."""
-        raise NotImplementedError
 
 
 class _FrozenProduct(torch.autograd.Function):

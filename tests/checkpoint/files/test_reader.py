@@ -1,6 +1,7 @@
 """Every layout is read alike, and every fault is named in one line."""
 
 import json
+import os
 import pickle
 import shutil
 
@@ -263,6 +264,20 @@ def test_folders_without_config_or_weights_and_paths_that_do_not_exist(tiny_fold
     for path in (tmp_path / "nowhere", TINY / "config.json"):
         with pytest.raises(InputError, match="expected a checkpoint folder"):
             resolve_folder(path)
+
+
+@pytest.mark.parametrize("reference", [True, False])
+def test_the_parent_folder_of_the_hub_cache_finds_its_snapshot(tiny_folder, tmp_path, reference):
+    parent = tmp_path / "models--zai-org--chatglm-6b"
+    (parent / "snapshots" / "old").mkdir(parents=True)
+    shutil.copytree(tiny_folder, parent / "snapshots" / "new")
+    if reference:
+        (parent / "refs").mkdir()
+        (parent / "refs" / "main").write_text("new\n")
+        os.utime(parent / "snapshots" / "new", (0, 0))
+    else:
+        os.utime(parent / "snapshots" / "old", (0, 0))
+    assert open_checkpoint(resolve_folder(parent))[1].config.version == "1"
 
 
 def test_a_hub_id_goes_through_the_hub_cache(monkeypatch, tiny_folder):

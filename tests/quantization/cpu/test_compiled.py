@@ -19,10 +19,11 @@ NOWHERE = "/dev/null/cache"  # no folder can be made there, whoever asks
 
 @pytest.fixture(autouse=True)
 def forget_folders():
-    for function in (compiled.writable_folder, compiled._warn_once):
+    functions = (compiled.writable_folder, compiled.cache_folders, compiled._fault, compiled._warn_once)
+    for function in functions:
         function.cache_clear()
     yield
-    for function in (compiled.writable_folder, compiled._warn_once):
+    for function in functions:
         function.cache_clear()
 
 
@@ -118,9 +119,18 @@ def test_cache_that_can_only_be_read_is_read(folders, tmp_path, monkeypatch):
 def test_cache_folders_are_those_of_the_user_or_the_one_that_is_named(monkeypatch, tmp_path):
     monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert compiled.cache_folders()[1] == tmp_path / "glm-int4" / "loops"
+    assert compiled.cache_folders()[1:] == [tmp_path / "glm-int4" / "loops"]  # none in the temporary folder
+    compiled.cache_folders.cache_clear()
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "named"))
     assert compiled.cache_folders() == [tmp_path / "named" / "glm-int4"]
+
+
+def test_cache_is_in_the_temporary_folder_where_neither_package_nor_home_can_be_written(monkeypatch, tmp_path):
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setattr(compiled, "_PACKAGE", compiled.Path(NOWHERE))
+    monkeypatch.setattr(compiled, "user_cache_folder", lambda: None)
+    monkeypatch.setattr(system.tempfile, "gettempdir", lambda: str(tmp_path))
+    assert compiled.writable_folder() == system.own_temporary_folder() / "loops"
 
 
 def test_cache_in_the_temporary_folder_is_not_taken_where_others_can_write_to_it(monkeypatch, tmp_path):
