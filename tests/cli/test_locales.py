@@ -65,13 +65,14 @@ def test_locale_does_not_hide_a_folder_whatever_its_name(run, mini_int4, tmp_pat
     assert result.stdout.split() == [b"8"], result.stderr
 
 
-@pytest.mark.parametrize("command", ["quantize", "tools/quantize.py"])
-def test_locale_does_not_change_the_folder_that_quantize_writes(run, tmp_path, command):
-    name = "模型".encode("gbk")
+@pytest.mark.parametrize(("command", "encoding"), [("quantize", "gbk"), ("tools/quantize.py", "utf-8")])
+def test_locale_does_not_change_the_folder_that_quantize_writes_and_names(run, tmp_path, command, encoding):
+    name = "模型".encode(encoding)
     output = os.fsencode(tmp_path) + b"/" + name
     result = run(command, "--model", EXAMPLES / "mini-chatglm", "--output", output)
     assert result.returncode == 0, result.stderr
     assert os.listdir(os.fsencode(tmp_path)) == [name]
+    assert encoding == "gbk" or output in result.stdout
 
 
 def test_locale_or_not_bytes_that_are_no_utf8_are_refused_by_name(run, mini_int4):
