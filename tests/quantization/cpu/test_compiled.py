@@ -158,7 +158,7 @@ def test_cache_folder_of_a_user_without_a_home(monkeypatch):
     assert system.user_cache_folder() is None
 
 
-def in_read_only_system(command, **environment):
+def in_read_only_system(command, *packages):
     """Run a command where / cannot be written to and there is no home."""
     if shutil.which("unshare") is None or os.geteuid() != 0:
         pytest.skip("needs root and unshare, to make / read-only")
@@ -166,7 +166,7 @@ def in_read_only_system(command, **environment):
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("XDG", "NUMBA"))}
     result = subprocess.run(
         ["unshare", "--mount", "sh", "-c", script, str(ROOT / "README.md"), *map(str, command)],
-        env=inherited | {"HOME": "/nonexistent", "PYTHONPATH": str(ROOT)} | environment,
+        env=inherited | {"HOME": "/nonexistent", "PYTHONPATH": os.pathsep.join(map(str, (*packages, ROOT)))},
         capture_output=True,
         text=True,
     )
@@ -176,10 +176,12 @@ def in_read_only_system(command, **environment):
 
 
 @pytest.mark.parametrize("command", ["generate", "chat"])
-def test_cache_and_home_of_a_read_only_system(mini_int4, command):
+def test_cache_and_home_of_a_read_only_system(mini_int4, command, tmp_path):
+    # torch imports dill where it is installed, which asks for the temporary folder.
+    (tmp_path / "dill.py").write_text("import tempfile\ntempfile.gettempdir()\ndef extend(use_dill): pass\n")
     options = ["--prompt", "3加5等于几?"] if command == "generate" else ["--greedy"]
     pipe = ["sh", "-c", 'echo "3加5等于几?" | "$@"', "sh"]
-    result = in_read_only_system([*pipe, sys.executable, "-m", "glm_int4", command, mini_int4, *options])
+    result = in_read_only_system([*pipe, sys.executable, "-m", "glm_int4", command, mini_int4, *options], tmp_path)
     assert result.returncode == 0, result.stderr
     assert "8" in result.stdout.split()
     assert "Traceback" not in result.stderr
