@@ -35,11 +35,34 @@ NO_KILL = "no kill: the run ended before, or had nothing to do"
 OURS, FOREIGN = "a checkpoint of ours", "somebody's files"
 
 
+class Board:
+    """Shared memory on which a child notes its last call, whole whenever it is killed.
+
+    Two places take turns, and one byte says which of them holds: it changes once the other is written.
+    """
+
+    PLACE = 2048  # bytes
+
+    def __init__(self):
+        self.memory = mmap.mmap(-1, 1 + 2 * self.PLACE)
+
+    def note(self, number, call):
+        turn = 1 - self.memory[0]
+        start = 1 + turn * self.PLACE
+        text = json.dumps([number, call]).encode() + b"\0"
+        self.memory[start : start + len(text)] = text
+        self.memory[0] = turn
+
+    def read(self):
+        start = 1 + self.memory[0] * self.PLACE
+        return json.loads(self.memory[start : start + self.PLACE].split(b"\0")[0])
+
+
 class Killer:
     """Runs in a child: kills it before a call that changes the disk, and tells the last call it made.
 
     Args:
-        board: shared memory for what it tells.
+        board: where it tells.
         at: number of the call, or its name as told, for the first of that name; None: no kill.
         exchange: the system can exchange two folders.
     """
@@ -62,8 +85,7 @@ class Killer:
                 self.count += 1
                 target = Path(os.fsdecode(args[0])).name if args and not isinstance(args[0], int) else ""
                 call = f"{name} {phase_name(target)}".strip()
-                note = json.dumps([self.count, call]).encode()
-                self.board[: len(note) + 1] = note + b"\0"
+                self.board.note(self.count, call)
                 if self.at in (self.count, call):
                     os.kill(os.getpid(), signal.SIGKILL)
             return real(*args, **kwargs)
@@ -89,7 +111,7 @@ class Trials:
 
     def __init__(self, work, source, options, old):
         self.work, self.source, self.options, self.old = work, source, options, old
-        self.board = mmap.mmap(-1, 4096)
+        self.board = Board()
         self.out, self.partial = work / "out", work / "out.partial"
         self.old_folder, self.whole = work.parent / f"{work.name}-old", work.parent / f"{work.name}-whole"
         work.mkdir()
@@ -99,7 +121,7 @@ class Trials:
 
     def run(self, output, options, *, at=None, after=None, exchange=True, overwrite=False, resume=True):
         """Run in a child; returns its exit code, negative where a signal ended it."""
-        self.board[:3] = b"[]\0"
+        self.board.note(0, "nothing yet")
         pid = os.fork()
         if pid == 0:
             code = 70
@@ -125,7 +147,7 @@ class Trials:
 
     def last_call(self):
         """Number and name of the last call that a child made."""
-        return json.loads(self.board[:].split(b"\0")[0]) or [0, "nothing yet"]
+        return self.board.read()
 
     def reset(self, before):
         shutil.rmtree(self.work)
