@@ -10,6 +10,11 @@ from dataclasses import dataclass
 
 import httpx
 import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service as Driver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
 
 import glm_int4
 from glm_int4.server.app import Server
@@ -116,3 +121,115 @@ def slow_model(monkeypatch):
         monkeypatch.setattr(running.batcher, "_forward", delayed)
 
     return slow
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("needs chromium and chromedriver (Debian: apt-get install chromium chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    profile = tmp_path_factory.mktemp("chromium")
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--lang=en"):
+        options.add_argument(argument)
+    options.add_argument(f"--user-data-dir={profile}")
+    options.add_argument("--host-resolver-rules=MAP chat.test 127.0.0.1")  # not localhost, so an insecure context
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Driver(driver))
+    yield driver
+    driver.quit()
+
+
+# Stands for the server: what a test says is what is answered. A tab's requests are kept in window.asked.
+_ANSWER_BY_HAND = """
+window.fetch = async (path, { body, signal } = {}) => {
+  if (!path.endsWith("completions")) return new Response(`{"data": [{"id": "by hand"}]}`);
+  window.asked = JSON.parse(body).messages;
+  return new Response(new ReadableStream({
+    start(stream) {
+      const send = (data) => stream.enqueue(new TextEncoder().encode(`data: ${data}\\n\\n`));
+      window.say = (content) => send(JSON.stringify({ choices: [{ delta: { content } }] }));
+      window.end = (usage) => {
+        send(JSON.stringify({ choices: [], usage }));
+        send("[DONE]");
+        stream.close();
+      };
+      signal.addEventListener("abort", () => stream.error(signal.reason));
+    },
+  }));
+};
+"""
+
+
+class Page:
+    """What a person does and sees."""
+
+    def __init__(self, browser, url):
+        self.browser = browser
+        browser.get(url)
+        browser.execute_script("localStorage.clear()")
+        browser.refresh()
+
+    def find(self, selector):
+        return self.browser.find_element(By.CSS_SELECTOR, selector)
+
+    def texts(self, selector):
+        script = "return [...document.querySelectorAll(arguments[0])].map(e => e.textContent)"
+        return self.browser.execute_script(script, selector)
+
+    def wait(self, condition):
+        return WebDriverWait(self.browser, 60, poll_frequency=0.02).until(lambda _: condition())
+
+    def ask(self, question):
+        self.find("#input").send_keys(question, Keys.ENTER)
+
+    def wait_for_end(self):
+        self.wait(lambda: self.find("#send").is_displayed() and not self.texts(".running"))
+
+    def answer_by_hand(self):
+        """Let ``say`` and ``end`` answer in place of the server, until the next reload of this tab."""
+        self.browser.execute_script(_ANSWER_BY_HAND)
+
+    def say(self, content):
+        self.wait(lambda: self.browser.execute_script("return Boolean(window.say)"))
+        self.browser.execute_script("window.say(arguments[0])", content)
+
+    def end(self, usage=None):
+        self.browser.execute_script("window.end(arguments[0])", usage)
+
+    def asked(self):
+        return self.browser.execute_script("return window.asked")
+
+    def settings(self):
+        return self.browser.execute_script("return JSON.parse(localStorage['glm-int4.settings'] ?? '{}')")
+
+    def stored(self):
+        """The conversations in the browser's storage."""
+        script = "return Object.keys(localStorage).filter(k => k.includes('conversation')).map(k => localStorage[k])"
+        return [json.loads(text) for text in self.browser.execute_script(script)]
+
+    def set(self, **fields):
+        self.find("#open-settings").click()
+        for name, value in fields.items():
+            field = self.find(f"[name={name}]")
+            if field.tag_name == "select":
+                field.find_element(By.CSS_SELECTOR, f"[value={value}]").click()
+            else:
+                field.clear()
+                field.send_keys(value)
+        self.find("#settings-form > button").click()
+        # They are saved, and everything is shown anew, a moment after the click.
+        self.wait(lambda: fields.items() <= self.settings().items())
+
+    def faults(self):
+        return [entry for entry in self.browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+@pytest.fixture
+def page(browser, mini_server):
+    page = Page(browser, mini_server.url)
+    page.faults()  # of other tests
+    yield page
+    assert page.faults() == []

@@ -1,86 +1,15 @@
 """The chat page in a headless Chromium."""
 
 import json
-import shutil
 
 import pytest
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service as Driver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import WebDriverWait
 
 import glm_int4
-from tests.server.conftest import run_server
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if not (chromium and driver):
-        pytest.skip("needs chromium and chromedriver (Debian: apt-get install chromium chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    profile = tmp_path_factory.mktemp("chromium")
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--lang=en"):
-        options.add_argument(argument)
-    options.add_argument(f"--user-data-dir={profile}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Driver(driver))
-    yield driver
-    driver.quit()
-
-
-class Page:
-    """What a person does and sees."""
-
-    def __init__(self, browser, url):
-        self.browser = browser
-        browser.get(url)
-        browser.execute_script("localStorage.clear()")
-        browser.refresh()
-
-    def find(self, selector):
-        return self.browser.find_element(By.CSS_SELECTOR, selector)
-
-    def texts(self, selector):
-        script = "return [...document.querySelectorAll(arguments[0])].map(e => e.textContent)"
-        return self.browser.execute_script(script, selector)
-
-    def wait(self, condition):
-        return WebDriverWait(self.browser, 60, poll_frequency=0.02).until(lambda _: condition())
-
-    def ask(self, question):
-        self.find("#input").send_keys(question, Keys.ENTER)
-
-    def wait_for_end(self):
-        self.wait(lambda: self.find("#send").is_displayed() and not self.texts(".running"))
-
-    def set(self, **fields):
-        self.find("#open-settings").click()
-        for name, value in fields.items():
-            field = self.find(f"[name={name}]")
-            if field.tag_name == "select":
-                field.find_element(By.CSS_SELECTOR, f"[value={value}]").click()
-            else:
-                field.clear()
-                field.send_keys(value)
-        self.find("#settings-form > button").click()
-        # They are saved, and everything is shown anew, a moment after the click.
-        saved = "return JSON.parse(localStorage['glm-int4.settings'] ?? '{}')"
-        self.wait(lambda: fields.items() <= self.browser.execute_script(saved).items())
-
-    def faults(self):
-        return [entry for entry in self.browser.get_log("browser") if entry["level"] == "SEVERE"]
-
-
-@pytest.fixture
-def page(browser, mini_server):
-    page = Page(browser, mini_server.url)
-    page.faults()  # of other tests
-    yield page
-    assert page.faults() == []
+from glm_int4.server.page import PAGE_PATHS
+from glm_int4.server.settings import LOOPBACK
+from tests.server.conftest import Page, run_server
 
 
 def test_a_question_is_answered_and_both_survive_a_reload(page):
@@ -107,7 +36,7 @@ def test_an_answer_is_seen_as_it_comes_and_can_be_stopped(browser, v2_engine, sl
         page.wait(lambda: page.texts(".running .text") and page.texts(".running .text")[0])
         first = page.texts(".running .text")[0]
         page.wait(lambda: len(page.texts(".running .text")[0]) > len(first))
-        assert "tokens/s" in page.find("#status").text
+        page.wait(lambda: "tokens/s" in page.find("#status").text)
         page.find("#stop").click()
         page.wait_for_end()
         running.wait_until(lambda: running.batcher.num_running == 0)
@@ -209,6 +138,147 @@ def test_a_key_is_asked_for_and_sent(browser, mini_engine):
         assert len(page.texts(".text")) == 2
 
 
+@pytest.mark.parametrize(("tokens", "shown"), [(2, False), (7, False), (8, True)])
+def test_the_speed_of_a_few_tokens_is_not_told(page, tokens, shown):
+    page.answer_by_hand()
+    page.ask("你好")
+    for _ in range(tokens):
+        page.say("好")
+    page.wait(lambda: page.texts(".running .text") == ["好" * tokens])
+    assert ("tokens/s" in page.find("#status").text) == shown
+    page.end(usage={"completion_tokens": tokens})
+    page.wait_for_end()
+    note = page.texts(".tools")[0]
+    assert f"{tokens} tokens" in note
+    assert ("tokens/s" in note) == shown
+
+
+def test_again_while_the_server_is_gone_keeps_the_old_answer(browser, mini_engine):
+    with run_server(mini_engine) as running:
+        page = Page(browser, running.url)
+        page.set(temperature="0")
+        page.ask("3加5等于几?")
+        page.wait_for_end()
+    page.find(".again").click()
+    page.wait(lambda: page.texts(".error"))
+    assert page.texts(".text") == ["3加5等于几?", "8The connection was lost."]
+    assert [m["content"] for m in page.stored()[0]["messages"]] == ["3加5等于几?", "8"]
+
+
+_FAULTS = {
+    "key": 'new Response("", {status: 401})',
+    "busy": 'new Response("", {status: 429})',
+    "fault": 'new Response(`{"error": {"message": "out of order"}}`, {status: 500})',
+    "fault in the stream": 'new Response(`data: {"error": {"message": "out of order"}}\n\n`)',
+    "end before the first piece": 'new Response("")',
+}
+
+
+@pytest.mark.parametrize("response", _FAULTS.values(), ids=_FAULTS)
+def test_again_that_fails_keeps_the_old_answer_and_says_why(page, response):
+    page.answer_by_hand()
+    page.ask("你好")
+    page.say("old")
+    page.end()
+    page.wait_for_end()
+    page.browser.execute_script(f"window.fetch = async () => {response}")
+    page.find(".again").click()
+    page.wait(lambda: page.texts(".error .fault"))
+    assert page.texts(".assistant .text")[0].startswith("old")
+    page.browser.refresh()
+    assert page.texts(".assistant .text")[0].startswith("old")
+
+
+def test_the_old_answer_stays_until_the_new_one_begins_and_when_that_is_stopped(page):
+    page.answer_by_hand()
+    page.ask("你好")
+    page.say("old")
+    page.end()
+    page.wait_for_end()
+    page.find(".again").click()
+    assert page.texts(".running .text") == ["old"]
+    page.find("#stop").click()
+    page.wait_for_end()
+    assert page.texts(".assistant .text") == ["old"]
+    page.find(".again").click()
+    page.say("new")
+    page.wait(lambda: page.texts(".running .text") == ["new"])
+    page.end()
+    page.wait_for_end()
+    assert page.texts(".text") == ["你好", "new"]
+    assert page.asked() == [{"role": "user", "content": "你好"}]
+    page.browser.refresh()
+    assert page.texts(".text") == ["你好", "new"]
+
+
+@pytest.mark.parametrize(
+    ("name", "valid", "invalid"),
+    [
+        ("temperature", "0.5", "9"),
+        ("temperature", "0.5", "-"),
+        ("top_p", "0.5", "-1"),
+        ("max_tokens", "7", "0"),
+        ("seed", "4", "1.5"),
+    ],
+)
+def test_escape_in_the_settings_restores_the_last_valid_one(page, name, valid, invalid):
+    page.set(**{name: valid})
+    page.find("#open-settings").click()
+    page.find("[name=system]").send_keys("Be brief.")
+    page.find(f"[name={name}]").clear()
+    page.find(f"[name={name}]").send_keys(invalid, Keys.ESCAPE)
+    page.wait(lambda: not page.find("#settings").is_displayed())
+    page.wait(lambda: page.settings()["system"] == "Be brief.")
+    assert page.settings()[name] == valid
+    page.find("#open-settings").click()
+    assert page.find(f"[name={name}]").get_attribute("value") == valid
+
+
+def _answer_and_copy(page):
+    page.answer_by_hand()
+    page.ask("你好")
+    page.say("to copy")
+    page.end()
+    page.wait_for_end()
+    page.find(".tools button").click()
+    page.wait(lambda: page.texts(".tools button")[0] != "Copy")
+    return page.texts(".tools button")[0]
+
+
+def test_an_answer_is_copied_outside_localhost_and_https(browser, mini_engine):
+    with run_server(mini_engine, host_names=(*LOOPBACK, "chat.test")) as running:
+        page = Page(browser, running.url.replace("127.0.0.1", "chat.test"))
+        assert browser.execute_script("return !isSecureContext && !navigator.clipboard")
+        assert _answer_and_copy(page) == "Copied"
+        page.find("#input").send_keys(Keys.CONTROL, "v")
+        assert page.find("#input").get_attribute("value") == "to copy"
+
+
+@pytest.mark.parametrize("second", ["return true", "return false", "throw new Error('no')"])
+def test_a_copy_that_is_refused_is_tried_another_way_and_told(page, second):
+    page.browser.execute_script(
+        "navigator.clipboard.writeText = async () => { throw new DOMException('no', 'NotAllowedError') };"
+        f"document.execCommand = () => {{ {second} }}"
+    )
+    said = _answer_and_copy(page)
+    assert said == "Copied" if second == "return true" else "did not allow" in said
+    assert page.browser.execute_script("return document.querySelectorAll('textarea').length") == 2
+
+
+@pytest.mark.parametrize("event", [{"isComposing": True}, {"keyCode": 229}], ids=["Chromium, Firefox", "Safari"])
+def test_enter_at_the_end_of_a_composition_sends_nothing(page, event):
+    page.answer_by_hand()
+    page.find("#input").send_keys("nihao")
+    press = "arguments[0].dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter', ...arguments[1]}))"
+    page.browser.execute_script(press, page.find("#input"), event)
+    assert page.texts(".text") == []
+    assert page.find("#input").get_attribute("value") == "nihao"
+    page.browser.execute_script(press, page.find("#input"), {"keyCode": 13})
+    assert page.texts(".user .text") == ["nihao"]
+    page.end()
+    page.wait_for_end()
+
+
 def test_the_page_fits_a_phone(page):
     page.browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
@@ -226,7 +296,7 @@ def test_the_page_fits_a_phone(page):
 
 
 def test_nothing_comes_from_another_host(mini_server):
-    for path in ("/", "/app.js", "/render.js", "/store.js", "/stream.js", "/texts.js", "/style.css", "/icon.svg"):
+    for path in PAGE_PATHS:
         response = mini_server.get(path)
         assert response.status_code == 200
         assert "default-src 'none'" in response.headers["content-security-policy"]

@@ -9,7 +9,7 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_SCRIPTS = ("app.js", "render.js", "store.js", "stream.js", "texts.js")
+_SCRIPTS = ("app.js", "copy.js", "notes.js", "render.js", "store.js", "stream.js", "texts.js")
 _FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/style.css": ("style.css", "text/css; charset=utf-8"),

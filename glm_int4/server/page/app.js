@@ -1,7 +1,12 @@
 // The page: what is shown, and what happens on a click. No library, no build step.
 
+import { copyText } from "./copy.js";
+import { explain, note, speed } from "./notes.js";
 import { element, renderText } from "./render.js";
-import { loadConversations, loadSettings, saveConversations, saveSettings } from "./store.js";
+import {
+  followStorage, holdsSettings, loadConversations, loadSettings, makeId, putMessage, removeConversation, saveConversation,
+  saveSettings,
+} from "./store.js";
 import { answer, findModel } from "./stream.js";
 import { preferredLanguage, speak, text } from "./texts.js";
 
@@ -12,11 +17,12 @@ const settings = loadSettings();
 const conversations = loadConversations();
 let current = conversations[0] ?? begin();
 let running = null; // {abort, conversation, message} while an answer comes
+const unsaved = new Map(); // what the storage had no room for, and how it is saved
 
 function begin() {
   const empty = conversations.find((c) => !c.messages.length);
   if (empty) return empty;
-  const made = { id: `${Date.now()}-${Math.random().toString(36).slice(2)}`, messages: [] };
+  const made = { id: makeId(), messages: [] };
   conversations.unshift(made);
   return made;
 }
@@ -25,8 +31,23 @@ function title(conversation) {
   return conversation.messages[0]?.content.slice(0, TITLE_CHARACTERS) || text("untitled");
 }
 
-function save() {
-  if (!saveConversations(conversations)) $("status").textContent = text("noRoom");
+function attempt(write, what) {
+  if (write(what)) unsaved.delete(what);
+  else unsaved.set(what, write);
+  $("warning").hidden = !unsaved.size;
+}
+
+function save(conversation) {
+  if (conversations.includes(conversation)) attempt(saveConversation, conversation); // else it was deleted meanwhile
+}
+
+// There may be room again.
+function saveTheRest() {
+  for (const [what, write] of unsaved) {
+    if (what === settings || conversations.includes(what)) attempt(write, what);
+    else unsaved.delete(what);
+  }
+  $("warning").hidden = !unsaved.size;
 }
 
 // --- what is shown -----------------------------------------------------------------------------------------
@@ -38,11 +59,27 @@ function applySettings() {
 }
 
 function showAll() {
+  showList();
+  showMessages();
+  $("messages").scrollTop = $("messages").scrollHeight;
+}
+
+function showList() {
   $("title").textContent = title(current);
   $("conversations").replaceChildren(...conversations.map(listEntry));
+}
+
+function showMessages() {
   const shown = current.messages.map(messageNode);
   $("messages").replaceChildren(...(shown.length ? shown : [element("p", "empty", text("empty"))]));
-  $("messages").scrollTop = $("messages").scrollHeight;
+}
+
+// Change what is shown: who reads the end goes on reading the end, who has scrolled up stays there.
+function keepPlace(change) {
+  const list = $("messages"), top = list.scrollTop;
+  const atEnd = list.scrollHeight - top - list.clientHeight < NEAR_BOTTOM_PX;
+  change();
+  list.scrollTop = atEnd ? list.scrollHeight : top;
 }
 
 function listEntry(conversation) {
@@ -54,7 +91,8 @@ function listEntry(conversation) {
   remove.onclick = () => {
     if (running?.conversation === conversation) running.abort.abort();
     conversations.splice(conversations.indexOf(conversation), 1);
-    save();
+    removeConversation(conversation);
+    saveTheRest();
     show(conversation === current ? conversations[0] ?? begin() : current);
   };
   entry.append(open, remove);
@@ -67,31 +105,33 @@ function show(conversation) {
   showAll();
 }
 
+function isRunning(message) {
+  return running?.conversation === current && running.message.id === message.id;
+}
+
 function messageNode(message) {
   const node = element("div", `message ${message.role}${message.error ? " error" : ""}`);
   const body = element("div", "text");
-  renderText(body, message.error ? `${message.content}${message.content ? "\n" : ""}${message.error}` : message.content);
+  renderText(body, message.content);
+  if (message.error) body.append(element("div", "fault", message.error));
   node.append(body);
   if (message.role === "assistant") node.append(toolsNode(message));
-  if (running?.message === message) node.classList.add("running");
+  if (isRunning(message)) node.classList.add("running");
   return node;
 }
 
 function toolsNode(message) {
   const tools = element("div", "tools");
-  if (running?.message === message) return tools;
+  if (isRunning(message)) return tools;
   const copy = element("button", "", text("copy"));
   copy.onclick = async () => {
-    await navigator.clipboard.writeText(message.content);
-    copy.textContent = text("copied");
+    copy.textContent = text(await copyText(message.content) ? "copied" : "notCopied");
   };
   tools.append(copy);
   if (message === current.messages.at(-1)) {
     const again = element("button", "again", text("again"));
     again.onclick = () => {
-      if (running) return;
-      current.messages.pop();
-      reply(current);
+      if (!running) reply(current, { id: message.id, role: "assistant", content: "" });
     };
     tools.append(again);
   }
@@ -101,10 +141,7 @@ function toolsNode(message) {
 
 function showRunning() {
   if (running?.conversation !== current) return;
-  const list = $("messages");
-  const atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < NEAR_BOTTOM_PX;
-  renderText(list.lastElementChild.querySelector(".text"), running.message.content);
-  if (atEnd) list.scrollTop = list.scrollHeight;
+  keepPlace(() => renderText($("messages").querySelector(".running .text"), running.message.content));
 }
 
 function showButtons() {
@@ -114,39 +151,40 @@ function showButtons() {
 
 // --- asking ------------------------------------------------------------------------------------------------
 
-function makeRequest(messages) {
-  const request = { messages: messages.map(({ role, content }) => ({ role, content })) };
-  if (settings.system.trim()) request.messages.unshift({ role: "system", content: settings.system });
-  for (const name of ["temperature", "top_p", "max_tokens", "seed"]) {
-    if (settings[name] !== "" && Number.isFinite(Number(settings[name]))) request[name] = Number(settings[name]);
-  }
-  return request;
-}
-
 function ask(question) {
-  current.messages.push({ role: "user", content: question });
-  reply(current);
+  const message = { id: makeId(), role: "assistant", content: "" };
+  putMessage(current, { id: makeId(), role: "user", content: question });
+  putMessage(current, message);
+  save(current);
+  reply(current, message);
 }
 
-async function reply(conversation) {
-  const message = { role: "assistant", content: "" };
+// Answer what stands before the message. An old answer with its id stays until the new one has begun.
+async function reply(conversation, message) {
+  const place = conversation.messages.findIndex(({ id }) => id === message.id);
+  const again = conversation.messages[place] !== message;
   // A question without an answer would stand beside the next question, and the roles must take turns.
-  const asked = conversation.messages.filter((m, i, all) => m.content && all[i + 1]?.content !== "");
-  const times = { started: performance.now(), first: null, saved: 0, pieces: 0, dropped: false };
-  conversation.messages.push(message);
+  const asked = conversation.messages.slice(0, place).filter((m, i, all) => m.content && all[i + 1]?.content !== "");
+  const times = { started: performance.now(), first: null, saved: -Infinity, pieces: 0, dropped: false };
   running = { abort: new AbortController(), conversation, message };
   showAll();
   showButtons();
   $("status").textContent = text("waiting");
-  let last = {};
+  let last = {}, fault = null;
   try {
     last = await receive(asked, message, times);
   } catch (error) {
-    explain(error, message);
+    fault = explain(error);
   }
-  message.note = note(message, last, times);
+  if (again && fault && !times.first) {
+    putMessage(conversation, { ...conversation.messages.find(({ id }) => id === message.id), ...fault });
+  } else {
+    Object.assign(message, fault);
+    message.note = note(message, last, times);
+    putMessage(conversation, message);
+  }
   running = null;
-  save();
+  save(conversation);
   $("status").textContent = times.dropped ? text("dropped") : "";
   showButtons();
   if (conversation === current) showAll();
@@ -157,7 +195,7 @@ async function receive(asked, message, times) {
   let last = {};
   for (;;) {
     try {
-      for await (const part of answer(makeRequest(asked), settings.api_key, running.abort.signal)) {
+      for await (const part of answer(asked, settings, running.abort.signal)) {
         if (part.text === undefined) {
           last = part;
           continue;
@@ -178,35 +216,13 @@ function take(piece, message, times) {
   times.first ??= now;
   times.pieces += 1;
   message.content += piece;
+  putMessage(running.conversation, message);
   if (now - times.saved > SAVE_EVERY_MS) {
     times.saved = now;
-    save();
+    save(running.conversation);
   }
   showRunning();
   $("status").textContent = speed(times.pieces, times, now);
-}
-
-function speed(tokens, times, now) {
-  const seconds = (now - times.first) / 1000;
-  return tokens > 1 && seconds > 0 ? `${((tokens - 1) / seconds).toFixed(1)} ${text("perSecond")}` : "";
-}
-
-function note(message, { end, usage }, times) {
-  const parts = [];
-  if (usage && times.first) parts.push(`${usage.completion_tokens} ${text("tokens")}`);
-  if (usage && times.first) parts.push(speed(usage.completion_tokens, times, performance.now()));
-  if (times.first) parts.push(`${text("first")} ${((times.first - times.started) / 1000).toFixed(2)} s`);
-  if (end === "length") parts.push(text("cut"));
-  if (message.stopped) parts.push(text("stopped"));
-  return parts.filter(Boolean).join(" · ");
-}
-
-function explain(error, message) {
-  if (error.name === "AbortError") message.stopped = true;
-  else if (error.status === 401) message.error = text("key");
-  else if (error.status === 429) message.error = text("full");
-  else if (error.status) message.error = error.message;
-  else message.error = text("lost");
 }
 
 // --- clicks and keys ---------------------------------------------------------------------------------------
@@ -226,7 +242,8 @@ $("composer").onsubmit = (event) => {
 };
 $("input").oninput = fitInput;
 $("input").onkeydown = (event) => {
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return; // an input method takes Enter itself
+  // An input method takes Enter itself; Safari has ended the composition by then, and only the key code 229 tells.
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
   event.preventDefault();
   $("composer").requestSubmit();
 };
@@ -243,19 +260,37 @@ $("open-settings").onclick = () => {
   $("settings").showModal();
 };
 $("settings").onclose = () => {
-  for (const name in settings) settings[name] = $("settings-form").elements[name].value;
-  saveSettings(settings);
+  for (const name in settings) { // Escape closes without a check
+    const field = $("settings-form").elements[name];
+    if (field.validity.valid) settings[name] = field.value;
+  }
+  attempt(saveSettings, settings);
   applySettings();
   showAll();
   showModel();
 };
 matchMedia("(prefers-color-scheme: dark)").onchange = applySettings;
-addEventListener("pagehide", () => running && save());
-addEventListener("storage", () => { // another tab has saved
-  if (running) return;
-  conversations.splice(0, conversations.length, ...loadConversations());
-  show(conversations.find((c) => c.id === current.id) ?? begin());
-});
+addEventListener("pagehide", () => running && save(running.conversation));
+addEventListener("pageshow", ({ persisted }) => persisted && followOtherTabs(null));
+addEventListener("storage", ({ key }) => followOtherTabs(key));
+
+// Another tab has changed a key of the storage, or any (null). An answer that is running here goes on, unless its conversation
+// was deleted.
+function followOtherTabs(key) {
+  const state = () => JSON.stringify([settings, conversations.map((c) => [c.id, title(c)]), current]);
+  const before = state();
+  if (holdsSettings(key) && !$("settings").open) {
+    Object.assign(settings, loadSettings());
+    applySettings();
+  }
+  followStorage(conversations, key);
+  saveTheRest();
+  if (running && !conversations.includes(running.conversation)) running.abort.abort();
+  if (!conversations.includes(current)) current = conversations[0] ?? begin();
+  if (state() === before) return;
+  showList();
+  keepPlace(showMessages);
+}
 
 async function showModel() {
   try {

@@ -32,10 +32,19 @@ async function* lines(body) {
   }
 }
 
+function makeRequest(messages, settings) {
+  const request = { messages: messages.map(({ role, content }) => ({ role, content })) };
+  if (settings.system.trim()) request.messages.unshift({ role: "system", content: settings.system });
+  for (const name of ["temperature", "top_p", "max_tokens", "seed"]) {
+    if (settings[name] !== "" && Number.isFinite(Number(settings[name]))) request[name] = Number(settings[name]);
+  }
+  return { ...request, stream: true, stream_options: { include_usage: true } };
+}
+
 // Yields {text}, then {end, usage}; throws a ServerError, or an AbortError once the signal says so.
-export async function* answer(request, apiKey, signal) {
-  const body = JSON.stringify({ ...request, stream: true, stream_options: { include_usage: true } });
-  const response = await fetch("v1/chat/completions", { method: "POST", headers: headers(apiKey), body, signal });
+export async function* answer(messages, settings, signal) {
+  const request = { method: "POST", headers: headers(settings.api_key), body: JSON.stringify(makeRequest(messages, settings)) };
+  const response = await fetch("v1/chat/completions", { ...request, signal });
   if (!response.ok) throw new ServerError(response.status, (await response.json().catch(() => ({}))).error);
   let end = null, usage = null, complete = false;
   for await (const line of lines(response.body)) {
