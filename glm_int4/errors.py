@@ -6,6 +6,7 @@ package may import this module; it imports nothing of the package.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral
 
 
 class GLMError(Exception):
@@ -76,3 +77,9 @@ def naming_exhausted_memory(what: str, advice: str) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise GLMError(f"expected enough memory for the {what}, got too little; {advice}") from error
+
+
+def check_whole_number(name: str, value: object) -> None:
+    """Raise InputError unless an argument is an integer."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise InputError(f"expected {name} to be a whole number, got {value!r}")

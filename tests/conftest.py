@@ -170,7 +170,7 @@ def small_bpe(tmp_path_factory):
 def small_checkpoints(tmp_path_factory, small_bpe):
     """Random ChatGLM2 and ChatGLM3 checkpoints by version, with a tokenizer of their own."""
     from glm_int4.checkpoint.formats import layout
-    from glm_int4.models.config import parse_config
+    from glm_int4.models.config_file import parse_config
 
     raw = json.loads((FIXTURES / "v2_tiny" / "config.json").read_text())
     raw |= {"padded_vocab_size": 512, "hidden_size": 128, "ffn_hidden_size": 384, "kv_channels": 32, "seq_length": 256}

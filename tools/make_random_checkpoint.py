@@ -21,7 +21,8 @@ from rich.progress import track
 from torch import Tensor
 
 from glm_int4.checkpoint.formats import layout
-from glm_int4.models.config import ChatGLMConfig, Config, parse_config
+from glm_int4.models.config import ChatGLMConfig, Config
+from glm_int4.models.config_file import parse_config
 from glm_int4.models.presets import CONFIGS
 
 MINI = Path(__file__).parent.parent / "examples" / "mini-chatglm"

@@ -25,7 +25,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from glm_int4.models.attention import attention_mask_func
 from glm_int4.models.chatglm import ChatGLMForConditionalGeneration
-from glm_int4.models.config import ChatGLMConfig, parse_config
+from glm_int4.models.config import ChatGLMConfig
+from glm_int4.models.config_file import parse_config
 from glm_int4.models.past import AttentionMask
 from glm_int4.text import ChatGLMTokenizer, load_tokenizer
 from glm_int4.text.chat.prompts_v1 import build_prompt
@@ -145,10 +146,10 @@ def answer_logits(model: ChatGLMForConditionalGeneration, rows: list[Row]) -> tu
         masked[i, :, : model.context_length(row)] = False
         where[i, len(context) - 1 : len(row)] = True
     mask = AttentionMask(bias=attention_mask_func(masked[:, None], torch.float32))
-    hidden = model.transformer(ids, positions, mask)[where]
+    hidden = model.last_hidden_state(ids, positions, mask)[where]
     targets = torch.tensor([token for _, answer in rows for token in answer])
     row_of = torch.tensor([i for i, (_, answer) in enumerate(rows) for _ in answer])
-    return model.lm_head(hidden), targets, row_of
+    return model.head(hidden), targets, row_of
 
 
 def step_batches(tokenizer: ChatGLMTokenizer, seed: int, step: int) -> list[Batch]:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import device_facts
+from glm_int4.generation.cuda_graphs import GraphStepper
 from glm_int4.generation.engine import Engine
 from glm_int4.generation.padded_batch import Batch
 from glm_int4.generation.sampling import Sampler, SamplingParams
@@ -46,11 +47,11 @@ def steps(
     """Decoding steps of one answer behind ``context`` tokens, and the engine that makes them."""
     engine = random_engine(preset, CONFIGS[preset], 4, device, num_layers=num_layers)
     decoder = FilledDecoder(engine.model, engine.setup, context + 16)
-    if decoder._stepper is not None:
+    if isinstance(decoder._stepper, GraphStepper):
         decoder._stepper.captures = graphs
     batch = Batch(engine.model, [random_row(engine, context, seed=0)], device)
     sampler = Sampler(SamplingParams(temperature=0), engine.config.version)
-    return engine, decoder.steps(batch, 16, sampler, frozenset())
+    return engine, decoder.stream(batch, 16, sampler, frozenset())
 
 
 def profile(preset: str, num_layers: int, context: int, device: torch.device) -> dict[str, Any]:

@@ -18,7 +18,8 @@ import numpy as np
 
 from benchmarks.peers.q4_0 import random_blocks
 from glm_int4.checkpoint.formats import layout
-from glm_int4.models.config import Config, parse_config
+from glm_int4.models.config import Config
+from glm_int4.models.config_file import parse_config
 from glm_int4.models.presets import CONFIGS
 
 # GGUF's names of a layer's matrices.

@@ -120,7 +120,7 @@ def test_prefill(benchmark, preset, way, tokens):
     prompts = (Batch(made.model, [random_row(made, tokens, seed)], made.device) for seed in range(100))
 
     def read() -> None:
-        next(decoder.steps(next(prompts), 1, sampler, frozenset()))
+        next(decoder.stream(next(prompts), 1, sampler, frozenset()))
 
     benchmark.pedantic(read, rounds=5 if ON_GPU else 2, warmup_rounds=1)
     record(benchmark, preset, way, what | facts(made), tokens / benchmark.stats.stats.median)
@@ -141,7 +141,7 @@ def test_decode(benchmark, preset, way, batch, context):
     rows = [random_row(made, context - steps, seed) for seed in range(batch)]
     decoder = FilledDecoder(made.model, made.setup, context)
     sampler = Sampler(GREEDY, made.config.version)
-    tokens = decoder.steps(Batch(made.model, rows, made.device), steps, sampler, frozenset())
+    tokens = decoder.stream(Batch(made.model, rows, made.device), steps, sampler, frozenset())
     next(tokens)  # of the noise
     before = bandwidth.measure_bandwidth(DEVICE)
     if ON_GPU:

@@ -10,8 +10,7 @@ from glm_int4.checkpoint.checks import check_finite, warn_of_untied_head
 from glm_int4.checkpoint.files.reader import CheckpointReader
 from glm_int4.checkpoint.formats import layout
 from glm_int4.checkpoint.opening import CheckpointInfo, read_weight
-from glm_int4.models import Model, chatglm, chatglm2
-from glm_int4.models.config import ChatGLMConfig
+from glm_int4.models import Model, make_model
 from glm_int4.quantization.backends import matrix_class
 from glm_int4.quantization.embedding import DenseEmbedding, QuantizedEmbedding
 from glm_int4.quantization.linear import DenseLinear, QuantizedLinear
@@ -81,11 +80,7 @@ def build_model(reader: CheckpointReader, info: CheckpointInfo, setup: ComputeSe
         quantized = read_weight(reader, info, embedding)
         embeddings = QuantizedEmbedding(quantized, setup.backend, setup.stream_dtype).to(setup.device)
     release(embedding.name)
-    model: Model
-    if isinstance(config, ChatGLMConfig):
-        model = chatglm.ChatGLMForConditionalGeneration(config, make_linear, embeddings, half_tables=setup.half_tables)
-    else:
-        model = chatglm2.ChatGLMForConditionalGeneration(config, make_linear, embeddings, half_tables=setup.half_tables)
+    model = make_model(config, make_linear, embeddings, half_tables=setup.half_tables)
     for name, module in model.named_modules():
         if isinstance(module, nn.LayerNorm | nn.RMSNorm):
             for part, _ in list(module.named_parameters()):

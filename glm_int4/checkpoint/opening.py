@@ -16,7 +16,8 @@ from glm_int4.checkpoint.formats import layout, tensor_names
 from glm_int4.checkpoint.formats import official as official_format
 from glm_int4.checkpoint.formats import packed as packed_format
 from glm_int4.checkpoint.formats.layout import MatrixSpec
-from glm_int4.models.config import Config, detect_version, is_base_model, parse_config
+from glm_int4.models.config import Config
+from glm_int4.models.config_file import detect_version, is_base_model, parse_config
 from glm_int4.quantization.scheme import QuantizationScheme, QuantizedWeight
 from glm_int4.versions import contradiction, evidence
 
@@ -98,7 +99,7 @@ def open_checkpoint(folder: Path, model_version: str = "auto") -> tuple[Checkpoi
     stored = {
         key: sum(reader[name].numel() * reader[name].element_size() for name in names) for key, names in parts.items()
     }
-    found = [] if config.version == "1" else evidence(raw, tokenizer_config or {}, folder)
+    found = evidence(raw, tokenizer_config or {}, folder) if config.is_causal else []  # it tells 2 from 3
     if model_version == "auto" and (unclear := contradiction(found)):
         logger.warning("%s; taking version %s: say which it is with --model-version", unclear, config.version)
     info = CheckpointInfo(

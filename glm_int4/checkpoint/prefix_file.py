@@ -18,7 +18,7 @@ from glm_int4.checkpoint.files.torch_file import map_torch_file
 from glm_int4.checkpoint.formats.tensor_names import PREFIX_STEM
 from glm_int4.downloads import ABSENT, found_instead, read_json, shown, shown_name
 from glm_int4.errors import CheckpointError, ConfigError, InputError
-from glm_int4.models.config import ChatGLM2Config, Config
+from glm_int4.models.config import Config
 from glm_int4.models.past import Prefix
 from glm_int4.models.prefix_encoder import PrefixEncoder, prefix_width, split_prefix
 
@@ -165,9 +165,8 @@ def _belongs_to(tensors: dict[str, Tensor], config: Config) -> str:
     last = tensors.get("trans.2.weight")
     width = math.prod(tensors["embedding.weight"].shape[1:] if last is None else last.shape[:1])
     official = {229376: "ChatGLM-6B", 14336: "ChatGLM2-6B or ChatGLM3-6B"}.get(width)
-    ours = "ChatGLM2 or ChatGLM3" if isinstance(config, ChatGLM2Config) else "ChatGLM (v1)"
     what = f"it is a prefix of {official}" if official else f"its columns have {width} elements"
-    return f"{what}, this {ours} model needs {prefix_width(config)}: load the model that it was trained on"
+    return f"{what}, this {config.model_name} needs {prefix_width(config)}: load the model that it was trained on"
 
 
 def _check_config(path: Path, length: int, projection: bool) -> None:

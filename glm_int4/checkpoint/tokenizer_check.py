@@ -4,7 +4,7 @@ from pathlib import Path
 
 from glm_int4.downloads import shown
 from glm_int4.errors import TokenizerError
-from glm_int4.models.config import ChatGLMConfig, Config
+from glm_int4.models.config import Config
 from glm_int4.text import Tokenizer, load_tokenizer
 from glm_int4.text.tokenizer_loading import has_tokenizer
 
@@ -18,13 +18,10 @@ def load_checked_tokenizer(folder: Path, config: Config) -> Tokenizer | None:
     if not has_tokenizer(folder):
         return None
     tokenizer = load_tokenizer(folder, config.version)
-    names = {"eos_token_id": "eos_id"}
-    if isinstance(config, ChatGLMConfig):
-        names |= {"gmask_token_id": "gmask_id", "mask_token_id": "mask_id", "bos_token_id": "bos_id"}
-    for key, name in names.items():
-        if getattr(config, key) != getattr(tokenizer, name):
+    for name, token_id in config.special_ids.items():
+        if token_id != getattr(tokenizer, name):
             raise TokenizerError(
-                f"expected {key} {getattr(config, key)} as in config.json from the tokenizer, "
+                f"expected {name.replace('_', '_token_')} {token_id} as in config.json from the tokenizer, "
                 f"got {getattr(tokenizer, name)}; the tokenizer and the weights are of different revisions"
             )
     for content, token_id in tokenizer.added.ids.items():
@@ -43,6 +40,6 @@ def load_checked_tokenizer(folder: Path, config: Config) -> Tokenizer | None:
 
 def text_prefix(config: Config, tokenizer: Tokenizer | None) -> list[int]:
     """The ids in front of a text that a model continues: [gMASK] and sop. Version 1's config names them itself."""
-    if isinstance(config, ChatGLMConfig):
-        return [config.gmask_token_id, config.bos_token_id]
+    if config.text_prefix_ids is not None:
+        return config.text_prefix_ids
     return [] if tokenizer is None else list(tokenizer.prefix_ids)

@@ -16,7 +16,7 @@ from glm_int4.checkpoint.files.reader import CheckpointReader
 from glm_int4.checkpoint.formats import layout
 from glm_int4.checkpoint.formats.layout import MatrixSpec
 from glm_int4.checkpoint.opening import Schemes
-from glm_int4.models.config import ChatGLM2Config, Config
+from glm_int4.models.config import Config
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Folding:
 def find_folding(reader: CheckpointReader, config: Config, schemes: Schemes) -> Folding:
     """Look for outlier channels in front of the matrices that will be quantized."""
     folding = Folding()
-    if not isinstance(config, ChatGLM2Config):
+    if config.residual_is_normed:
         return folding
     for matrix, norm in _pairs(config):
         if schemes[matrix.name] is None:
@@ -65,7 +65,7 @@ def find_folding(reader: CheckpointReader, config: Config, schemes: Schemes) -> 
     return folding
 
 
-def _pairs(config: ChatGLM2Config) -> list[tuple[MatrixSpec, str]]:
+def _pairs(config: Config) -> list[tuple[MatrixSpec, str]]:
     """Matrices with the gain of the norm that feeds them alone."""
     norms = {"query_key_value": "input_layernorm", "dense_h_to_4h": "post_attention_layernorm"}
     pairs = []

@@ -24,7 +24,7 @@ from glm_int4.conversion.mixed.choice import choose_mix
 from glm_int4.conversion.mixed.sensitivity import Progress
 from glm_int4.conversion.quantization_options import QuantizationOptions
 from glm_int4.errors import CheckpointError, InputError
-from glm_int4.models.config import ChatGLMConfig, Config
+from glm_int4.models.config import Config
 from glm_int4.quantization.scheme import GROUP_SIZES, QuantizationScheme
 from glm_int4.system import size_text
 from glm_int4.text import Tokenizer
@@ -190,10 +190,9 @@ def _calibration(options: QuantizationOptions, tokenizer: Tokenizer | None, conf
     if options.calibration is None:
         return None
     if tokenizer is None:
-        file = "ice_text.model" if config.version == "1" else "tokenizer.model"
         raise InputError(
-            f"expected a tokenizer ({file}) beside the weights with --calibration, got none; copy it from the official "
-            "repository"
+            f"expected a tokenizer ({config.tokenizer_file}) beside the weights with --calibration, got none; "
+            "copy it from the official repository"
         )
     calibration = read_calibration(options.calibration, tokenizer, config)
     if len(calibration.sequences) < NUM_SEQUENCES:
@@ -207,12 +206,12 @@ def _calibration(options: QuantizationOptions, tokenizer: Tokenizer | None, conf
 
 def _check_vllm(folder: Path, config: Config) -> str | None:
     """Raise InputError for a model that vLLM does not run; returns its tokenizer.json, None without a tokenizer."""
-    if isinstance(config, ChatGLMConfig):
+    if config.residual_is_normed:
         raise InputError("expected ChatGLM2-6B or ChatGLM3-6B with --vllm, got ChatGLM-6B, which vLLM does not run")
-    if config.version == "2" and config.rope_ratio != 1:
+    if config.position_divisor != 1:
         raise InputError(
             "expected a model of plain rotary positions with --vllm, got chatglm2-6b-32k, which divides positions by "
-            f"{config.rope_ratio:g}; vLLM would stretch the base instead, and its answers would be nonsense"
+            f"{config.position_divisor:g}; vLLM would stretch the base instead, and its answers would be nonsense"
         )
     if not has_tokenizer(folder):
         logger.warning("%s holds no tokenizer.model: no tokenizer.json is written, which vLLM needs", folder)

@@ -8,7 +8,6 @@ a sampler of its own, so that what runs beside a sequence does not change what i
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,8 +18,7 @@ from glm_int4.generation.decoding import PREFILL_ROWS, TRIM_TOKENS
 from glm_int4.generation.engine import Engine
 from glm_int4.generation.padded_batch import Batch
 from glm_int4.generation.sampling import Sampler, SamplingParams
-from glm_int4.models.kv_cache import KVCache, kv_bytes_per_token
-from glm_int4.models.slots import RunningRows, SlotCache
+from glm_int4.models.kv_cache import KVCache, RunningRows, SlotCache, kv_bytes_per_token
 from glm_int4.system import trim_heap
 
 # Up to so many rows the quantized linears of a CPU run the same kernel for every row (``quantization/cpu``), so a row's
@@ -69,15 +67,9 @@ class Batcher:
         config, setup = engine.config, engine.setup
         self._engine, self._model, self._setup = engine, engine.model, setup
         self.prefix_length = engine.prefix.length if engine.prefix else 0
-        self._cache = SlotCache(
-            config.num_layers,
-            num_slots,
-            config.num_kv_heads,
-            config.head_dim,
-            engine.max_length + self.prefix_length,
-            dtype=setup.kv_dtype,
-            device=setup.device,
-        )
+        shape = (config.num_layers, num_slots, config.num_kv_heads, config.head_dim)
+        length = engine.max_length + self.prefix_length
+        self._cache = SlotCache(*shape, length, dtype=setup.kv_dtype, device=setup.device)
         if engine.prefix:
             self._cache.write_prefix(engine.prefix.k, engine.prefix.v)
         self._stepper = make_stepper(engine.model, setup)
@@ -171,24 +163,25 @@ class Batcher:
 
     @torch.inference_mode()
     def _prefill(self, sequence: Sequence, num_kept: int) -> Iterator[Tensor | None]:
-        """Read a prompt behind its first ``num_kept`` tokens; yields None, and in the end the logits (1, 1, V)."""
+        """Read a prompt behind its first ``num_kept`` tokens; yields None, and in the end the logits (1, V)."""
         cache, prompt = sequence.cache, sequence.prompt
         assert cache is not None
         batch = sequence.batch = Batch(self._model, [prompt], self._setup.device, self.prefix_length)
         mask = batch.prefill_mask(self._setup.stream_dtype)
-        rows = PREFILL_ROWS if self._model.is_causal else batch.num_tokens
+        is_causal = self._model.config.is_causal
+        rows = PREFILL_ROWS if is_causal else batch.num_tokens
         kept = self._kept[sequence.slot] = prompt[:num_kept]
         cache.length = self.prefix_length + num_kept
         for first in range(num_kept, batch.num_tokens, rows):
             part = slice(first, first + rows)
-            x = self._model.transformer(batch.token_ids[:, part], batch.positions[:, :, part], mask, cache)
-            if self._model.is_causal and first + rows <= batch.num_tokens:
+            x = self._model.last_hidden_state(batch.token_ids[:, part], batch.positions[:, :, part], mask, cache)
+            if is_causal and first + rows <= batch.num_tokens:
                 kept += prompt[part]
             if first + rows < batch.num_tokens:
                 yield None
         if self._setup.device.type == "cpu" and batch.num_tokens >= TRIM_TOKENS:
             trim_heap()
-        yield self._model.lm_head(x[:, -1:])
+        yield self._model.head(x[:, -1])
 
     def _decode(self, sequences: list[Sequence]) -> list[Event]:
         """Feed every sequence's last token; where that fails, each alone, so that one fault ends one answer."""
@@ -203,26 +196,24 @@ class Batcher:
 
     @torch.inference_mode()
     def _forward(self, sequences: list[Sequence]) -> Tensor:
-        """Logits (B, 1, V) behind the last token of every sequence."""
+        """Logits (B, V) behind the last token of every sequence."""
         caches = [sequence.cache for sequence in sequences if sequence.cache is not None]
         batches = [sequence.batch for sequence in sequences if sequence.batch is not None]
         rows = RunningRows(self._cache, [s.slot for s in sequences], [cache.length for cache in caches])
-        ids = torch.tensor([[sequence.ids[-1]] for sequence in sequences], device=self._setup.device)
+        tokens = torch.tensor([sequence.ids[-1] for sequence in sequences], device=self._setup.device)
         steps = [len(sequence.ids) - 1 for sequence in sequences]
         numbers = [b.next_position_ids(step)[0] for b, step in zip(batches, steps, strict=True)]
-        positions = torch.tensor(numbers, device=self._setup.device)[..., None]
-        decode = partial(self._model, last_only=True) if self._stepper is None else self._stepper.step
-        logits = decode(ids, positions, batches[0].decode_mask(), rows)
+        logits = self._stepper.step(tokens, torch.tensor(numbers, device=self._setup.device), rows)
         for cache in caches:
             cache.advance(1)
         return logits
 
     def _pick(self, sequences: list[Sequence], logits: Tensor) -> list[Event]:
-        """The next token of every sequence from its logits (B, 1, V); a GPU is waited for once."""
+        """The next token of every sequence from its logits (B, V); a GPU is waited for once."""
         events, choices = [], {}
         for sequence, row in zip(sequences, logits, strict=True):
             try:
-                choices[sequence] = sequence.sampler.choose(row, [sequence.seen])
+                choices[sequence] = sequence.sampler.choose(row[None], [sequence.seen])
             except Exception as error:
                 self.remove(sequence)
                 events.append(Event(sequence, error=error))

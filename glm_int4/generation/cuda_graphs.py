@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from types import ModuleType
+from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,9 +22,7 @@ from torch import Tensor
 from glm_int4.checkpoint.build import ComputeSetup
 from glm_int4.models import Model
 from glm_int4.models.gpu_step import DecodeStep
-from glm_int4.models.kv_cache import KVCache
-from glm_int4.models.past import AttentionMask
-from glm_int4.models.slots import RunningRows
+from glm_int4.models.kv_cache import KVCache, RunningRows
 from glm_int4.quantization.kernels import capture_graph, decode_kernels
 
 logger = logging.getLogger(__name__)
@@ -35,19 +34,38 @@ _LEAST_COLUMNS = 256
 _WARM_UP_STEPS = 2
 
 
-def make_stepper(model: Model, setup: ComputeSetup) -> "GraphStepper | None":
-    """What decodes in this setup, or None where the model's own ``forward`` does."""
+class Stepper(Protocol):
+    """One new token for every row of a cache, or of some of its slots: a ``Model``, or a ``GraphStepper``.
+
+    runs_ahead: whether a step is only begun when ``step`` returns, so that the next can be asked for meanwhile.
+    """
+
+    runs_ahead: bool
+
+    def step(self, tokens: Tensor, positions: Tensor, cache: KVCache | RunningRows) -> Tensor:
+        """Feed a token a row; returns the logits (B, V) float32, which the next step may overwrite.
+
+        Args:
+            tokens: (B,) int64. positions: (B, P) int64.
+            cache: of rows, which is extended; or slots, whose caches the caller extends.
+        Raises:
+            ValueError: the cache is full.
+        """
+
+
+def make_stepper(model: Model, setup: ComputeSetup) -> Stepper:
+    """What decodes in this setup: fused steps on a GPU, or else the model itself."""
     if setup.device.type != "cuda" or setup.stream_dtype != torch.float16:
-        return None
+        return model
     head_dim = model.config.head_dim
     if head_dim < 16 or head_dim & (head_dim - 1):
         logger.info("GPU decoding: layer by layer, because a head of %d elements fits no kernel", head_dim)
-        return None
+        return model
     try:
         return GraphStepper(model, decode_kernels(setup.device))
     except Exception as error:  # no Triton, or a broken one
         logger.warning("GPU decoding: layer by layer in torch, because %s", _cause(error))
-        return None
+        return model
 
 
 @dataclass(slots=True)
@@ -68,11 +86,13 @@ class _Graphs:
 
 
 class GraphStepper:
-    """Decodes a token for every row of a cache, or of some of its slots.
+    """A ``Stepper`` of fused kernels and graphs.
 
     Args:
         ops: ``triton_kernels.decode``. capture: makes a replay of a function.
     """
+
+    runs_ahead = True
 
     def __init__(
         self,
@@ -85,35 +105,26 @@ class GraphStepper:
         self._caches: WeakKeyDictionary[KVCache, _Graphs] = WeakKeyDictionary()
         self.fused = self.captures = True
 
-    def step(self, token_ids: Tensor, positions: Tensor, mask: AttentionMask, past: KVCache | RunningRows) -> Tensor:
-        """Feed a token a row; returns the logits (B, 1, V) float32, which the next step may overwrite.
-
-        Args:
-            token_ids: (B, 1) int64. positions: (B, P, 1) int64. mask: of one new token.
-            past: a cache, which is extended; or slots, whose caches the caller extends.
-        Raises:
-            ValueError: the cache is full.
-        """
-        if isinstance(past, KVCache):
-            past.check_room(1)
+    def step(self, tokens: Tensor, positions: Tensor, cache: KVCache | RunningRows) -> Tensor:
+        """As of ``Stepper``."""
+        if isinstance(cache, KVCache):
+            cache.check_room(1)
         if self.fused:
             try:
-                logits = self._fused_step(token_ids[:, 0], positions[:, :, 0], mask, past)
-                if isinstance(past, KVCache):
-                    past.advance(1)
-                return logits[:, None]
+                logits = self._fused_step(tokens, positions, cache)
+                if isinstance(cache, KVCache):
+                    cache.advance(1)
+                return logits
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # of Triton, its compiler or the driver: any type
                 self.fused = False
                 self._caches.clear()
                 logger.warning("GPU decoding: layer by layer in torch, because a fused step failed: %s", _cause(error))
-        return self._model(token_ids, positions, mask, past, last_only=True)
+        return self._model.step(tokens, positions, cache)
 
-    def _fused_step(
-        self, token_ids: Tensor, positions: Tensor, mask: AttentionMask, past: KVCache | RunningRows
-    ) -> Tensor:
-        num_rows = row_bucket(len(token_ids))
+    def _fused_step(self, tokens: Tensor, positions: Tensor, past: KVCache | RunningRows) -> Tensor:
+        num_rows = row_bucket(len(tokens))
         if isinstance(past, KVCache):
             cache, length = past, past.length + 1
         else:
@@ -121,16 +132,16 @@ class GraphStepper:
         graphs = self._caches.get(cache)
         if graphs is None:
             graphs = self._caches[cache] = self._new_graphs(positions, cache)
-        fill_rows(graphs.token_ids[:num_rows], token_ids)
+        fill_rows(graphs.token_ids[:num_rows], tokens)
         fill_rows(graphs.positions[:num_rows], positions)
         if isinstance(past, KVCache):
             graphs.columns.fill_(past.length)
-            if mask.padding is not None:
-                fill_rows(graphs.padding[:num_rows], mask.padding)
+            if past.padding is not None:
+                fill_rows(graphs.padding[:num_rows], past.padding)
         else:
             fill_rows(graphs.slots[:num_rows], past.slots)
             fill_rows(graphs.columns[:num_rows], past.columns)
-        key = (num_rows, column_bound(length, cache.max_length))
+        key, prefix_length = (num_rows, column_bound(length, cache.max_length)), cache.prefix_length
 
         def run() -> Tensor:
             return graphs.step(
@@ -139,7 +150,7 @@ class GraphStepper:
                 graphs.slots[:num_rows],
                 graphs.columns[:num_rows],
                 graphs.padding[:num_rows],
-                prefix_length=mask.prefix_length,
+                prefix_length=prefix_length,
                 max_columns=key[1],
             )
 
@@ -150,7 +161,7 @@ class GraphStepper:
                 replay = self._try_capture(run)
                 if replay is not None:
                     graphs.replays[key] = replay
-        return (replay or run)()[: len(token_ids)]
+        return (replay or run)()[: len(tokens)]
 
     def _new_graphs(self, positions: Tensor, cache: KVCache) -> _Graphs:
         num_slots = cache.k.shape[1]

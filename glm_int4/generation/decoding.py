@@ -7,7 +7,6 @@ last one is read, in chunks. Version 1's context sees all of itself, so it is re
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -56,7 +55,7 @@ class Decoder:
         self._stepper = make_stepper(model, setup)
         self.num_reused = 0  # tokens of the last prompt that the cache held already
 
-    def steps(
+    def stream(
         self,
         batch: Batch,
         limit: int,
@@ -66,36 +65,72 @@ class Decoder:
     ) -> Iterator[list[int | None]]:
         """Yield the new id of every row, None for rows that have ended, until all have or ``limit`` is reached.
 
-        ``lookup`` guesses for a single row, and counts its guesses.
+        A single row takes the cache that is kept, if no other stream has it. ``lookup`` guesses for it, and counts
+        its guesses.
         """
-        sequence = self._take(batch.size, batch.num_tokens + limit)
-        whole = True
+        single, whole = batch.size == 1, True
+        sequence, self._kept = (self._kept, None) if single else (None, self._kept)
+        if sequence is None:
+            length = self._max_length if single else batch.num_tokens + limit
+            sequence = _Sequence(self.new_cache(batch.size, length))
         try:
-            if lookup is not None and lookup.most and batch.size == 1:
-                yield from self._steps_with_lookup(batch, sequence, limit, sampler, stops, lookup)
+            logits = self.prefill(batch, sequence)
+            if lookup is not None and lookup.most and single:
+                yield from self.decode_guessed(batch, sequence, logits, limit, sampler, stops, lookup)
             else:
-                yield from self._steps(batch, sequence, limit, sampler, stops)
+                yield from self.decode_n(batch, sequence, logits, limit, sampler, stops)
         except Exception as error:
             if is_out_of_memory(error):
                 whole = False  # the cache goes too: the next answer begins with all memory
                 release_memory(error, self._setup.device)
             raise
         finally:
-            if batch.size == 1 and whole:
+            if single and whole:
                 self._kept = sequence
 
-    def _steps(
-        self, batch: Batch, sequence: _Sequence, limit: int, sampler: Sampler, stops: frozenset[int]
+    @torch.inference_mode()
+    def prefill(self, batch: Batch, sequence: _Sequence) -> Tensor:
+        """Read the prompts; returns the logits (B, V) of their last position."""
+        cache, mask = sequence.cache, batch.prefill_mask(self._setup.stream_dtype)
+        start, rows = 0, batch.num_tokens
+        if self._model.config.is_causal and batch.size == 1:
+            rows, held = PREFILL_ROWS, sequence.ids[: max(cache.length - batch.prefix_length, 0)]
+            start = min(_common_length(held, batch.rows[0]), batch.num_tokens - 1) if held else 0
+        self.num_reused = start
+        del sequence.ids[start:]  # before the cache: whatever interrupts this, ids never claim more than it holds
+        cache.length, cache.padding = min(cache.length, batch.prefix_length + start), batch.padding
+        x = torch.empty(0)
+        for first in range(start, batch.num_tokens, rows):
+            part = slice(first, first + rows)
+            x = self._model.last_hidden_state(batch.token_ids[:, part], batch.positions[:, :, part], mask, cache)
+            sequence.ids += batch.rows[0][part]
+        if self._setup.device.type == "cpu" and batch.num_tokens - start >= TRIM_TOKENS:
+            trim_heap()
+        return self._model.head(x[:, -1])
+
+    @torch.inference_mode()
+    def decode_one(self, batch: Batch, sequence: _Sequence, tokens: Tensor, step: int) -> Tensor:
+        """Feed the tokens (B,) of one step to the cache; returns the logits (B, V) that follow them."""
+        return self._stepper.step(tokens, batch.decode_positions(step), sequence.cache)
+
+    def decode_n(
+        self,
+        batch: Batch,
+        sequence: _Sequence,
+        logits: Tensor,
+        limit: int,
+        sampler: Sampler,
+        stops: frozenset[int],
     ) -> Iterator[list[int | None]]:
+        """Up to ``limit`` tokens behind the logits (B, V) of the prompts, one at a time; yields as ``stream``."""
         running = [True] * batch.size
         seen = [list(row) for row in batch.rows]
-        logits = self._prefill(batch, sequence)
         for step in range(limit):
-            reading = TokenReading(sampler.choose(logits[:, -1], seen))
+            reading = TokenReading(sampler.choose(logits, seen))
             last = step + 1 == limit
-            ahead = self._stepper is not None and not sampler.looks_back and not last
+            ahead = self._stepper.runs_ahead and not sampler.looks_back and not last
             if ahead:  # the GPU has the next step before it is known whether the answer ends here
-                logits = self._decode(batch, sequence, reading.tokens.clamp(min=0), step)
+                logits = self.decode_one(batch, sequence, reading.tokens.clamp(min=0), step)
             tokens = self._accept(sampler, reading.read(), seen)
             running = [alive and token not in stops for alive, token in zip(running, tokens, strict=True)]
             if not any(running):
@@ -108,25 +143,25 @@ class Decoder:
                 sequence.ids.append(tokens[0])
             yield [token if alive else None for alive, token in zip(running, tokens, strict=True)]
             if not ahead and not last:
-                logits = self._decode(batch, sequence, torch.tensor(tokens, device=self._setup.device), step)
+                logits = self.decode_one(batch, sequence, torch.tensor(tokens, device=self._setup.device), step)
                 sequence.ids.append(tokens[0])
 
-    def _steps_with_lookup(
+    def decode_guessed(
         self,
         batch: Batch,
         sequence: _Sequence,
+        logits: Tensor,
         limit: int,
         sampler: Sampler,
         stops: frozenset[int],
         lookup: PromptLookup,
     ) -> Iterator[list[int | None]]:
-        """As ``_steps`` for one row: several guessed tokens run in one pass, and those count that are picked."""
+        """As ``decode_n`` for one row: several guessed tokens run in one pass, and those count that are picked."""
         cache, seen, step = sequence.cache, list(batch.rows[0]), 0
         draft: list[int] = []
-        logits = self._prefill(batch, sequence)
         while True:
             for i, guess in enumerate([*draft, None]):
-                token = self._accept(sampler, sampler.choose(logits[:, i], [seen]).tolist(), [seen])[0]
+                token = self._accept(sampler, sampler.choose(logits[i : i + 1], [seen]).tolist(), [seen])[0]
                 if token != guess:  # what was guessed from here on was never said
                     sequence.cut(len(draft) - i)
                 if token in stops:
@@ -141,11 +176,12 @@ class Decoder:
                     break
             room = min(limit - step - 1, cache.max_length - cache.length - 1)
             draft = lookup.draft(seen, room)
+            tokens = [seen[-1], *draft]
             if draft:
-                logits = self._verify(batch, sequence, [seen[-1], *draft], step - 1)
+                logits = self._verify(batch, sequence, tokens, step - 1)
             else:
-                logits = self._decode(batch, sequence, torch.tensor(seen[-1:], device=self._setup.device), step - 1)
-                sequence.ids.append(seen[-1])
+                logits = self.decode_one(batch, sequence, torch.tensor(tokens, device=self._setup.device), step - 1)
+            sequence.ids += tokens
 
     def _accept(self, sampler: Sampler, tokens: list[int], seen: list[list[int]]) -> list[int]:
         """Every row's token, as chosen; with the log on, numbers that are none are traced to their layer."""
@@ -160,58 +196,17 @@ class Decoder:
 
     @torch.inference_mode()
     def _verify(self, batch: Batch, sequence: _Sequence, tokens: list[int], step: int) -> Tensor:
-        """Feed the token of a step and guesses behind it; returns the logits (1, T, V) behind each."""
+        """Feed the token of a step and guesses behind it; returns the logits (T, V) behind each."""
         ids = torch.tensor([tokens], device=self._setup.device)
-        positions = torch.cat([batch.decode_positions(step + i) for i in range(len(tokens))], dim=-1)
-        logits = self._model(ids, positions, AttentionMask(), sequence.cache)
-        sequence.ids += tokens
-        return logits
-
-    @torch.inference_mode()
-    def _prefill(self, batch: Batch, sequence: _Sequence) -> Tensor:
-        """Read the prompts; returns the logits (B, 1, V) of their last position."""
-        cache, mask = sequence.cache, batch.prefill_mask(self._setup.stream_dtype)
-        start, rows = 0, batch.num_tokens
-        if self._model.is_causal and batch.size == 1:
-            common = _common_length(sequence.ids[: max(cache.length - batch.prefix_length, 0)], batch.rows[0])
-            start, rows = min(common, batch.num_tokens - 1), PREFILL_ROWS
-        self.num_reused = start
-        del sequence.ids[start:]  # before the cache: whatever interrupts this, ids never claim more than it holds
-        cache.truncate(batch.prefix_length + start)
-        x = torch.empty(0)
-        for first in range(start, batch.num_tokens, rows):
-            part = slice(first, first + rows)
-            x = self._model.transformer(batch.token_ids[:, part], batch.positions[:, :, part], mask, cache)
-            sequence.ids += batch.rows[0][part]
-        if self._setup.device.type == "cpu" and batch.num_tokens - start >= TRIM_TOKENS:
-            trim_heap()
-        return self._model.lm_head(x[:, -1:])
-
-    @torch.inference_mode()
-    def _decode(self, batch: Batch, sequence: _Sequence, tokens: Tensor, step: int) -> Tensor:
-        """Feed the tokens (B,) of one step to the cache; returns the logits (B, 1, V) that follow them."""
-        decode = partial(self._model, last_only=True) if self._stepper is None else self._stepper.step
-        return decode(tokens[:, None], batch.decode_positions(step), batch.decode_mask(), sequence.cache)
-
-    def _take(self, batch_size: int, length: int) -> _Sequence:
-        """The sequence kept for single rows, of ``max_length``, if no other stream has it; or a new one."""
-        if batch_size == 1 and self._kept is not None:
-            sequence, self._kept = self._kept, None
-            return sequence
-        return _Sequence(self.new_cache(batch_size, self._max_length if batch_size == 1 else length))
+        positions = torch.stack([batch.decode_positions(step + i) for i in range(len(tokens))], dim=-1)
+        return self._model(ids, positions, AttentionMask(), sequence.cache)[0]
 
     def new_cache(self, batch_size: int, length: int) -> KVCache:
         """A cache for ``length`` tokens a row behind the prefix, which it holds already."""
-        config = self._model.config
-        cache = KVCache(
-            config.num_layers,
-            batch_size,
-            config.num_kv_heads,
-            config.head_dim,
-            length + (self._prefix.length if self._prefix else 0),
-            dtype=self._setup.kv_dtype,
-            device=self._setup.device,
-        )
+        config, setup = self._model.config, self._setup
+        shape = (config.num_layers, batch_size, config.num_kv_heads, config.head_dim)
+        length += self._prefix.length if self._prefix else 0
+        cache = KVCache(*shape, length, dtype=setup.kv_dtype, device=setup.device)
         if self._prefix:
             cache.write_prefix(self._prefix.k, self._prefix.v)
         return cache

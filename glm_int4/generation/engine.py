@@ -2,22 +2,21 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
 from glm_int4.checkpoint.build import ComputeSetup
 from glm_int4.checkpoint.opening import CheckpointInfo
-from glm_int4.checkpoint.tokenizer_check import text_prefix
 from glm_int4.errors import InputError, PromptTooLongError, TokenizerError
 from glm_int4.generation.decoding import Decoder
-from glm_int4.generation.padded_batch import Batch
+from glm_int4.generation.padded_batch import Batch, TokenIds, as_rows, is_batch
 from glm_int4.generation.prompt_lookup import PromptLookup
 from glm_int4.generation.records import StreamRecord
-from glm_int4.generation.rows import TokenIds, as_rows, check_rows, check_whole_number, is_batch
 from glm_int4.generation.sampling import Sampler, SamplingParams
 from glm_int4.generation.scoring import PerplexityResult, measure
-from glm_int4.generation.stopping import until_stop
+from glm_int4.generation.stopping import AnswerText
 from glm_int4.models import Model
 from glm_int4.models.past import Past, Prefix
 from glm_int4.text import StreamDecoder, Tokenizer
@@ -35,6 +34,7 @@ class Engine:
     Attributes:
         model, config: the network and its config.
         prefix: keys and values in front of every sequence, or None.
+        stop_ids: the ids that end an answer; version 3's roles need its tokenizer.
         max_length: most tokens of a sequence, prompt included; a prefix does not count.
     """
 
@@ -50,6 +50,8 @@ class Engine:
         self.model, self.config, self.info, self.setup = model, info.config, info, setup
         self.max_length, self.prefix = max_length, prefix
         self._tokenizer = tokenizer
+        self.stop_ids = (self.config.eos_token_id,) if tokenizer is None else tokenizer.stop_ids
+        self._prefix_length = prefix.length if prefix else 0
         self._decoder = Decoder(model, setup, max_length, prefix)
         self._format = chat_format(self.config.version)
         self._warned_of_base = False
@@ -58,9 +60,9 @@ class Engine:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer; raises TokenizerError where the folder had none."""
         if self._tokenizer is None:
-            file = "ice_text.model" if self.config.version == "1" else "tokenizer.model"
             raise TokenizerError(
-                f"expected a tokenizer ({file}) beside the weights, got none; copy it from the official repository"
+                f"expected a tokenizer ({self.config.tokenizer_file}) beside the weights, got none; "
+                "copy it from the official repository"
             )
         return self._tokenizer
 
@@ -70,18 +72,10 @@ class Engine:
         return self.setup.device
 
     @property
-    def stop_ids(self) -> tuple[int, ...]:
-        """The ids that end an answer in this model version; version 3's roles need its tokenizer."""
-        if self._tokenizer is not None:
-            return self._tokenizer.stop_ids
-        return (self.config.eos_token_id,)
-
-    @property
     def text_prefix(self) -> list[int]:
         """The ids in front of a text that the model continues: [gMASK] and sop."""
-        if self.config.version != "1":
-            self.tokenizer  # noqa: B018 (their config does not name the two ids)
-        return text_prefix(self.config, self._tokenizer)
+        known = self.config.text_prefix_ids
+        return self.tokenizer.prefix_ids if known is None else known
 
     @torch.inference_mode()
     def logits(self, token_ids: TokenIds | Sequence[TokenIds]) -> Tensor:
@@ -92,7 +86,7 @@ class Engine:
         Returns:
             (B, T, V) float32; positions of padding mean nothing.
         """
-        batch = self._batch(token_ids)
+        batch = Batch(self.model, token_ids, self.setup.device, self._prefix_length)
         return self.model(batch.token_ids, batch.positions, batch.prefill_mask(self.setup.stream_dtype), self.prefix)
 
     @torch.inference_mode()
@@ -101,12 +95,12 @@ class Engine:
 
         With an INT8 cache, all attention reads keys and values as that cache keeps them.
         """
-        batch = self._batch(token_ids)
+        batch = Batch(self.model, token_ids, self.setup.device, self._prefix_length)
         mask = batch.prefill_mask(self.setup.stream_dtype)
         past: Past = self.prefix
         if self.setup.kv_dtype == torch.int8:
             past = self._decoder.new_cache(1, batch.num_tokens)
-        return self.model.transformer(batch.token_ids, batch.positions, mask, past)[0]
+        return self.model.last_hidden_state(batch.token_ids, batch.positions, mask, past)[0]
 
     def generate(
         self,
@@ -128,7 +122,7 @@ class Engine:
             InputError: no ids, ids outside the vocabulary, or more than ``max_length``.
         """
         rows: list[list[int]] = [[] for _ in as_rows(token_ids)]
-        for step in self._steps(token_ids, max_new_tokens, sampling, stop_ids):
+        for step in self._decode(token_ids, max_new_tokens, sampling, stop_ids):
             for row, token in zip(rows, step, strict=True):
                 if token is not None:
                     row.append(token)
@@ -142,7 +136,7 @@ class Engine:
         stop_ids: Sequence[int] | None = None,
     ) -> Iterator[int]:
         """As ``generate`` for one sequence, an id at a time; None for ``max_new_tokens`` is no limit."""
-        for (token,) in self._steps(list(token_ids), max_new_tokens, sampling, stop_ids):
+        for (token,) in self._decode(list(token_ids), max_new_tokens, sampling, stop_ids):
             if token is not None:
                 yield token
 
@@ -157,13 +151,9 @@ class Engine:
 
         A stop text ends the stream and is not part of it. ``record``, if given, is filled in as it goes.
         """
-        return self._stream(
-            token_ids,
-            StreamDecoder(self.tokenizer),
-            max_new_tokens,
-            sampling or SamplingParams(),
-            record or StreamRecord(),
-        )
+        sampling = sampling or SamplingParams()
+        text = AnswerText(StreamDecoder(self.tokenizer), sampling.stop)
+        return self._stream(token_ids, text, max_new_tokens, sampling, record or StreamRecord())
 
     def stream_chat(
         self,
@@ -187,17 +177,10 @@ class Engine:
         if self.info.is_base and not self._warned_of_base:
             self._warned_of_base = True
             logger.warning("this is a base model, by its name: it continues texts and was not trained to answer")
-        sampling, record = sampling or SamplingParams(), record or StreamRecord()
-        prompt = self._format.encode(self.tokenizer, messages, tools)
-        cleaned = self._format.response_stream()
-        decoder = self._format.reply_decoder(self.tokenizer)
-
-        def pieces() -> Iterator[str]:
-            for piece in self._stream(prompt, decoder, max_new_tokens, sampling, record):
-                yield cleaned.push(piece)
-            yield cleaned.finish()
-
-        return until_stop(pieces(), sampling.stop)  # once more, for texts that the cleaning has made
+        sampling, tokenizer = sampling or SamplingParams(), self.tokenizer
+        prompt = self._format.encode(tokenizer, messages, tools)
+        text = AnswerText(self._format.reply_decoder(tokenizer), sampling.stop, self._format.response_stream())
+        return self._stream(prompt, text, max_new_tokens, sampling, record or StreamRecord())
 
     def chat(
         self,
@@ -239,29 +222,34 @@ class Engine:
     def _stream(
         self,
         token_ids: TokenIds,
-        decoder: StreamDecoder,
+        text: AnswerText,
         max_new_tokens: int | None,
         sampling: SamplingParams,
         record: StreamRecord,
     ) -> Iterator[str]:
-        """The text that continues ids, up to a stop text; fills ``record`` in as it goes."""
+        """The text that continues ids, in pieces that are not empty; fills ``record`` in as it goes."""
         record.prompt_tokens = len(token_ids)
-        lookup = PromptLookup(sampling.prompt_lookup)
-
-        def pieces() -> Iterator[str]:
-            for (token,) in self._steps(list(token_ids), max_new_tokens, sampling, None, lookup):
+        lookup = PromptLookup(sampling.prompt_lookup) if sampling.prompt_lookup else None
+        for (token,) in self._decode(list(token_ids), max_new_tokens, sampling, None, lookup):
+            if lookup is not None:
                 record.drafted, record.accepted = lookup.drafted, lookup.accepted
-                if token is not None:
-                    record.ids.append(token)
-                    yield decoder.push(token)
-            yield decoder.finish()
-            record.cut = len(record.ids) >= self._limit(len(token_ids), max_new_tokens)  # no stop text came first
+            if token is None:
+                continue
+            record.ids.append(token)
+            piece = text.push(token)
+            record.text = text.raw
+            if piece:
+                yield piece
+            if text.stopped:
+                break
+        rest = text.finish()
+        record.text = text.raw
+        if rest:
+            yield rest
+        if not text.stopped:
+            record.cut = len(record.ids) >= self._limit(len(token_ids), max_new_tokens)
 
-        for piece in until_stop(pieces(), sampling.stop):
-            record.text += piece
-            yield piece
-
-    def _steps(
+    def _decode(
         self,
         token_ids: TokenIds | Sequence[TokenIds],
         max_new_tokens: int | None,
@@ -271,23 +259,19 @@ class Engine:
     ) -> Iterator[list[int | None]]:
         """Yield the new id of every row, None for rows that have ended, until all have."""
         sampling = sampling or SamplingParams()
-        if max_new_tokens is not None:
-            check_whole_number("max_new_tokens", max_new_tokens)
-            if max_new_tokens < 1:
-                raise InputError(f"expected max_new_tokens of 1 or more, got {max_new_tokens}")
-        batch = self._batch(token_ids)
+        whole = isinstance(max_new_tokens, Integral) and not isinstance(max_new_tokens, bool)
+        if max_new_tokens is not None and not (whole and max_new_tokens >= 1):
+            raise InputError(f"expected max_new_tokens to be a whole number of 1 or more, got {max_new_tokens!r}")
+        batch = Batch(self.model, token_ids, self.setup.device, self._prefix_length)
         limit = self._limit(batch.num_tokens, max_new_tokens)
         if limit < 1:
             raise PromptTooLongError(self.max_length, str(batch.num_tokens))
         stops = frozenset(map(int, self.stop_ids if stop_ids is None else stop_ids))
-        sampler = Sampler(sampling, self.config.version)
-        yield from self._decoder.steps(batch, limit, sampler, stops, lookup or PromptLookup(sampling.prompt_lookup))
+        if lookup is None and sampling.prompt_lookup:
+            lookup = PromptLookup(sampling.prompt_lookup)
+        return self._decoder.stream(batch, limit, Sampler(sampling, self.config.version), stops, lookup)
 
     def _limit(self, prompt_tokens: int, max_new_tokens: int | None) -> int:
         """Most new tokens behind a prompt."""
         room = self.max_length - prompt_tokens
         return room if max_new_tokens is None else min(max_new_tokens, room)
-
-    def _batch(self, token_ids: TokenIds | Sequence[TokenIds]) -> Batch:
-        rows = check_rows(token_ids, self.config.vocab_size)
-        return Batch(self.model, rows, self.device, self.prefix.length if self.prefix else 0)

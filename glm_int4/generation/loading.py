@@ -13,10 +13,9 @@ from glm_int4.checkpoint.opening import CheckpointInfo, open_checkpoint
 from glm_int4.checkpoint.prefix_file import NO_PREFIX, SAFETENSORS_FILE, load_prefix
 from glm_int4.checkpoint.tokenizer_check import load_checked_tokenizer
 from glm_int4.downloads import shown
-from glm_int4.errors import InputError
+from glm_int4.errors import InputError, check_whole_number
 from glm_int4.generation.engine import Engine
 from glm_int4.generation.memory_plan import plan_memory
-from glm_int4.generation.rows import check_whole_number
 from glm_int4.models.config import Config
 from glm_int4.quantization.cpu.choose import choose_backend
 from glm_int4.quantization.gpu.matrix import choose_gpu_backend

@@ -15,7 +15,7 @@ from glm_int4.system import free_bytes, gb_text
 
 logger = logging.getLogger(__name__)
 
-# Rows of a prompt that run together, and rows of the feed-forward part; see ``decoding.py`` and ``memory_saving.py``.
+# Rows of a prompt that run together, and rows of the feed-forward part; see ``decoding.py`` and ``models/layer.py``.
 _PROMPT_ROWS, _WIDE_ROWS = 512, {"cpu": 128, "cuda": 512}
 
 # Values of the hidden size that a row of a prompt takes at once: stream, norms, queries, keys, values, sums.
@@ -103,9 +103,10 @@ def plan_memory(
 def scratch_bytes(config: Config, plan: ComputeSetup, max_length: int) -> int:
     """Bytes that activations and libraries take at most, beside weights and cache."""
     kind, itemsize = plan.device.type, plan.stream_dtype.itemsize
-    rows = min(max_length, max_length if config.version == "1" else _PROMPT_ROWS)
-    wide = config.ffn_size * (1 if config.version == "1" else 2)
-    activations = itemsize * (rows * config.hidden_size * _VALUES_A_ROW + min(rows, _WIDE_ROWS[kind]) * wide * 2)
+    rows = min(max_length, _PROMPT_ROWS) if config.is_causal else max_length
+    activations = itemsize * (
+        rows * config.hidden_size * _VALUES_A_ROW + min(rows, _WIDE_ROWS[kind]) * config.up_features * 2
+    )
     logits = 4 * 4 * config.vocab_size
     return activations + logits + _LIBRARY_BYTES[kind]
 

@@ -2,7 +2,6 @@
 
 import gc
 import traceback
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +25,8 @@ def release_memory(error: BaseException, device: torch.device) -> None:
 @torch.inference_mode()
 def find_first_not_finite(model: Model, token_ids: list[int], mask_dtype: torch.dtype, prefix: Prefix | None) -> str:
     """Where nan or inf come up first when some ids run through a model: "layer 3 of 28, counted from 0", say."""
-    transformer: Any = model.transformer
-    layers = list(getattr(transformer, "encoder", transformer).layers)
-    embedding = getattr(transformer, "embedding", transformer)
-    places: dict[nn.Module, str] = {embedding.word_embeddings: "the embedding"}
+    layers = list(model.layers)
+    places: dict[nn.Module, str] = {model.embedding: "the embedding"}
     places |= {layer: f"layer {i} of {len(layers)}, counted from 0" for i, layer in enumerate(layers)}
     found: list[str] = []
 
@@ -41,7 +38,7 @@ def find_first_not_finite(model: Model, token_ids: list[int], mask_dtype: torch.
     try:
         batch = Batch(model, [token_ids], _device_of(model), prefix.length if prefix else 0)
         mask: AttentionMask = batch.prefill_mask(mask_dtype)
-        transformer(batch.token_ids, batch.positions, mask, prefix)
+        model.last_hidden_state(batch.token_ids, batch.positions, mask, prefix)
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,5 +1,6 @@
 """From logits to the next token."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -45,40 +46,36 @@ class SamplingParams:
     prompt_lookup: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
-            _check_number(name, getattr(self, name), Real, optional=name in ("temperature", "top_p"))
-        for name in ("top_k", "seed", "prompt_lookup"):
-            _check_number(name, getattr(self, name), Integral, optional=name != "prompt_lookup")
+        for name, kind, optional, low, high, range_text in _BOUNDS:
+            value = getattr(self, name)
+            if optional and value is None:
+                continue
+            if not isinstance(value, kind) or isinstance(value, bool):
+                what = "a whole number" if kind is Integral else "a number"
+                raise InputError(f"expected {name} to be {what}{' or None' if optional else ''}, got {value!r}")
+            if not low <= value <= high:  # type: ignore[operator]
+                raise InputError(f"expected a {name} {range_text}, got {value}")
         if not isinstance(self.stop, str | list | tuple | None):
             raise InputError(f"expected stop to be a text or a list of texts, got {self.stop!r}")
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         object.__setattr__(self, "stop", stop)  # a single text is taken as one
-        checks = (
-            (
-                self.temperature is None or 0 <= self.temperature <= 1e3,
-                "temperature from 0 to 1000",
-                self.temperature,
-            ),
-            (self.top_p is None or 0 <= self.top_p <= 1, "top_p from 0 to 1", self.top_p),
-            (self.top_k is None or self.top_k >= 0, "top_k of 0 or more", self.top_k),
-            (0 <= self.min_p <= 1, "min_p from 0 to 1", self.min_p),
-            (1e-2 <= self.repetition_penalty <= 1e2, "repetition_penalty from 0.01 to 100", self.repetition_penalty),
-            (abs(self.presence_penalty) <= 2, "presence_penalty from -2 to 2", self.presence_penalty),
-            (abs(self.frequency_penalty) <= 2, "frequency_penalty from -2 to 2", self.frequency_penalty),
-            (self.seed is None or 0 <= self.seed < 2**63, "seed from 0 to 2**63 - 1", self.seed),
-            (0 <= self.prompt_lookup <= 64, "prompt_lookup from 0 to 64", self.prompt_lookup),
-            (all(isinstance(text, str) and text for text in stop), "stop text that is not empty", stop),
-        )
-        for good, expected, value in checks:
-            if not good:
-                raise InputError(f"expected a {expected}, got {value}")
+        for text in stop:
+            if not isinstance(text, str) or not text:
+                raise InputError(f"expected a stop text that is not empty, got {stop}")
 
 
-def _check_number(name: str, value: object, kind: type, *, optional: bool) -> None:
-    if (optional and value is None) or (isinstance(value, kind) and not isinstance(value, bool)):
-        return
-    what = "a whole number" if kind is Integral else "a number"
-    raise InputError(f"expected {name} to be {what}{' or None' if optional else ''}, got {value!r}")
+# Field, its type, whether it may be None, its least and greatest value, and those in words.
+_BOUNDS: tuple[tuple[str, type, bool, float, float, str], ...] = (
+    ("temperature", Real, True, 0, 1e3, "from 0 to 1000"),
+    ("top_p", Real, True, 0, 1, "from 0 to 1"),
+    ("top_k", Integral, True, 0, math.inf, "of 0 or more"),
+    ("min_p", Real, False, 0, 1, "from 0 to 1"),
+    ("repetition_penalty", Real, False, 1e-2, 1e2, "from 0.01 to 100"),
+    ("presence_penalty", Real, False, -2, 2, "from -2 to 2"),
+    ("frequency_penalty", Real, False, -2, 2, "from -2 to 2"),
+    ("seed", Integral, True, 0, 2**63 - 1, "from 0 to 2**63 - 1"),
+    ("prompt_lookup", Integral, False, 0, 64, "from 0 to 64"),
+)
 
 
 class Sampler:

@@ -177,4 +177,4 @@ def _log_probabilities(engine: Scored, ids: Sequence[int], count: int) -> Iterat
     hidden = hidden[-count:]
     for start in range(0, count, _HEAD_ROWS):
         rows = slice(start, min(start + _HEAD_ROWS, count))
-        yield engine.model.lm_head(hidden[rows]).log_softmax(-1), rows
+        yield engine.model.head(hidden[rows]).log_softmax(-1), rows

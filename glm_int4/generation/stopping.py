@@ -1,6 +1,9 @@
-"""Ending a text at a stop text, while it comes in pieces."""
+"""The text of an answer while it comes, and ending it at a stop text."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+
+from glm_int4.text import StreamDecoder
+from glm_int4.text.chat.responses import ResponseStream
 
 
 class StopFilter:
@@ -32,16 +35,50 @@ class StopFilter:
         return piece
 
 
-def until_stop(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
-    """Pass on a stream of text up to the first stop text, in pieces that are not empty."""
-    passed = StopFilter(stops)
-    for piece in pieces:
-        if out := passed.push(piece):
-            yield out
-        if passed.stopped:
-            return
-    if out := passed.finish():
-        yield out
+class AnswerText:
+    """The text of an answer, made from its ids one by one: decoded, ended at a stop text, cleaned.
+
+    Args:
+        decoder: turns the ids into text.
+        stops: texts that end the answer, in what the model wrote or in what cleaning made of it.
+        cleaned: cleans what the model wrote; None shows it as it is.
+
+    Attributes:
+        raw: what the model has written, up to a stop text.
+        stopped: whether a stop text was found: no more ids are needed.
+    """
+
+    def __init__(self, decoder: StreamDecoder, stops: Sequence[str], cleaned: ResponseStream | None = None) -> None:
+        self._decoder, self._cleaned = decoder, cleaned
+        self._filter = StopFilter(stops) if stops else None
+        self._shown = StopFilter(stops) if stops and cleaned else None  # for texts that the cleaning makes
+        self.raw, self.stopped = "", False
+
+    def push(self, token: int) -> str:
+        """Take the next id; return the text that can be shown, perhaps none."""
+        piece = self._decoder.push(token)
+        return self._show(self._filter.push(piece) if self._filter else piece) if piece else ""
+
+    def finish(self) -> str:
+        """The rest of the text."""
+        if self._shown is not None and self._shown.stopped:
+            return ""
+        rest = self._decoder.finish()
+        text = self._show(self._filter.push(rest) + self._filter.finish() if self._filter else rest)
+        if self._cleaned is None:
+            return text
+        rest = self._cleaned.finish()
+        return text + (self._shown.push(rest) + self._shown.finish() if self._shown else rest)
+
+    def _show(self, piece: str) -> str:
+        """Note what the model wrote, and clean it."""
+        self.raw += piece
+        if self._cleaned is not None and piece:
+            piece = self._cleaned.push(piece)
+            piece = self._shown.push(piece) if self._shown else piece
+        if self._filter:
+            self.stopped = self._filter.stopped or (self._shown is not None and self._shown.stopped)
+        return piece
 
 
 def _stable_end(text: str, stops: Sequence[str]) -> tuple[int, bool]:

@@ -1,6 +1,6 @@
 """``config.json`` as transformers holds it: the file's keys, and the names that other programs look for.
 
-What the values mean is decided by ``models/config.py``, when weights are loaded.
+What the values mean is decided by ``models/config_file.py``, when weights are loaded.
 """
 
 from typing import Any

@@ -49,7 +49,7 @@ def get_positions(model: Model, token_ids: Tensor, attention_mask: Tensor) -> Te
     Returns:
         (B, P, S), 0 where padded; P kinds of position, 2 in version 1, else 1.
     """
-    if model.is_causal:
+    if model.config.is_causal:
         return ((attention_mask.cumsum(-1) - 1) * attention_mask)[:, None]
     positions = torch.zeros(token_ids.shape[0], 2, token_ids.shape[1], dtype=torch.long, device=token_ids.device)
     for row, ids, real in zip(positions, token_ids, attention_mask, strict=True):
@@ -72,8 +72,8 @@ def make_mask(
     """
     num_rows, num_new = token_ids.shape
     contexts = [model.context_length(row) for row in token_ids.tolist()]
-    without_sop = [not model.is_causal and length == num_new for length in contexts]
-    if past and num_new > 1 and not model.is_causal and not all(without_sop):
+    without_sop = [not model.config.is_causal and length == num_new for length in contexts]
+    if past and num_new > 1 and not model.config.is_causal and not all(without_sop):
         raise InputError("expected ChatGLM-6B's context in one piece, got <sop> behind a cache; do not split prompts")
     if past:
         contexts = [0] * num_rows

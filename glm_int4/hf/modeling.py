@@ -155,9 +155,9 @@ class ChatGLMForCausalLM(PreTrainedModel, GenerationMixin):
         position_ids = position_ids.to(self.device)
         positions = position_ids if position_ids.dim() == 3 else position_ids[:, None]
         hidden_states: list[Tensor] | None = [] if output_hidden_states else None
-        x = self.glm.transformer(token_ids, positions.expand(len(token_ids), -1, -1), mask, past, hidden_states)
+        x = self.glm.last_hidden_state(token_ids, positions.expand(len(token_ids), -1, -1), mask, past, hidden_states)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.glm.lm_head(x[:, kept])
+        logits = self.glm.head(x[:, kept])
         loss = None
         if labels is not None:
             loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten().to(x.device))
@@ -210,7 +210,7 @@ class ChatGLMForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _positions(self, token_ids: Tensor, real: Tensor | None, length: int) -> Tensor:
         """Positions (B, P, T) of new tokens."""
-        if length and not self.glm.is_causal:
+        if length and not self.engine.config.is_causal:
             raise InputError("expected position_ids for tokens behind a cache, got none; pass them, or use generate")
         if real is None:
             real = torch.ones(len(token_ids), length + token_ids.shape[1], dtype=torch.bool, device=token_ids.device)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from glm_int4.checkpoint.formats import layout
-from glm_int4.models.config import parse_config
+from glm_int4.models.config_file import parse_config
 from glm_int4.models.presets import CONFIGS
 from glm_int4.quantization.gpu import launch_table
 from glm_int4.quantization.kernels import launch, launch_search

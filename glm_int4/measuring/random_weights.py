@@ -18,7 +18,7 @@ from glm_int4.checkpoint.formats.layout import MatrixSpec
 from glm_int4.checkpoint.opening import CheckpointInfo, Schemes, tensor_specs
 from glm_int4.conversion.quantization_options import QuantizationOptions
 from glm_int4.errors import InputError
-from glm_int4.models.config import parse_config
+from glm_int4.models.config_file import parse_config
 
 # Between the beginnings of two rows in the pool.
 _ROW_STEP = 64

@@ -28,7 +28,6 @@ from glm_int4.generation.padded_batch import Batch
 from glm_int4.generation.sampling import Sampler, SamplingParams
 from glm_int4.measuring import bandwidth
 from glm_int4.measuring.random_weights import open_random
-from glm_int4.models.config import ChatGLMConfig
 from glm_int4.models.kv_cache import kv_bytes_per_token
 from glm_int4.models.presets import CONFIGS
 from glm_int4.system import free_bytes, peak_bytes, reset_peak
@@ -162,11 +161,10 @@ def random_row(engine: Engine, length: int, seed: int) -> list[int]:
     """Random ids; in version 1 they end as a prompt does."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(engine.config.vocab_size // 2, (length,), generator=generator).tolist()
-    config = engine.config
-    if isinstance(config, ChatGLMConfig):
-        special = {config.gmask_token_id, config.mask_token_id, config.bos_token_id}
+    if end := engine.config.text_prefix_ids:
+        special = set(engine.config.special_ids.values())
         ids = [0 if token in special else token for token in ids]
-        ids[-2:] = [config.gmask_token_id, config.bos_token_id][-length:]
+        ids[-2:] = end[-length:]
     return ids
 
 
@@ -188,7 +186,7 @@ def _prefill(engine: Engine, settings: BenchSettings, report: Callable[[str], No
             prompt = random_row(engine, tokens, seed=len(times))  # another one each time: none is kept
             batch = Batch(engine.model, [prompt], engine.device)
             started = time.perf_counter()
-            next(decoder.steps(batch, 1, Sampler(_GREEDY, engine.config.version), frozenset()))
+            next(decoder.stream(batch, 1, Sampler(_GREEDY, engine.config.version), frozenset()))
             times.append(time.perf_counter() - started)
         seconds = statistics.median(times[1:] or times)  # the first one compiles and allocates
         rate = tokens / seconds
@@ -203,7 +201,8 @@ class FilledDecoder(Decoder):
     """Decodes as if prompts of the batch's length had been read; the cache holds noise."""
 
     @torch.inference_mode()
-    def _prefill(self, batch: Batch, sequence: Any) -> Tensor:
+    def prefill(self, batch: Batch, sequence: Any) -> Tensor:
+        """Logits (B, V) of zeros."""
         cache = sequence.cache
         for part in (cache.k, cache.v):
             if part.is_floating_point():
@@ -213,7 +212,7 @@ class FilledDecoder(Decoder):
         for scales in (cache.k_scales, cache.v_scales):
             scales.fill_(0.01)
         cache.length = batch.num_tokens
-        return torch.zeros(batch.size, 1, self._model.config.vocab_size, device=self._setup.device)
+        return torch.zeros(batch.size, self._model.config.vocab_size, device=self._setup.device)
 
 
 def _decode(engine: Engine, settings: BenchSettings, report: Callable[[str], None]) -> Iterator[dict[str, Any]]:
@@ -253,7 +252,7 @@ def _step_time(engine: Engine, batch_size: int, first: int, limit_s: float) -> t
     rows = [random_row(engine, first, seed) for seed in range(batch_size)]
     batch = Batch(engine.model, rows, engine.device)
     sampler = Sampler(_GREEDY, engine.config.version)
-    tokens = decoder.steps(batch, steps, sampler, frozenset())
+    tokens = decoder.stream(batch, steps, sampler, frozenset())
     stamps: list[float] = []
     for _ in itertools.islice(tokens, steps - 1 if kind == "cuda" else steps):
         stamps.append(time.perf_counter())

@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glm_int4.models.kv_cache import KVCache
+from glm_int4.models.kv_cache import KVCache, RunningRows
 from glm_int4.models.past import AttentionMask, Past
-from glm_int4.models.slots import RunningRows
 from glm_int4.quantization.cpu.threads import has_numba, numba_threads
 
 # The official value for scores of invisible columns; finite, so that a fully masked row stays a number.

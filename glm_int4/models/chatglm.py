@@ -5,25 +5,19 @@ are never materialized (the official layer-number factor cancels out and only se
 range), and logits can be computed for the last position alone.
 """
 
-import functools
-import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from glm_int4.models.attention import attend
 from glm_int4.models.config import ChatGLMConfig
-from glm_int4.models.cpu_step import FusedLayers, LayerParts
-from glm_int4.models.kv_cache import KVCache
-from glm_int4.models.memory_saving import by_chunks, run_layer
+from glm_int4.models.layer import Layer, LayerParts, by_chunks
+from glm_int4.models.model import Model, Positions
 from glm_int4.models.past import AttentionMask, Past
-from glm_int4.models.slots import RunningRows
 from glm_int4.quantization.activation import linear_of_activation
 from glm_int4.quantization.embedding import DenseEmbedding, QuantizedEmbedding
 from glm_int4.quantization.linear import LinearFactory, dense_linear
-
-# The official GLMBlock is always built with its default of 28 layers, whatever the config says.
-RESIDUAL_ALPHA = math.sqrt(2 * 28)
 
 
 class RotaryEmbedding(nn.Module):
@@ -97,11 +91,12 @@ class GLU(nn.Module):
         return by_chunks(x, lambda part: linear_of_activation(self.dense_4h_to_h, self.dense_h_to_4h(part), "gelu"))
 
 
-class GLMBlock(nn.Module):
+class GLMBlock(Layer):
     """One layer. The residual is the normalized input, scaled by alpha."""
 
     def __init__(self, config: ChatGLMConfig, layer_id: int, prefix: str, make_linear: LinearFactory) -> None:
         super().__init__()
+        self._alpha = config.residual_alpha
         self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
         self.attention = SelfAttention(config, layer_id, f"{prefix}.attention", make_linear)
         self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
@@ -109,21 +104,19 @@ class GLMBlock(nn.Module):
 
     @property
     def parts(self) -> LayerParts:
-        """Linears and norms, in the order in which they run."""
-        attention, mlp = self.attention, self.mlp
-        linears = (attention.query_key_value, attention.dense, mlp.dense_h_to_4h, mlp.dense_4h_to_h)
-        return LayerParts(linears=linears, norms=(self.input_layernorm, self.post_attention_layernorm))
+        """As of ``Layer``."""
+        return LayerParts(self.input_layernorm, self.attention, self.post_attention_layernorm, self.mlp)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, past: Past) -> Tensor:
         """x (B, T, hidden) to the same shape; arguments as of ``SelfAttention``."""
         x = self.input_layernorm(x)
-        x = torch.add(self.attention(x, rotary, mask, past), x, alpha=RESIDUAL_ALPHA)
+        x = torch.add(self.attention(x, rotary, mask, past), x, alpha=self._alpha)
         x = self.post_attention_layernorm(x)
-        return torch.add(self.mlp(x), x, alpha=RESIDUAL_ALPHA)
+        return torch.add(self.mlp(x), x, alpha=self._alpha)
 
 
 class ChatGLMModel(nn.Module):
-    """Embedding, layers and final norm."""
+    """Holds embedding, layers and final norm under their official names."""
 
     def __init__(
         self,
@@ -134,7 +127,6 @@ class ChatGLMModel(nn.Module):
         half_tables: bool,
     ) -> None:
         super().__init__()
-        self._config = config
         self.word_embeddings = word_embeddings
         self.rotary_emb = RotaryEmbedding(config.head_dim // 2, half_tables=half_tables)
         self.layers = nn.ModuleList(
@@ -142,42 +134,12 @@ class ChatGLMModel(nn.Module):
         )
         self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
 
-    @functools.cached_property
-    def _fused_layers(self) -> FusedLayers | None:
-        """All layers as one function for single new tokens, where the backend has it."""
-        parts = [layer.parts for layer in self.layers if isinstance(layer, GLMBlock)]
-        return FusedLayers(parts, self._config, RESIDUAL_ALPHA) if FusedLayers.fit(parts) else None
 
-    def forward(
-        self,
-        token_ids: Tensor,
-        positions: Tensor,
-        mask: AttentionMask,
-        cache: Past = None,
-        hidden_states: list[Tensor] | None = None,
-    ) -> Tensor:
-        """Final hidden states (B, T, hidden); arguments as of ``ChatGLMForConditionalGeneration``."""
-        cos, sin = self.rotary_emb(positions.transpose(1, 2)[:, :, None])  # (B, T, 1, 2, D / 4)
-        x = self.word_embeddings(token_ids)
-        fused = self._fused_layers if hidden_states is None and FusedLayers.take(x, mask, cache) else None
-        if fused is not None and isinstance(cache, KVCache | RunningRows):
-            x = fused.decode(x, (cos, sin), mask, cache)
-        for layer in self.layers if fused is None else ():
-            if hidden_states is not None:
-                hidden_states.append(x)
-            x = run_layer(layer, x, (cos, sin), mask, cache)
-        if isinstance(cache, KVCache):
-            cache.advance(token_ids.shape[1])
-        x = self.final_layernorm(x)
-        if hidden_states is not None:
-            hidden_states.append(x)
-        return x
-
-
-class ChatGLMForConditionalGeneration(nn.Module):
+class ChatGLMForConditionalGeneration(Model):
     """The language model; its head is the embedding matrix."""
 
-    is_causal = False
+    config: ChatGLMConfig
+    transformer: ChatGLMModel
 
     def __init__(
         self,
@@ -193,74 +155,43 @@ class ChatGLMForConditionalGeneration(nn.Module):
             word_embeddings = DenseEmbedding(config.vocab_size, config.hidden_size)
         self.transformer = ChatGLMModel(config, make_linear, word_embeddings, half_tables=half_tables)
 
-    def forward(
-        self,
-        token_ids: Tensor,
-        positions: Tensor,
-        mask: AttentionMask,
-        cache: Past = None,
-        *,
-        last_only: bool = False,
-        hidden_states: list[Tensor] | None = None,
-    ) -> Tensor:
-        """Run the model over T new tokens.
+    @property
+    def embedding(self) -> DenseEmbedding | QuantizedEmbedding:
+        """As of ``Model``."""
+        return self.transformer.word_embeddings
 
-        Args:
-            token_ids: (B, T) int64.
-            positions: (B, 2, T) int64, token and block positions; see ``get_position_ids``.
-            mask: who sees whom; see ``get_masks``.
-            cache: keys and values of earlier tokens, extended in place; or a prefix alone.
-            last_only: compute logits for the last position alone.
-            hidden_states: if given, receives the input of every layer and the final norm's output.
-        Returns:
-            Logits, (B, T or 1, V) float32.
+    @property
+    def layers(self) -> Iterable[Layer]:
+        """As of ``Model``."""
+        return self.transformer.layers  # type: ignore[return-value]
+
+    @property
+    def norm(self) -> nn.Module:
+        """As of ``Model``."""
+        return self.transformer.final_layernorm
+
+    def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Of positions (B, 2, T), as ``apply_rotary_pos_emb_index`` takes it."""
+        return self.transformer.rotary_emb(positions.transpose(1, 2)[:, :, None])
+
+    def head(self, x: Tensor) -> Tensor:
+        """As of ``Model``."""
+        return self.embedding.project(x)
+
+    def positions(self, token_ids: list[int]) -> Positions:
+        """Token and block positions.
+
+        The context ends before the first ``<sop>``. From there on, every token position is that of the first
+        [gMASK], else of the first [MASK], and block positions count from 1. A sequence without mask token or
+        without ``<sop>`` is context throughout.
         """
-        x = self.transformer(token_ids, positions, mask, cache, hidden_states)
-        return self.lm_head(x[:, -1:] if last_only else x)
-
-    def lm_head(self, x: Tensor) -> Tensor:
-        """Project (B, T, hidden_size) onto the vocabulary: (B, T, V) float32."""
-        return self.transformer.word_embeddings.project(x)
-
-    def get_position_ids(self, token_ids: list[int]) -> list[list[int]]:
-        """Token and block positions of one unpadded sequence, each of its length.
-
-        From ``<sop>`` on, every token position is that of the first [gMASK], else of the first
-        [MASK], and block positions count from 1. A sequence without mask token or without ``<sop>``
-        is context throughout.
-        """
-        length, context_length = len(token_ids), self.context_length(token_ids)
-        mask_id = self.config.gmask_token_id
-        if mask_id not in token_ids:
-            mask_id = self.config.mask_token_id
+        config, length = self.config, len(token_ids)
+        context_length = token_ids.index(config.bos_token_id) if config.bos_token_id in token_ids else length
+        mask_id = config.gmask_token_id if config.gmask_token_id in token_ids else config.mask_token_id
         mask_position = token_ids.index(mask_id) if mask_id in token_ids else context_length
         num_after = length - context_length
-        return [
+        ids = [
             [*range(context_length), *[mask_position] * num_after],
             [*[0] * context_length, *range(1, num_after + 1)],
         ]
-
-    def next_position_ids(self, token_ids: list[int]) -> list[int]:
-        """Token and block position of the token that will follow; after it, only the block position grows."""
-        context_length = self.context_length(token_ids)
-        token_position = context_length
-        if context_length < len(token_ids):
-            token_position = self.get_position_ids(token_ids)[0][-1]
-        return [token_position, len(token_ids) - context_length + 1]
-
-    def context_length(self, token_ids: list[int]) -> int:
-        """Number of tokens before the first ``<sop>``; all of them where there is none."""
-        bos = self.config.bos_token_id
-        return token_ids.index(bos) if bos in token_ids else len(token_ids)
-
-    def get_masks(self, rows: list[list[int]], device: torch.device | str = "cpu") -> Tensor:
-        """Official mask (B, 1, T, T), True = masked, of left-padded rows of T = the longest one's tokens."""
-        length = max(map(len, rows))
-        mask = torch.ones(len(rows), length, length, dtype=torch.bool)
-        for row, token_ids in zip(mask, rows, strict=True):
-            pad = length - len(token_ids)
-            row.triu_(1)
-            row[:, pad : pad + self.context_length(token_ids)] = False
-            row[:, :pad] = True
-            row[:pad] = True
-        return mask[:, None].to(device)
+        return Positions(ids, [mask_position if num_after else context_length, num_after + 1], context_length)

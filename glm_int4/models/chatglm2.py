@@ -5,7 +5,7 @@ their prompts: see the text room). Activations are batch-first, and logits can b
 last position alone.
 """
 
-import functools
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +13,9 @@ from torch import Tensor, nn
 
 from glm_int4.models.attention import attend
 from glm_int4.models.config import ChatGLM2Config
-from glm_int4.models.cpu_step import FusedLayers, LayerParts
-from glm_int4.models.kv_cache import KVCache
-from glm_int4.models.memory_saving import by_chunks, run_layer
+from glm_int4.models.layer import Layer, LayerParts, by_chunks
+from glm_int4.models.model import Model, Positions
 from glm_int4.models.past import AttentionMask, Past
-from glm_int4.models.slots import RunningRows
 from glm_int4.quantization.activation import linear_of_activation
 from glm_int4.quantization.embedding import DenseEmbedding, QuantizedEmbedding
 from glm_int4.quantization.linear import LinearFactory, dense_linear
@@ -33,13 +31,11 @@ class RotaryEmbedding(nn.Module):
     whatever the model's precision.
     """
 
-    def __init__(self, dim: int, *, version: str, rope_ratio: float, half_tables: bool) -> None:
+    def __init__(self, config: ChatGLM2Config, *, half_tables: bool) -> None:
         super().__init__()
-        self.dim = dim
-        self.dtype = torch.float16 if half_tables and version == "2" else torch.float32
-        # The 32k models stretch the angles in two ways under the same key.
-        self.base = ROTARY_BASE * rope_ratio if version == "3" else ROTARY_BASE
-        self.position_divisor = rope_ratio if version == "2" else 1.0
+        self.dim, self.base = config.head_dim // 2, ROTARY_BASE * config.rotary_base_factor
+        self.position_divisor = config.position_divisor
+        self.dtype = torch.float16 if half_tables and config.has_half_rotary else torch.float32
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return cos and sin of shape ``positions.shape + (dim // 2,)``, float32."""
@@ -106,7 +102,7 @@ class MLP(nn.Module):
         return by_chunks(x, lambda part: linear_of_activation(self.dense_4h_to_h, self.dense_h_to_4h(part), "swiglu"))
 
 
-class GLMBlock(nn.Module):
+class GLMBlock(Layer):
     """One layer; norms come first, and the residual is the input as it was."""
 
     def __init__(self, config: ChatGLM2Config, layer_id: int, prefix: str, make_linear: LinearFactory) -> None:
@@ -118,10 +114,8 @@ class GLMBlock(nn.Module):
 
     @property
     def parts(self) -> LayerParts:
-        """Linears and norms, in the order in which they run."""
-        attention, mlp = self.self_attention, self.mlp
-        linears = (attention.query_key_value, attention.dense, mlp.dense_h_to_4h, mlp.dense_4h_to_h)
-        return LayerParts(linears=linears, norms=(self.input_layernorm, self.post_attention_layernorm))
+        """As of ``Layer``."""
+        return LayerParts(self.input_layernorm, self.self_attention, self.post_attention_layernorm, self.mlp)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, past: Past) -> Tensor:
         """x (B, T, hidden) to the same shape; arguments as of ``SelfAttention``."""
@@ -149,7 +143,7 @@ class Embedding(nn.Module):
 
 
 class ChatGLMModel(nn.Module):
-    """Embedding, layers and head."""
+    """Holds embedding, layers and head under their official names."""
 
     def __init__(
         self,
@@ -160,49 +154,17 @@ class ChatGLMModel(nn.Module):
         half_tables: bool,
     ) -> None:
         super().__init__()
-        self._config = config
         self.embedding = Embedding(word_embeddings)
-        self.rotary_pos_emb = RotaryEmbedding(
-            config.head_dim // 2, version=config.version, rope_ratio=config.rope_ratio, half_tables=half_tables
-        )
+        self.rotary_pos_emb = RotaryEmbedding(config, half_tables=half_tables)
         self.encoder = GLMTransformer(config, make_linear)
         self.output_layer = make_linear("transformer.output_layer", config.hidden_size, config.vocab_size, False)
 
-    @functools.cached_property
-    def _fused_layers(self) -> FusedLayers | None:
-        """All layers as one function for single new tokens, where the backend has it."""
-        parts = [layer.parts for layer in self.encoder.layers if isinstance(layer, GLMBlock)]
-        return FusedLayers(parts, self._config, 0.0) if FusedLayers.fit(parts) else None
 
-    def forward(
-        self,
-        token_ids: Tensor,
-        positions: Tensor,
-        mask: AttentionMask,
-        cache: Past = None,
-        hidden_states: list[Tensor] | None = None,
-    ) -> Tensor:
-        """Final hidden states (B, T, hidden); arguments as of ``ChatGLMForConditionalGeneration``."""
-        cos, sin = self.rotary_pos_emb(positions[:, 0, :, None])  # (B, T, 1, D / 4)
-        x = self.embedding.word_embeddings(token_ids)
-        fused = self._fused_layers if hidden_states is None and FusedLayers.take(x, mask, cache) else None
-        if fused is not None and isinstance(cache, KVCache | RunningRows):
-            x = fused.decode(x, (cos, sin), mask, cache)
-        for layer in self.encoder.layers if fused is None else ():
-            if hidden_states is not None:
-                hidden_states.append(x)
-            x = run_layer(layer, x, (cos, sin), mask, cache)
-        if isinstance(cache, KVCache):
-            cache.advance(token_ids.shape[1])
-        if hidden_states is not None:
-            hidden_states.append(x)
-        return self.encoder.final_layernorm(x)
-
-
-class ChatGLMForConditionalGeneration(nn.Module):
+class ChatGLMForConditionalGeneration(Model):
     """The language model; its head is a matrix of its own."""
 
-    is_causal = True
+    config: ChatGLM2Config
+    transformer: ChatGLMModel
 
     def __init__(
         self,
@@ -218,51 +180,29 @@ class ChatGLMForConditionalGeneration(nn.Module):
             word_embeddings = DenseEmbedding(config.vocab_size, config.hidden_size)
         self.transformer = ChatGLMModel(config, make_linear, word_embeddings, half_tables=half_tables)
 
-    def forward(
-        self,
-        token_ids: Tensor,
-        positions: Tensor,
-        mask: AttentionMask,
-        cache: Past = None,
-        *,
-        last_only: bool = False,
-        hidden_states: list[Tensor] | None = None,
-    ) -> Tensor:
-        """Run the model over T new tokens.
+    @property
+    def embedding(self) -> DenseEmbedding | QuantizedEmbedding:
+        """As of ``Model``."""
+        return self.transformer.embedding.word_embeddings
 
-        Args:
-            token_ids: (B, T) int64.
-            positions: (B, 1, T) int64; see ``get_position_ids``.
-            mask: who sees whom; see ``get_masks``.
-            cache: keys and values of earlier tokens, extended in place; or a prefix alone.
-            last_only: compute logits for the last position alone.
-            hidden_states: if given, receives the input of every layer and the last layer's output.
-        Returns:
-            Logits, (B, T or 1, V) float32.
-        """
-        x = self.transformer(token_ids, positions, mask, cache, hidden_states)
-        return self.lm_head(x[:, -1:] if last_only else x)
+    @property
+    def layers(self) -> Iterable[Layer]:
+        """As of ``Model``."""
+        return self.transformer.encoder.layers  # type: ignore[return-value]
 
-    def lm_head(self, x: Tensor) -> Tensor:
-        """Project (B, T, hidden_size) onto the vocabulary: (B, T, V) float32."""
+    @property
+    def norm(self) -> nn.Module:
+        """As of ``Model``."""
+        return self.transformer.encoder.final_layernorm
+
+    def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Of positions (B, 1, T), as ``apply_rotary_pos_emb`` takes it."""
+        return self.transformer.rotary_pos_emb(positions[:, 0, :, None])
+
+    def head(self, x: Tensor) -> Tensor:
+        """As of ``Model``."""
         return self.transformer.output_layer(x).float()
 
-    def get_position_ids(self, token_ids: list[int]) -> list[list[int]]:
-        """Positions of one unpadded sequence, counted from 0: one list of its length."""
-        return [list(range(len(token_ids)))]
-
-    def next_position_ids(self, token_ids: list[int]) -> list[int]:
-        """Position of the token that will follow."""
-        return [len(token_ids)]
-
-    def context_length(self, token_ids: list[int]) -> int:
-        """Number of tokens that see what comes after them: none."""
-        return 0
-
-    def get_masks(self, rows: list[list[int]], device: torch.device | str = "cpu") -> Tensor:
-        """Mask (B, 1, T, T), True = masked, of left-padded rows of T = the longest one's tokens."""
-        length = max(map(len, rows))
-        mask = torch.ones(length, length, dtype=torch.bool).triu_(1).repeat(len(rows), 1, 1)
-        for row, token_ids in zip(mask, rows, strict=True):
-            row[:, : length - len(token_ids)] = True
-        return mask[:, None].to(device)
+    def positions(self, token_ids: list[int]) -> Positions:
+        """Counted from 0; no token sees what comes after it."""
+        return Positions([list(range(len(token_ids)))], [len(token_ids)], 0)

@@ -1,47 +1,32 @@
 """Layers on the "integer" backend: one new token runs through all of them in one compiled call."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from glm_int4.models.config import Config
-from glm_int4.models.kv_cache import KVCache
+from glm_int4.models.kv_cache import KVCache, RunningRows
+from glm_int4.models.layer import Layer
 from glm_int4.models.past import AttentionMask, Past
-from glm_int4.models.slots import RunningRows
 from glm_int4.quantization.cpu.integer import IntegerMatrix
 from glm_int4.quantization.cpu.threads import numba_threads
 from glm_int4.quantization.linear import QuantizedLinear
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerParts:
-    """What a layer consists of, whatever its names: four linears in the order they run, and two norms."""
-
-    linears: tuple[nn.Module, nn.Module, nn.Module, nn.Module]
-    norms: tuple[nn.Module, nn.Module]
-
-
 class FusedLayers:
-    """All layers of a model whose linears are all on the "integer" backend.
-
-    Args:
-        layers: the parts of every layer.
-        config: of the model.
-        alpha: of version 1's residual; 0 for the other versions.
-    """
+    """All layers of a model whose linears are all on the "integer" backend."""
 
     @torch.no_grad()
-    def __init__(self, layers: list[LayerParts], config: Config, alpha: float) -> None:
-        matrices = [[_matrix(linear) for linear in layer.linears] for layer in layers]
+    def __init__(self, layers: Iterable[Layer], config: Config) -> None:
+        matrices = [[_matrix(linear) for linear in layer.parts.linears] for layer in layers]
         self._kept = matrices  # the table below holds addresses alone
         self._table = np.array([[_row(m) for m in row if m is not None] for row in matrices], dtype=np.int64)
         self._norm_weights = _stack(layers, "weight")
-        self._norm_biases = self._norm_weights
-        if alpha:
-            self._norm_biases = _stack(layers, "bias")
-        self._epsilon, self._alpha = np.float32(config.layernorm_epsilon), np.float32(alpha)
+        self._norm_biases = self._norm_weights if config.has_rms_norm else _stack(layers, "bias")
+        self._epsilon = np.float32(config.layernorm_epsilon)
+        self._alpha = np.float32(config.residual_alpha if config.residual_is_normed else 0)
         self._heads = (config.num_heads, config.num_kv_heads)
         first = matrices[0]
         assert first[0] is not None
@@ -49,22 +34,21 @@ class FusedLayers:
         self._widths = (first[0].out_features, first[2].out_features)
 
     @staticmethod
-    def fit(layers: list[LayerParts]) -> bool:
+    def fit(layers: Iterable[Layer]) -> bool:
         """Whether every linear is on the backend, and every norm in float32."""
-        linears = [linear for layer in layers for linear in layer.linears]
-        norms = [norm for layer in layers for norm in layer.norms]
+        linears = [linear for layer in layers for linear in layer.parts.linears]
+        norms = [norm for layer in layers for norm in layer.parts.norms]
         return (
-            len(layers) > 0
+            len(linears) > 0
             and all(_matrix(linear) is not None for linear in linears)
             and all(isinstance(norm.weight, Tensor) and norm.weight.dtype == torch.float32 for norm in norms)
         )
 
     @staticmethod
     def take(x: Tensor, mask: AttentionMask, past: Past) -> bool:
-        """Whether this is one new token of every row, on a cache that the loops read."""
+        """Whether x (B, 1, hidden) is one new token of every row, on a cache that the loops read."""
         return (
-            x.shape[1] == 1
-            and isinstance(past, KVCache | RunningRows)
+            isinstance(past, KVCache | RunningRows)
             and past.dtype in (torch.float16, torch.int8)
             and x.dtype == torch.float32
             and mask.bias is None
@@ -110,6 +94,6 @@ def _row(matrix: IntegerMatrix) -> list[int]:
     return [*matrix.addresses, matrix.bits, num_groups, matrix.run, matrix.in_features]
 
 
-def _stack(layers: list[LayerParts], name: str) -> np.ndarray:
+def _stack(layers: Iterable[Layer], name: str) -> np.ndarray:
     """One parameter of all norms: (L, 2, hidden)."""
-    return torch.stack([torch.stack([getattr(norm, name) for norm in layer.norms]) for layer in layers]).numpy()
+    return torch.stack([torch.stack([getattr(norm, name) for norm in layer.parts.norms]) for layer in layers]).numpy()

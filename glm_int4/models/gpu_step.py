@@ -11,8 +11,9 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from glm_int4.models import Model, chatglm
 from glm_int4.models.kv_cache import KVCache
+from glm_int4.models.layer import LayerParts
+from glm_int4.models.model import Model
 from glm_int4.quantization.activation import activation_of_linear
 
 
@@ -27,21 +28,12 @@ class DecodeStep:
 
     def __init__(self, model: Model, cache: KVCache, ops: ModuleType) -> None:
         self._model, self._ops = model, ops
-        self._first_version = isinstance(model, chatglm.ChatGLMForConditionalGeneration)
-        self._alpha = chatglm.RESIDUAL_ALPHA if self._first_version else 1.0
         self._k, self._v = cache.k, cache.v
         self._k_scales, self._v_scales = cache.k_scales, cache.v_scales
-        transformer = model.transformer
         positions = torch.arange(cache.max_length + 2, device=cache.k.device)
-        if isinstance(transformer, chatglm.ChatGLMModel):
-            stack: nn.Module = transformer
-            self._embedding, rotary = transformer.word_embeddings, transformer.rotary_emb(positions)
-        else:
-            stack = transformer.encoder
-            self._embedding, rotary = transformer.embedding.word_embeddings, transformer.rotary_pos_emb(positions)
-        self._cos, self._sin = (table.contiguous() for table in rotary)  # (positions, D / 4)
-        self._layers = list(stack.layers)  # type: ignore[arg-type]
-        self._final_norm = stack.final_layernorm
+        tables = model.rotary(positions[None, None])
+        self._cos, self._sin = (table.view(len(positions), -1).contiguous() for table in tables)  # (positions, D / 4)
+        self._layers = [layer.parts for layer in model.layers]
 
     def __call__(
         self,
@@ -66,24 +58,25 @@ class DecodeStep:
             (B, V) float32.
         """
         places = (slots, columns, columns + 1)
-        x = self._embedding(token_ids).half()  # (B, hidden_size)
-        norms = [layer.input_layernorm for layer in self._layers] + [self._final_norm]
+        x = self._model.embedding(token_ids).half()  # (B, hidden_size)
+        residual_is_normed = self._model.config.residual_is_normed
+        norms = [layer.input_norm for layer in self._layers] + [self._model.norm]
         total, x = self._add_norm(x, norms[0])
         for i, layer in enumerate(self._layers):
             out = self._attend(layer, i, x, positions, places, padding, prefix_length, max_columns)
-            # The residual is the normalized input in version 1, the sum so far in the others.
-            total, x = self._add_norm(out, layer.post_attention_layernorm, x if self._first_version else total)
+            total, x = self._add_norm(out, layer.post_attention_norm, x if residual_is_normed else total)
             out = self._mlp(layer.mlp, x)
-            total, x = self._add_norm(out, norms[i + 1], x if self._first_version else total)
-        return self._model.lm_head(x)
+            total, x = self._add_norm(out, norms[i + 1], x if residual_is_normed else total)
+        return self._model.head(x)
 
     def _add_norm(self, x: Tensor, norm: nn.Module, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         bias = getattr(norm, "bias", None)
-        return self._ops.add_norm(x.half(), norm.weight, bias, residual, alpha=self._alpha, eps=norm.eps)
+        alpha = self._model.config.residual_alpha
+        return self._ops.add_norm(x.half(), norm.weight, bias, residual, alpha=alpha, eps=norm.eps)
 
     def _attend(
         self,
-        layer: nn.Module,
+        layer: LayerParts,
         layer_id: int,
         x: Tensor,
         positions: Tensor,
@@ -92,13 +85,11 @@ class DecodeStep:
         prefix_length: int,
         max_columns: int,
     ) -> Tensor:
-        attention = layer.attention if self._first_version else layer.self_attention
-        assert isinstance(attention, nn.Module)
         stored = [part[layer_id] for part in (self._k, self._v, self._k_scales, self._v_scales)]
         config = self._model.config
         slots, columns, lengths = places
         q = self._ops.rotary_to_cache(
-            attention.query_key_value(x).half(),  # type: ignore[operator]
+            layer.attention.query_key_value(x).half(),  # type: ignore[operator]
             self._cos,
             self._sin,
             positions,
@@ -106,13 +97,13 @@ class DecodeStep:
             columns,
             *stored,
             num_heads=config.num_heads,
-            two_dimensional=self._first_version,
+            two_dimensional=config.position_kinds == 2,
         )
         out = self._ops.one_token_attention(
             q, *stored, slots, lengths, padding, prefix_length=prefix_length, max_columns=max_columns
         )
-        return attention.dense(out)  # type: ignore[operator]
+        return layer.attention.dense(out)  # type: ignore[operator]
 
     def _mlp(self, mlp: nn.Module, x: Tensor) -> Tensor:
-        activation = "gelu" if self._first_version else "swiglu"
+        activation = self._model.config.activation
         return mlp.dense_4h_to_h(activation_of_linear(mlp.dense_h_to_4h, x, activation))  # type: ignore[operator,arg-type]

@@ -1,6 +1,9 @@
 """Keys and values of the tokens seen so far, in one allocation made up front.
 
-Not here: which rows may look at which columns (``attention.py``), and when to start over (the engine).
+A batch is either rows that grow together (``KVCache``) or slots: every sequence has one to itself, at its own length,
+so that sequences can come and go while others run (``SlotCache``). Not here: who may look at which columns of a prompt
+(``attention.py``), when to start over (``generation/decoding.py``), and which sequence gets which slot
+(``generation/continuous.py``).
 """
 
 import numpy as np
@@ -26,7 +29,12 @@ class KVCache:
     ``k`` and ``v`` are (num_layers, B, Hkv, max_length, D); columns ``[0, length)`` are valid. Keys
     are stored after the rotary embedding. With dtype int8, ``k_scales`` and ``v_scales`` hold a float16
     for every token and head, (num_layers, B, Hkv, max_length); otherwise max_length is 0 in them.
+    ``prefix_length`` columns of a prefix come first, which every row sees; behind them, the leading ``padding``
+    columns (B,) are hidden from a row, if it is not None.
     """
+
+    prefix_length = 0
+    padding: Tensor | None = None
 
     def __init__(
         self,
@@ -103,6 +111,7 @@ class KVCache:
             keys, values = (x.transpose(0, 1).expand(batch_size, -1, -1, -1) for x in pair)
             self.append(layer_id, keys, values)
         self.advance(k.shape[2])
+        self.prefix_length = k.shape[2]
 
     def read(self, layer_id: int, end: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Keys and values of one layer's first ``end`` columns, each (B, Hkv, end, D) of ``dtype``.
@@ -124,3 +133,60 @@ class KVCache:
     def truncate(self, length: int) -> None:
         """Forget all tokens from column ``length`` on."""
         self.length = min(self.length, length)
+
+
+class SlotCache(KVCache):
+    """A ``KVCache`` of which every row of the batch is a slot; its own ``length`` means nothing."""
+
+    def slot(self, index: int) -> KVCache:
+        """One slot as a cache of one sequence, of length 0, in the same memory."""
+        view = KVCache.__new__(KVCache)
+        part = slice(index, index + 1)
+        view.k, view.v = self.k[:, part], self.v[:, part]
+        view.k_scales, view.v_scales = self.k_scales[:, part], self.v_scales[:, part]
+        view.length, view.prefix_length = 0, self.prefix_length
+        return view
+
+
+class RunningRows:
+    """Slots whose sequences take one new token together.
+
+    Attributes:
+        cache: all slots. slots: (B,) int64, the row's slot. columns: (B,) int64, the slot's column for the new
+            token. ends: (B,) int64, columns that it holds with it. numbers: slots and ends as numbers, which
+            need not wait for a device. prefix_length: of the cache. padding: None, no row has any.
+    """
+
+    padding = None
+
+    def __init__(self, cache: SlotCache, slots: list[int], lengths: list[int]) -> None:
+        device = cache.k.device
+        if max(lengths) >= cache.max_length:
+            raise ValueError(f"a slot holds {cache.max_length} tokens, {max(lengths) + 1} were asked for")
+        self.cache, self.prefix_length = cache, cache.prefix_length
+        self.numbers = [(slot, length + 1) for slot, length in zip(slots, lengths, strict=True)]
+        self.slots = torch.tensor(slots, device=device)
+        self.columns = torch.tensor(lengths, device=device)
+        self.ends = self.columns + 1
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the stored keys and values."""
+        return self.cache.dtype
+
+    def places(self, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Of every row, its slot and the column of its new token."""
+        return self.slots, self.columns
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """All slots' keys, values and scales; as of ``KVCache``."""
+        return self.cache.arrays()
+
+    def append(self, layer_id: int, k: Tensor, v: Tensor) -> None:
+        """Write ``k``, ``v`` (B, 1, Hkv, D) of one layer behind each row's columns."""
+        cache = self.cache
+        for x, values, scales in ((k, cache.k, cache.k_scales), (v, cache.v, cache.v_scales)):
+            x = x[:, 0]
+            if cache.dtype == torch.int8:
+                x, scales[layer_id][self.slots, :, self.columns] = quantize_heads(x)
+            values[layer_id][self.slots, :, self.columns] = x.to(cache.dtype)

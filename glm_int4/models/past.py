@@ -10,8 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from glm_int4.models.kv_cache import KVCache
-from glm_int4.models.slots import RunningRows
+from glm_int4.models.kv_cache import KVCache, RunningRows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ Prefix keys are not rotated, and the positions of real tokens start at 0 as with
 import torch
 from torch import Tensor, nn
 
-from glm_int4.models.config import ChatGLM2Config, Config
+from glm_int4.models.config import Config
 from glm_int4.models.past import Prefix
 
 
@@ -33,7 +33,7 @@ class PrefixEncoder(nn.Module):
             self.embedding = nn.Embedding(pre_seq_len, width, device=device)
             return
         # Version 1 embeds in the hidden size, versions 2 and 3 in the full width.
-        inner = width if isinstance(config, ChatGLM2Config) else hidden
+        inner = width if config.has_wide_prefix else hidden
         self.embedding = nn.Embedding(pre_seq_len, inner, device=device)
         self.trans = nn.Sequential(
             nn.Linear(inner, hidden, device=device), nn.Tanh(), nn.Linear(hidden, width, device=device)

@@ -107,7 +107,7 @@ class ChatGLMTokenizer:
             InputError: a lone surrogate, which no file in UTF-8 holds.
         """
         check_encodable(text)
-        return self.added.encode(text, self._encode_pieces)
+        return self.added.encode(text, self._encode_pieces) if self.added.ids else self._encode_pieces(text)
 
     def _encode_pieces(self, text: str) -> list[int]:
         text = text.replace("\n", "<n>").replace("\t", "<|tab|>")
@@ -126,7 +126,7 @@ class ChatGLMTokenizer:
 
     def encode_prompt(self, text: str) -> list[int]:
         """Return the ids of ``text`` as a context to answer: text, [gMASK], <sop>."""
-        return [*self.encode(text), *self.suffix_ids]
+        return [*self.encode(text), self.gmask_id, self.sop_id]
 
     def _find(self, piece: str) -> int | None:
         index = self._sp.piece_to_id(piece)

@@ -109,7 +109,7 @@ class ChatGLM2Tokenizer:
             InputError: a lone surrogate, which no file in UTF-8 holds.
         """
         check_encodable(text)
-        return self.added.encode(text, self._sp.encode)
+        return self.added.encode(text, self._sp.encode) if self.added.ids else self._sp.encode(text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ``ids``; special ids and ids without a piece are left out."""
@@ -120,7 +120,7 @@ class ChatGLM2Tokenizer:
 
     def encode_prompt(self, text: str) -> list[int]:
         """Return the ids of ``text`` as a context to go on from: [gMASK], sop, text."""
-        return [*self.prefix_ids, *self.encode(text)]
+        return [self.gmask_id, self.sop_id, *self.encode(text)]
 
 
 def _check_kind(sp: sentencepiece.SentencePieceProcessor, model: bytes, name: str | Path) -> None:

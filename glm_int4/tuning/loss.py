@@ -53,11 +53,11 @@ def prefix_loss(
     prefix = split_prefix(states, recompute=recompute)
     batch = Batch(engine.model, rows, engine.device, prefix.length)
     mask = batch.prefill_mask(engine.setup.stream_dtype)
-    hidden = engine.model.transformer(batch.token_ids, batch.positions, mask, prefix)
+    hidden = engine.model.last_hidden_state(batch.token_ids, batch.positions, mask, prefix)
     padded = [[IGNORED] * (batch.num_tokens - len(row)) + row for row in targets]
     expected = torch.tensor(padded, device=engine.device)[:, 1:]
     learnt = expected != IGNORED
-    logits = engine.model.lm_head(hidden[:, :-1][learnt])  # only these rows: (labels, V)
+    logits = engine.model.head(hidden[:, :-1][learnt])  # only these rows: (labels, V)
     return F.cross_entropy(logits.float(), expected[learnt])
 
 

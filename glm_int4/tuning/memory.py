@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from glm_int4.checkpoint.build import ComputeSetup, resident_bytes
 from glm_int4.checkpoint.formats import layout
 from glm_int4.checkpoint.opening import CheckpointInfo
-from glm_int4.models.config import ChatGLM2Config
 from glm_int4.models.prefix_encoder import PrefixEncoder, prefix_width
 from glm_int4.tuning.arguments import PTuneSettings
 
@@ -46,7 +45,7 @@ def estimate_memory(info: CheckpointInfo, setup: ComputeSetup, settings: PTuneSe
     num_tokens = settings.per_device_train_batch_size * (settings.max_source_length + num_targets + 1)
     # Elements of a layer for a token: norms, residuals, queries, keys and values before and after the rotation;
     # the feed-forward part before, inside and after its activation; keys and values of the whole sequence.
-    ffn = config.ffn_size * (6 if isinstance(config, ChatGLM2Config) else 4)
+    ffn = 2 * (config.up_features + config.ffn_size)
     sequence = length + settings.max_source_length + num_targets + 1
     kv = 4 * sequence * config.num_kv_heads * config.head_dim * settings.per_device_train_batch_size
     scores = 3 * num_tokens * config.num_heads * sequence

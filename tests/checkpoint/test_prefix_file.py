@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import glm_int4
 from glm_int4.checkpoint.prefix_file import load_prefix, read_prefix_encoder
 from glm_int4.errors import CheckpointError, ConfigError, InputError
-from glm_int4.models.config import parse_config
+from glm_int4.models.config_file import parse_config
 from tests.conftest import FIXTURES, TINY
 
 CONFIG = parse_config(json.loads((TINY / "config.json").read_text()))

@@ -18,7 +18,7 @@ from glm_int4.checkpoint.formats import layout
 from glm_int4.checkpoint.opening import open_checkpoint
 from glm_int4.errors import GLMError
 from glm_int4.generation.loading import choose_device, choose_setup
-from glm_int4.models.config import parse_config
+from glm_int4.models.config_file import parse_config
 from glm_int4.text import load_tokenizer
 from glm_int4.text.tokenizer_loading import has_tokenizer
 from tests.conftest import MINI, train_bpe

@@ -31,7 +31,7 @@ def user(text):
 
 def says(engine, monkeypatch, text):
     """Let the model write a text."""
-    monkeypatch.setattr(engine, "_steps", lambda *arguments: ([token] for token in engine.tokenizer.encode(text)))
+    monkeypatch.setattr(engine, "_decode", lambda *arguments: ([token] for token in engine.tokenizer.encode(text)))
 
 
 @pytest.mark.parametrize("version", ["2", "3"])

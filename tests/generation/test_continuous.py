@@ -235,7 +235,10 @@ def test_a_prompt_is_read_in_the_pieces_in_which_it_is_read_alone(small_checkpoi
     engine = glm_int4.load(MINI if version == "1" else small_checkpoints[version], device="cpu")
     prompt = [*range(9, 47), engine.tokenizer.gmask_id, engine.tokenizer.bos_id]
     widths = []
-    engine.model.transformer.register_forward_pre_hook(lambda _, arguments: widths.append(arguments[0].shape[1]))
+    read = engine.model.last_hidden_state
+    monkeypatch.setattr(
+        engine.model, "last_hidden_state", lambda ids, *rest: widths.append(ids.shape[1]) or read(ids, *rest)
+    )
     engine.generate(prompt, 1, GREEDY)
     assert widths == pieces
     widths.clear()

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 import glm_int4
 from glm_int4.generation.continuous import Batcher
+from glm_int4.generation.cuda_graphs import GraphStepper
 from glm_int4.generation.sampling import SamplingParams
 from glm_int4.measuring.speed import random_engine, random_row
 from glm_int4.models.presets import CONFIGS
@@ -38,7 +39,7 @@ def decode_ways(engine, prompt, count):
     results = {}
     for way in ("graphs", "fused", "modules"):
         stepper = engine._decoder._stepper
-        assert stepper is not None
+        assert isinstance(stepper, GraphStepper)
         stepper.captures, stepper.fused = way == "graphs", way != "modules"
         engine._decoder._kept = None
         results[way] = engine.generate(prompt, count, GREEDY, [])
@@ -103,7 +104,7 @@ def test_a_long_prompt_in_chunks_has_bounded_memory_and_the_last_tokens_logits(p
     expected = engine.logits(prompt)[0, -1]
     decoder = engine._decoder
     sequence = decoder._take(1, 0)
-    logits = decoder._prefill(engine._batch(prompt), sequence)[0, -1]
+    logits = decoder.prefill(Batch(engine.model, prompt, engine.device), sequence)[0]
     assert relative_rms(logits, expected) < 10 * FLOAT16_RELATIVE_RMS  # sums of attention in another order
     del sequence, logits, expected
     torch.cuda.empty_cache()

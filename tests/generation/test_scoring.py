@@ -73,7 +73,7 @@ def test_an_int8_cache_shows_in_the_perplexity():
 
 
 def test_weights_that_overflow_are_told(tiny, monkeypatch):
-    monkeypatch.setattr(tiny.model, "lm_head", lambda x: torch.full((len(x), 160), torch.nan))
+    monkeypatch.setattr(tiny.model, "head", lambda x: torch.full((len(x), 160), torch.nan))
     with pytest.raises(GLMError, match="expected finite losses"):
         measure(tiny, IDS)
 

@@ -16,7 +16,7 @@ from glm_int4.measuring.speed import (
     random_row,
     weight_bytes_per_step,
 )
-from glm_int4.models.config import parse_config
+from glm_int4.models.config_file import parse_config
 from glm_int4.models.kv_cache import kv_bytes_per_token
 from glm_int4.models.presets import CONFIGS
 from tests.conftest import FIXTURES, MINI
@@ -127,7 +127,7 @@ def test_a_filled_cache_is_as_long_as_the_prompts_and_finite(tiny):
     decoder = FilledDecoder(tiny.model, tiny.setup, 40)
     batch = Batch(tiny.model, [random_row(tiny, 30, seed=0)], tiny.device)
     sampler = Sampler(SamplingParams(temperature=0), "1")
-    assert len(list(decoder.steps(batch, 5, sampler, frozenset()))) == 5
+    assert len(list(decoder.stream(batch, 5, sampler, frozenset()))) == 5
     assert decoder._kept.cache.length == 34
 
 

@@ -42,19 +42,20 @@ def run(engine, rows, num_steps, prefix_length, ops):
         generator = torch.Generator().manual_seed(0)
         shape = (config.num_layers, config.num_kv_heads, prefix_length, config.head_dim)
         cache.write_prefix(*(torch.randn(shape, generator=generator).to(setup.stream_dtype) for _ in range(2)))
+    cache.padding = batch.padding
     model(batch.token_ids, batch.positions, batch.prefill_mask(setup.stream_dtype), cache)
     step = DecodeStep(model, cache, ops) if ops else None
     results = []
     for i in range(num_steps):
-        ids = torch.tensor([[30 + 7 * i + row] for row in range(len(rows))])
-        positions, mask = batch.decode_positions(i), batch.decode_mask()
+        tokens = torch.tensor([30 + 7 * i + row for row in range(len(rows))])
+        positions = batch.decode_positions(i)
         if step is None:
-            results.append(model(ids, positions, mask, cache)[:, 0])
+            results.append(model.step(tokens, positions, cache))
             continue
-        padding = torch.zeros(len(rows), dtype=torch.int64) if mask.padding is None else mask.padding
+        padding = torch.zeros(len(rows), dtype=torch.int64) if cache.padding is None else cache.padding
         slots = torch.arange(len(rows))
         columns = torch.full_like(slots, cache.length)
         options = {"prefix_length": prefix_length, "max_columns": 40}
-        results.append(step(ids[:, 0], positions[:, :, 0].contiguous(), slots, columns, padding, **options))
+        results.append(step(tokens, positions, slots, columns, padding, **options))
         cache.advance(1)
     return results

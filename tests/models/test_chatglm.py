@@ -6,7 +6,8 @@ from safetensors.torch import load_file
 
 from glm_int4.generation.sampling import SamplingParams
 from glm_int4.models.attention import attention_mask_func
-from glm_int4.models.chatglm import RESIDUAL_ALPHA, RotaryEmbedding
+from glm_int4.models.chatglm import RotaryEmbedding
+from glm_int4.models.config import ChatGLMConfig
 from glm_int4.models.kv_cache import KVCache
 from glm_int4.models.past import AttentionMask
 from tests.conftest import FIXTURES
@@ -135,7 +136,7 @@ def test_rotary_tables_are_the_official_ones_at_full_size(half_tables, name):
 
 def test_alpha_does_not_depend_on_the_depth(tiny):
     assert tiny.config.num_layers == 2
-    assert pytest.approx(56) == RESIDUAL_ALPHA**2
+    assert ChatGLMConfig.residual_alpha**2 == pytest.approx(56)
 
 
 def test_a_full_cache_is_an_error():

@@ -1,5 +1,7 @@
 """ChatGLM2 and ChatGLM3 against what the official code computes on tiny models."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -9,8 +11,10 @@ from glm_int4.generation import decoding
 from glm_int4.generation.sampling import SamplingParams
 from glm_int4.models.attention import attention_mask_func
 from glm_int4.models.chatglm2 import RotaryEmbedding
+from glm_int4.models.config_file import parse_config
 from glm_int4.models.kv_cache import KVCache
 from glm_int4.models.past import AttentionMask
+from glm_int4.models.presets import CONFIGS
 from tests.conftest import FIXTURES
 from tests.tolerances import ORACLE_ABSOLUTE, ORACLE_HIDDEN_SHARE
 
@@ -75,7 +79,7 @@ def test_greedy_tokens_and_their_logits_step_by_step(engine, cases, case):
     cache = new_cache(engine, len(ids) + len(expected))
     logits = [run(engine, ids, cache=cache)[:, -1:]]
     for step, token in enumerate(expected[:-1]):
-        positions = torch.tensor([[engine.model.next_position_ids(ids)]]) + step
+        positions = torch.tensor([[engine.model.positions(ids).next]]) + step
         with torch.inference_mode():
             logits.append(engine.model(torch.tensor([[token]]), positions, AttentionMask(), cache))
     close(torch.cat(logits, dim=1), cases[f"{case}.greedy_logits"])
@@ -107,7 +111,8 @@ def test_earlier_tokens_do_not_see_later_ones(engine):
 def test_rotary_tables_are_the_official_ones(name, precision):
     tables = load_file(FIXTURES / "rope_tables.safetensors")
     ratio = {"v2_32k": 16.0, "v3_32k": 50.0}.get(name, 1.0)
-    rotary = RotaryEmbedding(64, version=name[1], rope_ratio=ratio, half_tables=precision == "fp16")
+    config = replace(parse_config(CONFIGS["chatglm2-6b"]), version=name[1], rope_ratio=ratio)
+    rotary = RotaryEmbedding(config, half_tables=precision == "fp16")
     cos, sin = rotary(tables["rows"])
     expected = tables[f"{name}.{precision}"]
     if precision == "fp16" and name.startswith("v3"):  # computed in float32, rounded by the official code alone

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from glm_int4.errors import ConfigError
-from glm_int4.models.config import detect_version, is_base_model, parse_config
+from glm_int4.models.config_file import detect_version, is_base_model, parse_config
 from glm_int4.versions import contradiction, evidence
 from tests.conftest import FIXTURES, TINY
 

@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from glm_int4.models import chatglm, chatglm2
+from glm_int4.models import make_model
 from glm_int4.models.config import ChatGLM2Config, ChatGLMConfig
 from glm_int4.models.cpu_step import FusedLayers
 from glm_int4.models.kv_cache import KVCache
-from glm_int4.models.past import AttentionMask
 from glm_int4.quantization.cpu.instructions import instruction_set
 from glm_int4.quantization.linear import QuantizedLinear
 from glm_int4.quantization.rounding.rtn import quantize_rtn
@@ -40,8 +39,7 @@ def build(config):
         weight = quantize_rtn(torch.randn(out_features, in_features) / in_features**0.5, scheme)[0]
         return QuantizedLinear(weight, torch.randn(out_features) if has_bias else None, "integer")
 
-    room = chatglm if config.version == "1" else chatglm2
-    model = room.ChatGLMForConditionalGeneration(config, linear).eval().requires_grad_(False)
+    model = make_model(config, linear).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
         if "layernorm" in name:
             parameter.copy_(1 + 0.2 * torch.randn(parameter.shape))
@@ -63,18 +61,16 @@ def cache_for(config, dtype, batch_size=2):
 @pytest.mark.parametrize("padding", [None, [0, 3]])
 def test_a_fused_step_is_the_layers_one_by_one(config, dtype, padding, monkeypatch):
     model = build(config)
-    mask = AttentionMask(padding=None if padding is None else torch.tensor(padding), prefix_length=2)
-    ids, positions = torch.tensor([[5], [9]]), torch.tensor([[[7], [2]], [[4], [1]]])
-    if config.version != "1":
-        positions = positions[:, :1]
+    tokens, positions = torch.tensor([5, 9]), torch.tensor([[7, 2], [4, 1]])[:, : config.position_kinds]
     results = []
     for fused in (True, False):
         torch.manual_seed(1)
         cache = cache_for(config, dtype)
+        cache.prefix_length, cache.padding = 2, None if padding is None else torch.tensor(padding)
         with monkeypatch.context() as patch:
             if not fused:
                 patch.setattr(FusedLayers, "take", staticmethod(lambda *arguments: False))
-            results.append((model(ids, positions, mask, cache), cache))
+            results.append((model.step(tokens, positions, cache), cache))
     (out, cache), (expected, other) = results
     bound = INT8_CACHE_RELATIVE_RMS if dtype == torch.int8 else 10 * INT16_RELATIVE_RMS  # of three layers
     assert cache.length == other.length == 8
@@ -90,9 +86,9 @@ def test_a_full_cache_is_refused_before_anything_is_written():
     model, cache = build(V2), cache_for(V2, torch.float16)
     cache.length = 16
     with pytest.raises(ValueError, match="the cache holds 16 tokens, 17 were asked for"):
-        model(torch.tensor([[5], [9]]), torch.tensor([[[16]], [[16]]]), AttentionMask(), cache)
+        model.step(torch.tensor([5, 9]), torch.tensor([[16], [16]]), cache)
 
 
 def test_models_on_other_backends_are_not_fused():
-    model = chatglm2.ChatGLMForConditionalGeneration(V2)
-    assert model.transformer._fused_layers is None
+    model = make_model(V2)
+    assert model._fused_layers is None

@@ -115,7 +115,7 @@ def test_a_prompt_runs_in_chunks_and_a_second_turn_reads_only_what_is_new(engine
     reused = engine.generate(second, 12, GREEDY, stop_ids=[])
     engine.generate(ids, 20, GREEDY, stop_ids=[])
     assert engine.generate(second, 12, GREEDY, stop_ids=[]) == reused
-    assert engine._decoder.num_reused == (len(ids) + 6 if engine.model.is_causal else 0)
+    assert engine._decoder.num_reused == (len(ids) + 6 if engine.config.is_causal else 0)
     fresh = Engine(engine.model, engine.info, engine.setup, None, 128, engine.prefix)
     assert fresh.generate(second, 12, GREEDY, stop_ids=[]) == reused
 

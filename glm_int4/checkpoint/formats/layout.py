@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from glm_int4.models.config import ChatGLM2Config, Config
+from glm_int4.models.config import Config
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,34 +19,25 @@ class MatrixSpec:
 
 def embedding(config: Config) -> MatrixSpec:
     """The embedding; in version 1 it is the head too."""
-    if isinstance(config, ChatGLM2Config):
-        name, kind = "transformer.embedding.word_embeddings", "embedding"
-    else:
-        name, kind = "transformer.word_embeddings", "embedding + head"
-    return MatrixSpec(name, kind, config.vocab_size, config.hidden_size)
+    kind = "embedding + head" if config.has_tied_head else "embedding"
+    return MatrixSpec(config.embedding_name, kind, config.vocab_size, config.hidden_size)
 
 
 def vocabulary(config: Config) -> list[MatrixSpec]:
     """The matrices with a row for every token: the embedding and, where it is another matrix, the head."""
-    if isinstance(config, ChatGLM2Config):
-        head = MatrixSpec("transformer.output_layer", "head", config.vocab_size, config.hidden_size)
-        return [embedding(config), head]
-    return [embedding(config)]
+    if config.has_tied_head:
+        return [embedding(config)]
+    return [embedding(config), MatrixSpec("transformer.output_layer", "head", config.vocab_size, config.hidden_size)]
 
 
 def linears(config: Config) -> Iterator[MatrixSpec]:
     """The linear layers, four a layer of the network, in the order of the network."""
     hidden, ffn = config.hidden_size, config.ffn_size
     for i in range(config.num_layers):
-        if isinstance(config, ChatGLM2Config):
-            prefix, attention = f"transformer.encoder.layers.{i}", "self_attention"
-            qkv, up = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim, 2 * ffn
-        else:
-            prefix, attention = f"transformer.layers.{i}", "attention"
-            qkv, up = 3 * hidden, ffn
-        yield MatrixSpec(f"{prefix}.{attention}.query_key_value", "query_key_value", qkv, hidden)
+        prefix, attention = f"{config.stack_name}.layers.{i}", config.attention_name
+        yield MatrixSpec(f"{prefix}.{attention}.query_key_value", "query_key_value", config.qkv_features, hidden)
         yield MatrixSpec(f"{prefix}.{attention}.dense", "dense", hidden, hidden)
-        yield MatrixSpec(f"{prefix}.mlp.dense_h_to_4h", "dense_h_to_4h", up, hidden)
+        yield MatrixSpec(f"{prefix}.mlp.dense_h_to_4h", "dense_h_to_4h", config.up_features, hidden)
         yield MatrixSpec(f"{prefix}.mlp.dense_4h_to_h", "dense_4h_to_h", hidden, ffn)
 
 
@@ -57,8 +48,7 @@ def matrices(config: Config) -> dict[str, MatrixSpec]:
 
 def vectors(config: Config) -> dict[str, tuple[int, ...]]:
     """Norms and biases: everything that stays unquantized."""
-    version_1 = not isinstance(config, ChatGLM2Config)
-    stem = "transformer" if version_1 else "transformer.encoder"
+    stem, norm_parts = config.stack_name, ("weight",) if config.has_rms_norm else ("weight", "bias")
     norms = [
         f"{stem}.layers.{i}.{n}"
         for i in range(config.num_layers)
@@ -66,17 +56,17 @@ def vectors(config: Config) -> dict[str, tuple[int, ...]]:
     ]
     shapes: dict[str, tuple[int, ...]] = {}
     for norm in (*norms, f"{stem}.final_layernorm"):
-        for part in ("weight", "bias") if version_1 else ("weight",):
+        for part in norm_parts:
             shapes[f"{norm}.{part}"] = (config.hidden_size,)
     for matrix in linears(config):
-        if version_1 or matrix.kind == "query_key_value":
+        if matrix.kind in config.biased_linears:
             shapes[f"{matrix.name}.bias"] = (matrix.out_features,)
     return shapes
 
 
 def tied_head(config: Config) -> str | None:
     """Name of a stored matrix that equals the embedding and is ignored: version 1's head."""
-    return None if isinstance(config, ChatGLM2Config) else "lm_head"
+    return "lm_head" if config.has_tied_head else None
 
 
 def num_parameters(config: Config) -> int:

@@ -18,8 +18,7 @@ from glm_int4.checkpoint.files.reader import CheckpointReader
 from glm_int4.checkpoint.formats import layout
 from glm_int4.checkpoint.opening import CheckpointInfo
 from glm_int4.conversion.folding import Folding
-from glm_int4.models import Model, chatglm, chatglm2
-from glm_int4.models.config import ChatGLMConfig
+from glm_int4.models import make_model
 from glm_int4.models.past import AttentionMask
 from glm_int4.quantization.embedding import DenseEmbedding
 
@@ -67,19 +66,8 @@ class StreamedModel:
         for i, matrix in enumerate(layout.linears(info.config)):
             self.layer_linears[i // 4].append(matrix.name)
         embeddings = DenseEmbedding(info.config.vocab_size, info.config.hidden_size, device="meta")
-        self.model: Model
-        if isinstance(info.config, ChatGLMConfig):
-            model1 = chatglm.ChatGLMForConditionalGeneration(
-                info.config, self._make_linear, embeddings, half_tables=True
-            )
-            self.model, self._layers = model1, model1.transformer.layers
-            self._norm: nn.Module = model1.transformer.final_layernorm
-        else:
-            model2 = chatglm2.ChatGLMForConditionalGeneration(
-                info.config, self._make_linear, embeddings, half_tables=True
-            )
-            self.model, self._layers = model2, model2.transformer.encoder.layers
-            self._norm = model2.transformer.encoder.final_layernorm
+        self.model = make_model(info.config, self._make_linear, embeddings)
+        self._layers = list(self.model.layers)
         for name, module in self.model.named_modules():
             if isinstance(module, nn.LayerNorm | nn.RMSNorm):
                 for part, _ in list(module.named_parameters()):
@@ -118,19 +106,16 @@ class StreamedModel:
     def run_layer(self, index: int, x: Tensor, token_ids: Sequence[int]) -> Tensor:
         """The output of a layer that has been loaded; x and the output are (T, hidden_size)."""
         ids = list(token_ids)
-        positions = torch.tensor([self.model.get_position_ids(ids)], device=self.device)
-        if isinstance(self.model, chatglm.ChatGLMForConditionalGeneration):
-            cos, sin = self.model.transformer.rotary_emb(positions.transpose(1, 2)[:, :, None])
-        else:
-            cos, sin = self.model.transformer.rotary_pos_emb(positions[:, 0, :, None])
-        mask = AttentionMask(context_length=self.model.context_length(ids))
-        out: Tensor = self._layers[index](x[None], (cos, sin), mask, None)
+        positions = self.model.positions(ids)
+        rotary = self.model.rotary(torch.tensor([positions.ids], device=self.device))
+        mask = AttentionMask(context_length=positions.context_length)
+        out: Tensor = self._layers[index](x[None], rotary, mask, None)
         return out[0]
 
     @torch.inference_mode()
     def normalize(self, x: Tensor) -> Tensor:
         """The final norm of (T, hidden_size): the input of the head."""
-        out: Tensor = self._norm(x)
+        out: Tensor = self.model.norm(x)
         return out
 
 

@@ -70,6 +70,7 @@ class _Roles:
     """Version 3: messages behind role ids; tools and code."""
 
     version: str = "3"
+    response_stream = prompts_v3.ResponseStream
 
     def encode(
         self, tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Tool] | None = None
@@ -79,20 +80,13 @@ class _Roles:
     def reply_decoder(self, tokenizer: Tokenizer) -> StreamDecoder:
         return StreamDecoder(prompts_v3.ReplyDecoder(tokenizer))
 
-    def response_stream(self) -> ResponseStream:
-        return prompts_v3.ResponseStream()
-
     def parse_reply(self, text: str, tools: Sequence[Tool] | None = None) -> Reply:
         return parse_reply_v3(text, tools)
 
 
-def _clean_stream() -> ResponseStream:
-    return CleaningStream(lambda text, _: fill_template(text))
-
-
 _FORMATS: dict[str, ChatFormat] = {
     "1": _Rounds("1", prompts_v1.build_prompt, prompts_v1.process_response, prompts_v1.ResponseStream),
-    "2": _Rounds("2", prompts_v2.build_prompt, fill_template, _clean_stream),
+    "2": _Rounds("2", prompts_v2.build_prompt, fill_template, CleaningStream),
     "3": _Roles(),
 }
 

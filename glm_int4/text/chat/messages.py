@@ -12,7 +12,10 @@ Message = Mapping[str, Any]
 
 def is_blank(text: str) -> bool:
     """Whether a text shows nothing: white space, control and format characters only."""
-    return all(c.isspace() or unicodedata.category(c) in ("Cc", "Cf") for c in text)
+    for character in text:
+        if not character.isspace() and unicodedata.category(character) not in ("Cc", "Cf"):
+            return False
+    return True
 
 
 def role_and_content(message: Message) -> tuple[object, str]:

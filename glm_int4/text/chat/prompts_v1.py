@@ -43,5 +43,8 @@ def process_response(text: str) -> str:
 class ResponseStream(CleaningStream):
     """``process_response`` over pieces; punctuation at the end waits for what follows it."""
 
-    def __init__(self) -> None:
-        super().__init__(lambda text, _: process_response(text), "".join(_FULL_WIDTH))
+    unsettled = "".join(_FULL_WIDTH)
+
+    def clean(self, text: str, complete: bool) -> str:
+        """As of ``CleaningStream``."""
+        return process_response(text)

@@ -37,8 +37,8 @@ def encode_messages(
     Raises:
         InputError: unknown roles, roles out of order, an empty question, or faulty tools.
     """
-    ids = tokenizer.prefix_ids
-    for role, metadata, content in _checked(messages, check_tools(tools)):
+    ids = [tokenizer.gmask_id, tokenizer.sop_id]
+    for role, metadata, content in _checked(messages, check_tools(tools) if tools is not None else []):
         ids += [tokenizer.role_ids[role], *tokenizer.encode(f"{metadata}\n"), *tokenizer.encode(content)]
     return [*ids, tokenizer.role_ids["assistant"]]
 
@@ -61,7 +61,7 @@ def _checked(messages: Sequence[Message], tools: list[dict[str, object]]) -> lis
                 "expected an observation to follow a call of a tool, got one after an answer; "
                 "give the assistant's message its metadata"
             )
-        own_tools = check_tools(message.get("tools"))
+        own_tools = check_tools(message["tools"]) if message.get("tools") is not None else []
         if own_tools and role != "system":
             raise InputError(f"expected tools in a system message, got them in one of role {role!r}")
         if own_tools and tools:
@@ -154,18 +154,25 @@ def process_response(text: str, complete: bool = True) -> str:
 class ResponseStream(CleaningStream):
     """``process_response`` over pieces; a line waits until it is known not to be metadata."""
 
-    def __init__(self) -> None:
-        super().__init__(process_response, marks=(TRAINING_TIME, ASSISTANT))
+    marks = (TRAINING_TIME, ASSISTANT)
+
+    def clean(self, text: str, complete: bool) -> str:
+        """As of ``CleaningStream``."""
+        return process_response(text, complete)
 
 
 class ContentStream(CleaningStream):
     """The contents of an answer's messages over pieces, without the calls of tools (``names``) and code."""
 
-    def __init__(self, names: Collection[str]) -> None:
-        def contents(text: str, complete: bool) -> str:
-            parts = split_reply(text, names)
-            if not complete and _is_open(text.rpartition(ASSISTANT)[2]):
-                parts.pop()
-            return "\n".join(filter(None, (fill_template(content) for name, content in parts if not name.strip())))
+    marks = (TRAINING_TIME, ASSISTANT)
 
-        super().__init__(contents, marks=(TRAINING_TIME, ASSISTANT))
+    def __init__(self, names: Collection[str]) -> None:
+        super().__init__()
+        self._names = names
+
+    def clean(self, text: str, complete: bool) -> str:
+        """As of ``CleaningStream``."""
+        parts = split_reply(text, self._names)
+        if not complete and _is_open(text.rpartition(ASSISTANT)[2]):
+            parts.pop()
+        return "\n".join(filter(None, (fill_template(content) for name, content in parts if not name.strip())))

@@ -1,6 +1,5 @@
 """Cleaning answers while they stream: what has been shown never changes."""
 
-from collections.abc import Callable
 from typing import Protocol
 
 TRAINING_TIME, TRAINING_TIME_TEXT = "[[训练时间]]", "2023年"
@@ -22,33 +21,36 @@ class ResponseStream(Protocol):
 
 
 class CleaningStream:
-    """A ``ResponseStream`` for any way of cleaning that the text's end alone can change.
+    """A ``ResponseStream`` for any way of cleaning that the text's end alone can change; here ``fill_template``.
 
-    Args:
-        clean: cleans a text; the second argument says whether it is the whole answer.
+    Attributes:
         unsettled: characters that wait for what follows them, beside white space.
         marks: texts that change the answer once they are complete; their beginnings wait too.
     """
 
-    def __init__(
-        self, clean: Callable[[str, bool], str], unsettled: str = "", marks: tuple[str, ...] = (TRAINING_TIME,)
-    ) -> None:
-        self._clean, self._unsettled = clean, unsettled
-        self._beginnings = tuple(mark[:length] for mark in marks for length in range(1, len(mark)))
+    unsettled = ""
+    marks: tuple[str, ...] = (TRAINING_TIME,)
+
+    def __init__(self) -> None:
+        self._beginnings = [mark[:length] for mark in self.marks for length in range(1, len(mark))]
         self._text = ""
         self._sent = 0
+
+    def clean(self, text: str, complete: bool) -> str:
+        """Clean a text, which is the whole answer or its beginning."""
+        return fill_template(text)
 
     def push(self, piece: str) -> str:
         """Take a piece of the raw text; return what is clean of it."""
         self._text += piece
         stable = self._text.rstrip()
         held = max((len(beginning) for beginning in self._beginnings if stable.endswith(beginning)), default=0)
-        stable = stable[: len(stable) - held].rstrip().rstrip(self._unsettled)
-        return self._advance(self._clean(stable, False))
+        stable = stable[: len(stable) - held].rstrip().rstrip(self.unsettled)
+        return self._advance(self.clean(stable, False))
 
     def finish(self) -> str:
         """Return the rest."""
-        return self._advance(self._clean(self._text, True))
+        return self._advance(self.clean(self._text, True))
 
     def _advance(self, cleaned: str) -> str:
         piece, self._sent = cleaned[self._sent :], max(self._sent, len(cleaned))

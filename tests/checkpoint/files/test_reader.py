@@ -85,7 +85,7 @@ def test_both_vocabularies_load(tiny_folder, vocab_size):
 
 def random_tensors(config):
     from glm_int4.checkpoint.formats import layout
-    from glm_int4.models.config import parse_config
+    from glm_int4.models.config_file import parse_config
 
     parsed = parse_config(config)
     shapes = layout.vectors(parsed)

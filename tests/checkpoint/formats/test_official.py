@@ -14,7 +14,7 @@ from glm_int4.checkpoint.formats.official import from_official, to_official
 from glm_int4.checkpoint.opening import open_checkpoint, read_weight
 from glm_int4.errors import CheckpointError, ConfigError, InputError
 from glm_int4.generation.sampling import SamplingParams
-from glm_int4.models.config import parse_config
+from glm_int4.models.config_file import parse_config
 from glm_int4.quantization.cpu.integer import IntegerMatrix
 from glm_int4.quantization.gpu.matrix import ReferenceMatrix
 from glm_int4.quantization.rounding.rtn import dequantize

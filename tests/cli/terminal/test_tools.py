@@ -28,7 +28,7 @@ def chat(glm, monkeypatch):
         ids = glm.tokenizer.encode(first)
         for other in others:
             ids += [glm.tokenizer.role_ids["assistant"], *glm.tokenizer.encode(other)]
-        monkeypatch.setattr(glm, "_steps", lambda *arguments: ([token] for token in ids))
+        monkeypatch.setattr(glm, "_decode", lambda *arguments: ([token] for token in ids))
 
     def ask(question, text):
         answer(text)

@@ -1,0 +1,67 @@
+"""What a layer is, whatever its version; and time for memory: few rows at a time, or computed twice in training."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from glm_int4.models.past import AttentionMask, Past
+
+# Rows at a time. GPU: 512 x 27392 values in half precision are 28 MB. CPU: 128 x 27392 floats are 14 MB,
+# which stay in the last-level cache between the two matrices.
+_ROWS = {"cpu": 128}
+_GPU_ROWS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class LayerParts:
+    """The modules of a layer, in the order in which they run.
+
+    attention holds ``query_key_value`` and ``dense``; mlp ``dense_h_to_4h`` and ``dense_4h_to_h``.
+    """
+
+    input_norm: nn.Module
+    attention: nn.Module
+    post_attention_norm: nn.Module
+    mlp: nn.Module
+
+    @property
+    def linears(self) -> list[nn.Module]:
+        """Four linears, in the order in which they run."""
+        attention, mlp = self.attention, self.mlp
+        return [attention.query_key_value, attention.dense, mlp.dense_h_to_4h, mlp.dense_4h_to_h]  # type: ignore[list-item]
+
+    @property
+    def norms(self) -> list[nn.Module]:
+        """Two norms, in the order in which they run."""
+        return [self.input_norm, self.post_attention_norm]
+
+
+class Layer(nn.Module, ABC):
+    """One layer of any version."""
+
+    @property
+    @abstractmethod
+    def parts(self) -> LayerParts:
+        """Its modules, whatever their official names."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, past: Past) -> Tensor:
+        """x (B, T, hidden) to the same shape; rotary: as ``Model.rotary`` gives it."""
+
+
+def by_chunks(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """``function(x)`` of x (B, T, C), for a function that treats every token by itself."""
+    rows = _ROWS.get(x.device.type, _GPU_ROWS)
+    if x.shape[1] <= rows or (torch.is_grad_enabled() and x.requires_grad):
+        return function(x)
+    return torch.cat([function(part) for part in x.split(rows, dim=1)], dim=1)
+
+
+def run_twice(layer: Layer, x: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, past: Past) -> Tensor:
+    """Run a layer so that a backward pass computes it once more."""
+    out: Tensor = checkpoint(layer, x, rotary, mask, past, use_reentrant=False, preserve_rng_state=False)
+    return out
