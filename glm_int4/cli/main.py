@@ -4,6 +4,7 @@ import errno
 import itertools
 import logging
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -100,6 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             _discard_output()
             _fail(f"expected an output that can be written, got {error.strerror}; make room or write elsewhere", 1)
         _fail(f"{type(error).__name__}: {error} (unexpected; run again with --debug to see where)", 1)
+    finally:
+        if arguments is None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more Ctrl-C would kill what is leaving already
 
 
 def _run_in_utf8() -> None:

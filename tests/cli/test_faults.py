@@ -106,3 +106,12 @@ def test_a_prompt_that_was_cut_says_so_beside_the_answer(mini_int4):
     result = glm("chat", mini_int4, "--prompt", "你会什么", "--greedy", "--max-new-tokens", 2)
     assert result.returncode == 0
     assert result.stderr.decode() == "(cut after 2 tokens: --max-new-tokens)\n"
+
+
+@pytest.mark.parametrize("words", [["--version"], ["info", "nowhere"]])
+def test_a_ctrl_c_more_does_not_kill_what_is_leaving(words):
+    """While the interpreter ends, nobody handles signals: what torch then tears down would end by SIGINT."""
+    code = "import signal, sys\nfrom glm_int4.cli.main import main\ntry:\n    main()\nexcept SystemExit:\n    pass\n"
+    code += "print(signal.getsignal(signal.SIGINT).name)"
+    result = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60)
+    assert result.stdout.splitlines()[-1] == "SIG_IGN"
