@@ -21,13 +21,14 @@ class FusedLayers:
     @torch.no_grad()
     def __init__(self, layers: Iterable[Layer], config: Config) -> None:
         matrices = [[_matrix(linear) for linear in layer.parts.linears] for layer in layers]
+        self._bytes_of_a_layer = sum(matrix.packed.nbytes for matrix in matrices[0] if matrix is not None)
         self._kept = matrices  # the table below holds addresses alone
         self._table = np.array([[_row(m) for m in row if m is not None] for row in matrices], dtype=np.int64)
         self._norm_weights = _stack(layers, "weight")
         self._norm_biases = self._norm_weights if config.has_rms_norm else _stack(layers, "bias")
         self._epsilon = np.float32(config.layernorm_epsilon)
         self._alpha = np.float32(config.residual_alpha if config.residual_is_normed else 0)
-        self._heads = (config.num_heads, config.num_kv_heads)
+        self._num_heads = config.num_heads
         first = matrices[0]
         assert first[0] is not None
         assert first[2] is not None
@@ -73,12 +74,16 @@ class FusedLayers:
         quarter = rotary[0].shape[-1]
         cos, sin = (part.reshape(batch_size, -1, quarter).contiguous().numpy() for part in rotary)
         padding = torch.zeros(batch_size, dtype=torch.int64) if mask.padding is None else mask.padding
-        with numba_threads() as threads:
-            cpu_step_loops.decode_layers(
-                x.numpy(), self._table, self._norm_weights, self._norm_biases, self._epsilon, self._alpha, cos, sin,
-                self._heads, *past.arrays(), slots.numpy(), columns.numpy(), padding.numpy(), mask.prefix_length,
-                self._widths, threads,
-            )  # fmt: skip
+        arguments = (
+            x.numpy(), self._table, self._norm_weights, self._norm_biases, self._epsilon, self._alpha, cos, sin,
+            self._num_heads, *past.arrays(), slots.numpy(), columns.numpy(), padding.numpy(), mask.prefix_length,
+            self._widths,
+        )  # fmt: skip
+        if batch_size * self._bytes_of_a_layer <= cpu_step_loops.SERIAL_LAYER_BYTES:
+            cpu_step_loops.decode_layers_here(*arguments)
+        else:
+            with numba_threads() as threads:
+                cpu_step_loops.decode_layers(*arguments, threads)
         return x[:, None]
 
 

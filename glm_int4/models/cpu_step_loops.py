@@ -14,17 +14,22 @@ from glm_int4.quantization.cpu.integer_loops import (
     GELU,
     LOOP,
     PLAIN,
-    SERIAL_VALUES,
+    SERIAL_BYTES,
     SWIGLU,
     exp,
-    multiply,
-    quantize_rows,
-    quantize_rows_here,
+    multiply_phase,
+    quantize_phase,
 )
+from glm_int4.quantization.cpu.phases import claim, finish, new_board, wait_for_all
 from glm_int4.quantization.cpu.vectors import float_of_half, half_of_float
 
 # Columns of the table of matrices.
 PACKED, SCALES, ZEROS, BIAS, BITS, GROUPS, RUN, INPUTS = range(8)
+
+PHASES_OF_A_LAYER = 12
+
+# Bytes of weights in a layer, times rows, that one thread runs in less time than waking another one takes.
+SERIAL_LAYER_BYTES = 2 * SERIAL_BYTES
 
 _LOWEST = np.float32(-3.0e38)
 
@@ -114,6 +119,47 @@ def _overload_stored(value):
     return lambda value: np.float32(np.int32(value))
 
 
+@loop(**LOOP)
+def _attend_head(
+    task, q, k, v, k_scales, v_scales, slots, columns, padding, prefix_length, softmax_scale, out
+):  # fmt: skip
+    """One row's head of ``attend_to_cache``, which has the other arguments."""
+    num_heads, head_dim = q.shape[1], q.shape[2]
+    heads_per_kv_head = num_heads // k.shape[1]
+    scaled = k_scales.shape[2] > 0
+    row, head = task // num_heads, task % num_heads
+    slot, kv_head, hidden = slots[row], head // heads_per_kv_head, padding[row]
+    query, count = q[row, head], columns[row] + 1 - hidden
+    keys, values = k[slot, kv_head], v[slot, kv_head]
+    weights = np.empty(count, dtype=np.float32)
+    largest = _LOWEST
+    for i in range(count):
+        column = i if i < prefix_length else i + hidden
+        key, score = keys[column], np.float32(0.0)
+        for d in range(head_dim):
+            score += _stored(key[d]) * query[d]
+        score *= softmax_scale
+        if scaled:
+            score *= float_of_half(k_scales[slot, kv_head, column])
+        weights[i] = score
+        largest = max(largest, score)
+    total = np.float32(0.0)
+    for i in range(count):
+        weights[i] = exp(weights[i] - largest)
+        total += weights[i]
+    acc = np.zeros(head_dim, dtype=np.float32)
+    for i in range(count):
+        column = i if i < prefix_length else i + hidden
+        weight, value = weights[i], values[column]
+        if scaled:
+            weight *= float_of_half(v_scales[slot, kv_head, column])
+        for d in range(head_dim):
+            acc[d] += weight * _stored(value[d])
+    target = out[row, head * head_dim : (head + 1) * head_dim]
+    for d in range(head_dim):
+        target[d] = acc[d] / total
+
+
 @loop(parallel=True, **LOOP)
 def attend_to_cache(q, k, v, k_scales, v_scales, slots, columns, padding, prefix_length, softmax_scale, out):
     """out[b, h] = softmax(q[b, h] . k[s, g] * softmax_scale) @ v[s, g], with g the head's key/value head.
@@ -123,56 +169,21 @@ def attend_to_cache(q, k, v, k_scales, v_scales, slots, columns, padding, prefix
     columns: (B,) the last one that counts. padding: (B,) columns that are hidden, the leading ones behind the
     first ``prefix_length``.
     """
-    batch_size, num_heads, head_dim = q.shape
-    heads_per_kv_head = num_heads // k.shape[1]
-    scaled = k_scales.shape[2] > 0
-    for task in numba.prange(batch_size * num_heads):
-        row, head = task // num_heads, task % num_heads
-        slot, kv_head, hidden = slots[row], head // heads_per_kv_head, padding[row]
-        query, count = q[row, head], columns[row] + 1 - hidden
-        keys, values = k[slot, kv_head], v[slot, kv_head]
-        weights = np.empty(count, dtype=np.float32)
-        largest = _LOWEST
-        for i in range(count):
-            column = i if i < prefix_length else i + hidden
-            key, score = keys[column], np.float32(0.0)
-            for d in range(head_dim):
-                score += _stored(key[d]) * query[d]
-            score *= softmax_scale
-            if scaled:
-                score *= float_of_half(k_scales[slot, kv_head, column])
-            weights[i] = score
-            largest = max(largest, score)
-        total = np.float32(0.0)
-        for i in range(count):
-            weights[i] = exp(weights[i] - largest)
-            total += weights[i]
-        acc = np.zeros(head_dim, dtype=np.float32)
-        for i in range(count):
-            column = i if i < prefix_length else i + hidden
-            weight, value = weights[i], values[column]
-            if scaled:
-                weight *= float_of_half(v_scales[slot, kv_head, column])
-            for d in range(head_dim):
-                acc[d] += weight * _stored(value[d])
-        target = out[row, head * head_dim : (head + 1) * head_dim]
-        for d in range(head_dim):
-            target[d] = acc[d] / total
+    for task in numba.prange(q.shape[0] * q.shape[1]):
+        _attend_head(task, q, k, v, k_scales, v_scales, slots, columns, padding, prefix_length, softmax_scale, out)
 
 
 @loop(**LOOP)
-def _linear(x, kind, matrix, threads, out):
-    """out = activation(x) @ weight.T + bias; ``matrix`` is a row of the table."""
-    num_rows, in_features = x.shape[0], matrix[INPUTS]
-    q = np.empty(num_rows * in_features, dtype=np.int16)
-    scales = np.empty(num_rows * in_features // matrix[RUN], dtype=np.float32)
-    sums = np.empty_like(scales)
-    if x.size <= SERIAL_VALUES:
-        quantize_rows_here(x, kind, matrix[RUN], q, scales, sums)
-    else:
-        quantize_rows(x, kind, matrix[RUN], q, scales, sums)
+def _linear(board, phase, x, kind, matrix, q, scales, sums, threads, out):
+    """Two phases: out = activation(x) @ weight.T + bias; ``matrix`` is a row of the table."""
+    num_rows, run = x.shape[0], matrix[RUN]
+    size = num_rows * matrix[INPUTS] // run
+    scales, sums = scales[:size], sums[:size]
     weights = (matrix[PACKED], matrix[SCALES], matrix[ZEROS], matrix[BIAS])
-    multiply(weights, matrix[BITS], matrix[GROUPS], q, scales, sums, num_rows, matrix[RUN], threads, out)
+    quantize_phase(board, phase, x, kind, run, q, scales, sums)
+    multiply_phase(
+        board, phase + 1, weights, matrix[BITS], matrix[GROUPS], q, scales, sums, num_rows, run, threads, out
+    )
 
 
 @loop(**LOOP)
@@ -183,55 +194,126 @@ def _add_residual(out, residual, factor, x):
 
 
 @loop(**LOOP)
+def _norm(x, weight, bias, epsilon, rms, out):
+    for row in range(x.shape[0]):
+        norm_row(x[row], weight, bias, epsilon, rms, out[row])
+
+
+@loop(**LOOP)
+def _rotate_to_cache(qkv, rms, cos, sin, q, k, v, k_scales, v_scales, slots, columns):
+    """Rotated queries, and rotated keys and values to the cache of a layer."""
+    num_heads, head_dim, num_kv_heads = q.shape[1], q.shape[2], k.shape[1]
+    step = head_dim if rms else 3 * head_dim
+    k_start = num_heads * head_dim if rms else head_dim
+    v_start = (num_heads + num_kv_heads) * head_dim if rms else 2 * head_dim
+    rotated = np.empty(head_dim, dtype=np.float32)
+    for row in range(qkv.shape[0]):
+        for head in range(num_heads):
+            rotate(qkv[row, head * step : head * step + head_dim], cos[row], sin[row], rms, q[row, head])
+        for head in range(num_kv_heads):
+            start = k_start + head * step
+            rotate(qkv[row, start : start + head_dim], cos[row], sin[row], rms, rotated)
+            _store(rotated, k[slots[row], head], k_scales[slots[row], head], columns[row])
+            start = v_start + head * step
+            _store(qkv[row, start : start + head_dim], v[slots[row], head], v_scales[slots[row], head], columns[row])
+
+
+@loop(**LOOP)
+def _decode_layers(
+    x, matrices, norm_weights, norm_biases, epsilon, alpha, cos, sin, k, v, k_scales, v_scales,
+    slots, columns, padding, prefix_length, threads, buffers, board
+):  # fmt: skip
+    """What every thread runs; arguments as of ``decode_layers``, and what the threads share."""
+    normed, out, qkv, wide, q, attended, integers, scales, sums = buffers
+    rms = alpha == 0
+    factor = np.float32(1.0) if rms else alpha
+    softmax_scale = np.float32(1.0 / np.sqrt(q.shape[2]))
+    num_heads = q.shape[0] * q.shape[1]
+    phase = 0
+    for layer in range(matrices.shape[0]):
+        qkv_matrix, dense, up, down = matrices[layer]
+        if claim(board, phase) == 0:
+            if layer:
+                _add_residual(out, x if rms else normed, factor, x)
+            _norm(x, norm_weights[layer, 0], norm_biases[layer, 0], epsilon, rms, normed)
+            finish(board, phase, 1)
+        wait_for_all(board, phase)
+        _linear(board, phase + 1, normed, PLAIN, qkv_matrix, integers, scales, sums, threads, qkv)
+        stored = (k[layer], v[layer], k_scales[layer], v_scales[layer])
+        if claim(board, phase + 3) == 0:
+            _rotate_to_cache(qkv, rms, cos, sin, q, *stored, slots, columns)
+            finish(board, phase + 3, 1)
+        wait_for_all(board, phase + 3)
+        task = claim(board, phase + 4)
+        while task < num_heads:
+            _attend_head(task, q, *stored, slots, columns, padding, prefix_length, softmax_scale, attended)
+            finish(board, phase + 4, num_heads)
+            task = claim(board, phase + 4)
+        wait_for_all(board, phase + 4)
+        _linear(board, phase + 5, attended, PLAIN, dense, integers, scales, sums, threads, out)
+        if claim(board, phase + 7) == 0:
+            _add_residual(out, x if rms else normed, factor, x)
+            _norm(x, norm_weights[layer, 1], norm_biases[layer, 1], epsilon, rms, normed)
+            finish(board, phase + 7, 1)
+        wait_for_all(board, phase + 7)
+        _linear(board, phase + 8, normed, PLAIN, up, integers, scales, sums, threads, wide)
+        _linear(board, phase + 10, wide, SWIGLU if rms else GELU, down, integers, scales, sums, threads, out)
+        phase += PHASES_OF_A_LAYER
+    if claim(board, phase) == 0:
+        _add_residual(out, x if rms else normed, factor, x)
+        finish(board, phase, 1)
+    wait_for_all(board, phase)
+
+
+@loop(**LOOP)
+def _buffers(x, matrices, num_heads, head_dim, widths):
+    """What the threads of ``decode_layers`` share between phases."""
+    batch_size = x.shape[0]
+    inputs, run = matrices[:, :, INPUTS].max(), matrices[:, :, RUN].min()
+    scales = np.empty(batch_size * inputs // run, dtype=np.float32)
+    return (
+        np.empty_like(x),
+        np.empty_like(x),
+        np.empty((batch_size, widths[0]), dtype=np.float32),
+        np.empty((batch_size, widths[1]), dtype=np.float32),
+        np.empty((batch_size, num_heads, head_dim), dtype=np.float32),
+        np.empty_like(x),
+        np.empty(batch_size * inputs, dtype=np.int16),
+        scales,
+        np.empty_like(scales),
+    )
+
+
+@loop(**LOOP)
+def decode_layers_here(
+    x, matrices, norm_weights, norm_biases, epsilon, alpha, cos, sin, num_heads, k, v, k_scales, v_scales,
+    slots, columns, padding, prefix_length, widths
+):  # fmt: skip
+    """As ``decode_layers``, in this thread alone: for models that are done before another one wakes."""
+    _decode_layers(
+        x, matrices, norm_weights, norm_biases, epsilon, alpha, cos, sin, k, v, k_scales, v_scales, slots, columns,
+        padding, prefix_length, 1, _buffers(x, matrices, num_heads, k.shape[4], widths),
+        new_board(matrices.shape[0] * PHASES_OF_A_LAYER + 1),
+    )  # fmt: skip
+
+
+@loop(parallel=True, **LOOP)
 def decode_layers(
-    x, matrices, norm_weights, norm_biases, epsilon, alpha, cos, sin, heads, k, v, k_scales, v_scales,
+    x, matrices, norm_weights, norm_biases, epsilon, alpha, cos, sin, num_heads, k, v, k_scales, v_scales,
     slots, columns, padding, prefix_length, widths, threads
 ):  # fmt: skip
     """Run every layer over one new token of each row; x becomes the last layer's output.
 
     x: (B, hidden) float32. matrices: (L, 4, 8) int64, the table of qkv, dense and both of the feed-forward
     part. norm_weights, norm_biases: (L, 2, hidden). alpha: of version 1's residual, which is the normalized
-    input; 0 for the others, whose residual is the input itself. cos, sin: (B, 1 or 2, D / 4). heads: number
-    of query and of key/value heads. k, v, k_scales, v_scales: the cache of all layers. slots, columns: (B,) where
-    each row's new keys go. widths: outputs of qkv and of the feed-forward part's first matrix. threads: how many run.
+    input; 0 for the others, whose residual is the input itself. cos, sin: (B, 1 or 2, D / 4). num_heads: of
+    queries. k, v, k_scales, v_scales: the cache of all layers. slots, columns: (B,) where each row's new keys
+    go. widths: outputs of qkv and of the feed-forward part's first matrix. threads: how many run.
     """
-    batch_size = x.shape[0]
-    num_heads, num_kv_heads = heads
-    head_dim = k.shape[4]
-    rms = alpha == 0
-    step = head_dim if rms else 3 * head_dim
-    k_start = num_heads * head_dim if rms else head_dim
-    v_start = (num_heads + num_kv_heads) * head_dim if rms else 2 * head_dim
-    factor = np.float32(1.0) if rms else alpha
-    softmax_scale = np.float32(1.0 / np.sqrt(head_dim))
-    normed, out = np.empty_like(x), np.empty_like(x)
-    qkv = np.empty((batch_size, widths[0]), dtype=np.float32)
-    wide = np.empty((batch_size, widths[1]), dtype=np.float32)
-    q = np.empty((batch_size, num_heads, head_dim), dtype=np.float32)
-    rotated, attended = np.empty(head_dim, dtype=np.float32), np.empty_like(x)
-    for layer in range(matrices.shape[0]):
-        for row in range(batch_size):
-            norm_row(x[row], norm_weights[layer, 0], norm_biases[layer, 0], epsilon, rms, normed[row])
-        _linear(normed, PLAIN, matrices[layer, 0], threads, qkv)
-        for row in range(batch_size):
-            for head in range(num_heads):
-                part = qkv[row, head * step : head * step + head_dim]
-                rotate(part, cos[row], sin[row], rms, q[row, head])
-            for head in range(num_kv_heads):
-                start = k_start + head * step
-                rotate(qkv[row, start : start + head_dim], cos[row], sin[row], rms, rotated)
-                _store(rotated, k[layer, slots[row], head], k_scales[layer, slots[row], head], columns[row])
-                start = v_start + head * step
-                part = qkv[row, start : start + head_dim]
-                _store(part, v[layer, slots[row], head], v_scales[layer, slots[row], head], columns[row])
-        attend_to_cache(
-            q, k[layer], v[layer], k_scales[layer], v_scales[layer], slots, columns, padding, prefix_length,
-            softmax_scale, attended,
+    buffers = _buffers(x, matrices, num_heads, k.shape[4], widths)
+    board = new_board(matrices.shape[0] * PHASES_OF_A_LAYER + 1)
+    for _ in numba.prange(threads):
+        _decode_layers(
+            x, matrices, norm_weights, norm_biases, epsilon, alpha, cos, sin, k, v, k_scales, v_scales,
+            slots, columns, padding, prefix_length, threads, buffers, board,
         )  # fmt: skip
-        _linear(attended, PLAIN, matrices[layer, 1], threads, out)
-        _add_residual(out, x if rms else normed, factor, x)
-        for row in range(batch_size):
-            norm_row(x[row], norm_weights[layer, 1], norm_biases[layer, 1], epsilon, rms, normed[row])
-        _linear(normed, PLAIN, matrices[layer, 2], threads, wide)
-        _linear(wide, SWIGLU if rms else GELU, matrices[layer, 3], threads, out)
-        _add_residual(out, x if rms else normed, factor, x)

@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 import glm_int4
 from glm_int4.generation.continuous import Batcher
 from glm_int4.generation.cuda_graphs import GraphStepper
+from glm_int4.generation.decoding import _Sequence
+from glm_int4.generation.padded_batch import Batch
 from glm_int4.generation.sampling import SamplingParams
 from glm_int4.measuring.speed import random_engine, random_row
 from glm_int4.models.presets import CONFIGS
@@ -103,7 +105,7 @@ def test_a_long_prompt_in_chunks_has_bounded_memory_and_the_last_tokens_logits(p
     prompt = random_row(engine, 3000, seed=0)
     expected = engine.logits(prompt)[0, -1]
     decoder = engine._decoder
-    sequence = decoder._take(1, 0)
+    sequence = _Sequence(decoder.new_cache(1, engine.max_length))
     logits = decoder.prefill(Batch(engine.model, prompt, engine.device), sequence)[0]
     assert relative_rms(logits, expected) < 10 * FLOAT16_RELATIVE_RMS  # sums of attention in another order
     del sequence, logits, expected

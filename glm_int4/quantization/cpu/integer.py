@@ -77,16 +77,13 @@ class IntegerMatrix(FrozenMatrix):
         num_rows = rows.shape[0]
         out = torch.empty(num_rows, self.out_features)
         if num_rows:
-            q = torch.empty(num_rows * self.in_features, dtype=torch.int16).numpy()
-            x_scales, x_sums = (torch.empty(num_rows * self.in_features // self.run).numpy() for _ in range(2))
-            small = rows.numel() <= integer_loops.SERIAL_VALUES
-            quantize = integer_loops.quantize_rows_here if small else integer_loops.quantize_rows
             num_groups = self.in_features // self.group_size
-            with numba_threads() as threads:
-                quantize(rows.detach().numpy(), kind, self.run, q, x_scales, x_sums)
-                integer_loops.multiply(
-                    self.addresses, self.bits, num_groups, q, x_scales, x_sums, num_rows, self.run, threads, out.numpy()
-                )
+            arguments = (rows.detach().numpy(), kind, self.addresses, self.bits, num_groups, self.run, self.in_features)
+            if num_rows * self.packed.nbytes <= integer_loops.SERIAL_BYTES:
+                integer_loops.linear_here(*arguments, out.numpy())
+            else:
+                with numba_threads() as threads:
+                    integer_loops.linear(*arguments, threads, out.numpy())
         return out.view(*x.shape[:-1], self.out_features)
 
     def pieces(self) -> Iterator[tuple[slice, Tensor]]:

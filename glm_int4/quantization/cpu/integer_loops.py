@@ -12,7 +12,8 @@ import numpy as np
 from glm_int4.quantization.cpu.compiled import loop
 from glm_int4.quantization.cpu.instructions import AVX2, instruction_set
 from glm_int4.quantization.cpu.integer_vectors import TILE_ROWS, tile_product
-from glm_int4.quantization.cpu.vectors import fetch_add, float_of_half
+from glm_int4.quantization.cpu.phases import claim, finish, new_board, wait_for_all
+from glm_int4.quantization.cpu.vectors import float_of_half
 
 # Sums may be reordered and multiplications fused, but nan and inf stay what they are.
 SAFE = {"reassoc", "contract", "nsz", "arcp"}
@@ -20,14 +21,15 @@ LOOP: Any = {"fastmath": SAFE, "error_model": "numpy"}
 
 PLAIN, GELU, SWIGLU = 0, 1, 2
 
-# Values that one thread converts in less time than waking another one takes.
-SERIAL_VALUES = 8192
+# Values that one thread converts, and bytes of weights times rows of x that it multiplies, in less time than waking
+# another one takes.
+SERIAL_VALUES, SERIAL_BYTES = 8192, 512 * 1024
 
 _RUNS_OF_A_TASK = 8
 
 # Threads do not run equally fast, on a shared machine or on processors of two kinds. Three quarters of a matrix's tiles
-# are dealt out beforehand, a stretch for every thread. The last quarter is cut into small tasks, which whoever is
-# done first takes; a task is so large that its bytes of weights times the rows of x come to _TASK_BYTES.
+# are tasks of one stretch for every thread. The last quarter is cut into small tasks, which whoever is done first
+# takes; a task is so large that its bytes of weights times the rows of x come to _TASK_BYTES.
 _OWN_SHARE, _TASK_BYTES = 0.75, 512 * 1024
 
 _NAN = np.float32(np.nan)
@@ -103,6 +105,13 @@ def _activate(x, start, stop, half, kind, out):
 
 
 @loop(**LOOP)
+def _panels_and_tasks(num_rows, num_runs):
+    """Panels, and tasks of each."""
+    num_panels = num_rows // 8 + (num_rows >> 2 & 1) + (num_rows >> 1 & 1) + (num_rows & 1)
+    return num_panels, (num_runs + _RUNS_OF_A_TASK - 1) // _RUNS_OF_A_TASK
+
+
+@loop(**LOOP)
 def _quantize_run(values, integers, rows, target):
     """Write one run of a row to its panel; returns the scale and the scaled sum of its integers."""
     bits, pairs, largest = values.view(np.uint32), integers.view(np.int32), np.uint32(0)
@@ -127,10 +136,12 @@ def _quantize_run(values, integers, rows, target):
 
 
 @loop(**LOOP)
-def _quantize_task(x, kind, run, panel, task, q, scales, sums):
-    """Quantize some runs of a panel's rows; arguments as ``quantize_rows``."""
+def quantize_task(x, kind, run, task, q, scales, sums):
+    """Quantize some runs of a panel's rows; arguments as ``quantize_rows``, ``task`` of ``num_quantize_tasks``."""
     num_runs = scales.size // x.shape[0]
     in_features = num_runs * run
+    tasks_a_panel = _panels_and_tasks(x.shape[0], num_runs)[1]
+    panel, task = task // tasks_a_panel, task % tasks_a_panel
     row, rows = _panel(x.shape[0], panel)
     values, integers = np.empty(run, dtype=np.float32), np.empty(run, dtype=np.int16)
     pairs = q.view(np.int32)
@@ -145,32 +156,37 @@ def _quantize_task(x, kind, run, panel, task, q, scales, sums):
 
 
 @loop(**LOOP)
-def _num_tasks(x, scales):
-    """Panels, and tasks of each."""
-    num_rows = x.shape[0]
-    num_panels = num_rows // 8 + (num_rows >> 2 & 1) + (num_rows >> 1 & 1) + (num_rows & 1)
-    return num_panels, (scales.size // num_rows + _RUNS_OF_A_TASK - 1) // _RUNS_OF_A_TASK
+def num_quantize_tasks(num_rows, num_runs):
+    """Tasks of rows that have so many runs each."""
+    num_panels, tasks_a_panel = _panels_and_tasks(num_rows, num_runs)
+    return num_panels * tasks_a_panel
 
 
 @loop(**LOOP)
-def quantize_rows_here(x, kind, run, q, scales, sums):
-    """As ``quantize_rows``, in this thread alone: for what takes less time than waking another one."""
-    num_panels, num_tasks = _num_tasks(x, scales)
-    for panel in range(num_panels):
-        for task in range(num_tasks):
-            _quantize_task(x, kind, run, panel, task, q, scales, sums)
-
-
-@loop(parallel=True, **LOOP)
 def quantize_rows(x, kind, run, q, scales, sums):
-    """Integers and scales of ``activation(x)``, panel by panel.
+    """Integers and scales of ``activation(x)``, panel by panel, in this thread alone.
 
     x: (M, K) float32, or (M, 2 * K) for SwiGLU, of which the first half is the gate. kind: PLAIN, GELU or
     SWIGLU. q: (M * K,) int16. scales, sums: (M * K / run,) float32; a sum is that of a run's scaled integers.
     """
-    num_panels, num_tasks = _num_tasks(x, scales)
-    for task in numba.prange(num_panels * num_tasks):
-        _quantize_task(x, kind, run, task // num_tasks, task % num_tasks, q, scales, sums)
+    for task in range(num_quantize_tasks(x.shape[0], scales.size // x.shape[0])):
+        quantize_task(x, kind, run, task, q, scales, sums)
+
+
+@loop(**LOOP)
+def quantize_phase(board, phase, x, kind, run, q, scales, sums):
+    """``quantize_rows`` by several threads; as one task where that takes less time than sharing it."""
+    small = x.size <= SERIAL_VALUES
+    num_tasks = 1 if small else num_quantize_tasks(x.shape[0], scales.size // x.shape[0])
+    task = claim(board, phase)
+    while task < num_tasks:
+        if small:
+            quantize_rows(x, kind, run, q, scales, sums)
+        else:
+            quantize_task(x, kind, run, task, q, scales, sums)
+        finish(board, phase, num_tasks)
+        task = claim(board, phase)
+    wait_for_all(board, phase)
 
 
 @loop(**LOOP)
@@ -218,25 +234,52 @@ def _multiply_tile(tile, weights, bits, num_groups, q, x_scales, x_sums, num_row
         row += rows
 
 
-@loop(parallel=True, **LOOP)
-def multiply(weights, bits, num_groups, q, x_scales, x_sums, num_rows, run, threads, out):
-    """out[m, n] = sum_k x[m, k] * (q[n, k] - zero) * scale + bias[n].
+@loop(**LOOP)
+def multiply_phase(board, phase, weights, bits, num_groups, q, x_scales, x_sums, num_rows, run, threads, out):
+    """out[m, n] = sum_k x[m, k] * (q[n, k] - zero) * scale + bias[n], by several threads.
 
     weights: addresses of packed, scales, zeros and bias; layouts in ``integer.py``. q, x_scales, x_sums: of
     ``quantize_rows``. threads: how many will run. out: (M, N) float32, N whole tiles.
     """
-    num_tiles = out.shape[1] // TILE_ROWS
-    step = max(_TASK_BYTES // (TILE_ROWS * run * (x_scales.size // num_rows) * bits // 8 * num_rows), 1)
+    num_tiles, in_features = out.shape[1] // TILE_ROWS, run * (x_scales.size // num_rows)
+    step = max(_TASK_BYTES // (TILE_ROWS * in_features * bits // 8 * num_rows), 1)
     own = int(num_tiles * _OWN_SHARE) // threads
-    taken = np.empty(1, dtype=np.int64)
-    taken[0] = threads * own
-    for thread in numba.prange(threads):
-        start, stop = thread * own, (thread + 1) * own
-        while start < num_tiles:
-            for tile in range(start, stop):
-                _multiply_tile(tile, weights, bits, num_groups, q, x_scales, x_sums, num_rows, run, out)
-            start = fetch_add(taken.ctypes.data, step)
+    num_tasks = threads + (num_tiles - threads * own + step - 1) // step
+    task = claim(board, phase)
+    while task < num_tasks:
+        start, stop = task * own, (task + 1) * own
+        if task >= threads:
+            start = threads * own + (task - threads) * step
             stop = min(start + step, num_tiles)
+        for tile in range(start, stop):
+            _multiply_tile(tile, weights, bits, num_groups, q, x_scales, x_sums, num_rows, run, out)
+        finish(board, phase, num_tasks)
+        task = claim(board, phase)
+    wait_for_all(board, phase)
+
+
+@loop(**LOOP)
+def _linear(board, x, kind, weights, bits, num_groups, run, threads, q, x_scales, x_sums, out):
+    quantize_phase(board, 0, x, kind, run, q, x_scales, x_sums)
+    multiply_phase(board, 1, weights, bits, num_groups, q, x_scales, x_sums, x.shape[0], run, threads, out)
+
+
+@loop(**LOOP)
+def linear_here(x, kind, weights, bits, num_groups, run, in_features, out):
+    """As ``linear``, in this thread alone: for what takes less time than waking another one."""
+    num_runs = x.shape[0] * in_features // run
+    q, x_scales = np.empty(x.shape[0] * in_features, dtype=np.int16), np.empty(num_runs, dtype=np.float32)
+    _linear(new_board(2), x, kind, weights, bits, num_groups, run, 1, q, x_scales, np.empty_like(x_scales), out)
+
+
+@loop(parallel=True, **LOOP)
+def linear(x, kind, weights, bits, num_groups, run, in_features, threads, out):
+    """out = activation(x) @ weight.T + bias; arguments as of ``quantize_rows`` and ``multiply_phase``."""
+    num_runs = x.shape[0] * in_features // run
+    q, x_scales = np.empty(x.shape[0] * in_features, dtype=np.int16), np.empty(num_runs, dtype=np.float32)
+    x_sums, board = np.empty_like(x_scales), new_board(2)
+    for _ in numba.prange(threads):
+        _linear(board, x, kind, weights, bits, num_groups, run, threads, q, x_scales, x_sums, out)
 
 
 @loop(**LOOP)

@@ -58,6 +58,6 @@ def fetch_add(typing_context, address, value):
 
     def generate(context, builder, signature, arguments):
         shared = builder.inttoptr(arguments[0], _I64.as_pointer())
-        return builder.atomic_rmw("add", shared, arguments[1], "monotonic")
+        return builder.atomic_rmw("add", shared, arguments[1], "seq_cst")
 
     return types.int64(types.intp, types.int64), generate

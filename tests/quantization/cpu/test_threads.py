@@ -1,5 +1,6 @@
 """The thread count that was asked for stays."""
 
+import os
 import subprocess
 import sys
 
@@ -25,3 +26,37 @@ def test_the_first_numba_loop_leaves_torchs_threads_alone(by_torch, monkeypatch)
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
     result = subprocess.run([sys.executable, "-c", CODE.format(by_torch=by_torch)], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+TIMES = """
+import resource, time
+import torch
+from glm_int4.quantization.cpu.threads import numba_threads
+if {ours}:
+    with numba_threads():
+        pass
+torch.set_num_threads(2)
+for _ in range(40):
+    torch.ones(1 << 20).mul_(2.0)
+    time.sleep(0.005)
+usage = resource.getrusage(resource.RUSAGE_SELF)
+before = usage.ru_utime + usage.ru_stime
+for _ in range(40):
+    torch.ones(1 << 20).mul_(2.0)
+    time.sleep(0.005)
+usage = resource.getrusage(resource.RUSAGE_SELF)
+print(usage.ru_utime + usage.ru_stime - before, torch.get_num_threads())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or (os.cpu_count() or 1) < 2, reason="needs Linux and two processors")
+def test_threads_that_wait_for_work_leave_the_processor(monkeypatch):
+    """Else a busy machine's other programs are held up, and so are we."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    seconds = {}
+    for ours in (True, False):
+        command = [sys.executable, "-c", TIMES.format(ours=ours)]
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+        seconds[ours], threads = float(result.stdout.split()[0]), int(result.stdout.split()[1])
+        assert threads == 2
+    assert seconds[True] < 0.7 * seconds[False]
