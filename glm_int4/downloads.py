@@ -1,6 +1,8 @@
 """Files that people download: small JSON objects, and what failed downloads leave in a file's place."""
 
+import glob
 import json
+import os
 import reprlib
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ def found_instead(path: Path) -> str | None:
             return "a folder; put the file itself there"
         if not path.is_file():
             if path.is_symlink():
-                return "a link to nowhere; download the file itself"
+                return _broken_link(path)
             return "something that is not a regular file; put the file itself there" if path.exists() else ABSENT
         if path.with_name(path.name + ".aria2").exists():
             return "an unfinished download (.aria2 beside it); let the download finish"
@@ -51,6 +53,14 @@ def found_instead(path: Path) -> str | None:
     if start.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith((b"<!doctype", b"<!--", b"<html", b"<?xml")):
         return "a web page; download the file itself"
     return None
+
+
+def _broken_link(path: Path) -> str:
+    """What a link to a missing file is: in the hub's cache, that file may be on its way under another name."""
+    target = Path(os.path.realpath(path))
+    if any(target.parent.glob(f"{glob.escape(target.name)}*.incomplete")):
+        return "a link to an unfinished download; let it finish, or run it again: it goes on"
+    return "a link to nowhere; download the file itself"
 
 
 def read_json(path: Path, error_class: type[Exception]) -> dict[str, Any]:

@@ -112,22 +112,32 @@ def lock_folder(folder: Path) -> int | None:
     """
     if fcntl is None:
         return None
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        free = os.path.samestat(os.fstat(descriptor), os.stat(folder))
-    except (BlockingIOError, FileNotFoundError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        free = _lock(descriptor, folder)
+    except FileNotFoundError:  # it was there a moment ago: the run that wrote it has given it another name
         free = False
-    except OSError as error:
-        logger.warning("cannot lock %s (%s): let no other run write there", folder, error.strerror)
-        free = True
     if not free:
-        os.close(descriptor)
+        if descriptor is not None:
+            os.close(descriptor)
         raise OutputError(
             f"expected {folder} for this run alone, got another run that is writing it; "
             "wait until it has ended or choose another output"
         )
     return descriptor
+
+
+def _lock(descriptor: int, folder: Path) -> bool:
+    """Whether an open folder could be locked, and is still the one of its name."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        logger.warning("cannot lock %s (%s): let no other run write there", folder, error.strerror)
+        return True
+    return os.path.samestat(os.fstat(descriptor), os.stat(folder))
 
 
 def sync_folder(folder: Path) -> None:

@@ -20,6 +20,7 @@ from rich.table import Table
 import glm_int4
 from glm_int4.checkpoint.opening import CheckpointInfo
 from glm_int4.system import size_text
+from glm_int4.text.text_file import read_text
 
 GREEDY = glm_int4.SamplingParams(temperature=0)
 SPEED_TOKENS = 128
@@ -82,8 +83,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
-    text = arguments.text.read_text(encoding="utf-8")
-    questions = [json.loads(line) for line in arguments.questions.read_text(encoding="utf-8").splitlines()]
+    text = read_text(arguments.text)
+    questions = [json.loads(line) for line in read_text(arguments.questions).split("\n") if line.strip()]
     rows = []
     for model in arguments.models:
         glm = glm_int4.load(model, device="cpu", threads=arguments.threads)

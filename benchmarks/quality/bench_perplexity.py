@@ -24,6 +24,7 @@ from glm_int4.checkpoint.formats import layout
 from glm_int4.checkpoint.opening import open_checkpoint
 from glm_int4.generation.scoring import MAX_WINDOW, score_tokens
 from glm_int4.quantization.rounding import rtn
+from glm_int4.text.text_file import read_text
 
 GREEDY = glm_int4.SamplingParams(temperature=0)
 NUM_QUESTIONS = 200
@@ -55,13 +56,13 @@ def setting(request):
     model, is_mini = option("--model"), option("--model") == MINI
     calibration = option("--calibration") or (EXAMPLES / "train_sample.txt" if is_mini else None)
     questions = option("--questions") or (EXAMPLES / "heldout.jsonl" if is_mini else None)
-    lines = questions.read_text(encoding="utf-8").splitlines()[:NUM_QUESTIONS] if questions else []
+    lines = read_text(questions).rstrip("\n").split("\n")[:NUM_QUESTIONS] if questions else []
     options: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"} if is_mini else {}
     threads = torch.get_num_threads()
     if is_mini:
         torch.set_num_threads(1)
     reference = glm_int4.load(model, **options)
-    text = option("--text").read_text(encoding="utf-8")
+    text = read_text(option("--text"))
     yield {
         "model": model, "calibration": calibration, "questions": [json.loads(line) for line in lines],
         "options": options, "reference": reference, "ids": reference.tokenizer.encode(text),

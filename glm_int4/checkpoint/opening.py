@@ -12,6 +12,7 @@ import torch
 from glm_int4.checkpoint.files.folder import read_config, read_tokenizer_config
 from glm_int4.checkpoint.files.reader import FLOATING, CheckpointReader
 from glm_int4.checkpoint.files.safetensors_file import TensorSpec
+from glm_int4.checkpoint.files.steady import read_steadily
 from glm_int4.checkpoint.formats import layout, tensor_names
 from glm_int4.checkpoint.formats import official as official_format
 from glm_int4.checkpoint.formats import packed as packed_format
@@ -72,6 +73,10 @@ def open_checkpoint(folder: Path, model_version: str = "auto") -> tuple[Checkpoi
     Raises:
         ConfigError, CheckpointError: what is wrong with it, in one line.
     """
+    return read_steadily(folder, lambda: _open(folder, model_version))
+
+
+def _open(folder: Path, model_version: str) -> tuple[CheckpointReader, CheckpointInfo]:
     raw = read_config(folder)
     tokenizer_config = read_tokenizer_config(folder)
     config = parse_config(raw, model_version, tokenizer_config, folder)

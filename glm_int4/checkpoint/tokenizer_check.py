@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from glm_int4.checkpoint.files.folder import unfinished_in
 from glm_int4.downloads import shown
 from glm_int4.errors import TokenizerError
 from glm_int4.models.config import Config
@@ -13,9 +14,12 @@ def load_checked_tokenizer(folder: Path, config: Config) -> Tokenizer | None:
     """The tokenizer of a checkpoint folder, or None where it holds none.
 
     Raises:
-        TokenizerError: it cannot be read, or prompts and the model would mean different ids.
+        TokenizerError: it cannot be read, or prompts and the model would mean different ids; or it is missing in a
+            folder whose download is not finished.
     """
     if not has_tokenizer(folder):
+        if unfinished := unfinished_in(folder):
+            raise TokenizerError(f"expected a tokenizer in {folder}, got none yet{unfinished}")
         return None
     tokenizer = load_tokenizer(folder, config.version)
     for name, token_id in config.special_ids.items():

@@ -34,9 +34,9 @@ def run(
     """Chat with a model."""
     params = sampling.params()
     if prompt is not None:
-        options.check_text(prompt, "a prompt")
+        prompt = options.argument_text(prompt, "a prompt")
     if system is not None:
-        options.check_text(system, "a system text")
+        system = options.argument_text(system, "a system text")
     definitions = options.read_tools(tools) if tools is not None else None
     last = None
     if go_on:
@@ -100,10 +100,7 @@ def _talk(conversation: "Conversation", greeting: str, *, plain: bool) -> None:
     if rich:
         from glm_int4.cli.terminal.prompt import Prompt
 
-        prompt = Prompt(commands.names, commands.file_names, lambda: status_line(conversation))
-        if prompt.warning:
-            screen.note(f"(what you type is not kept for the next time: {prompt.warning})")
-        read = prompt.ask
+        read = Prompt(commands.names, commands.file_names, lambda: status_line(conversation), screen.note).ask
     keep = Autosave(conversation, screen.note).keep
     with leaving_on_signals():
         session.run(conversation, commands, screen, read, keep, forgiving=_is_typed())

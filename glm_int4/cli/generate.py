@@ -27,7 +27,7 @@ def run(
     """Answer a bare prompt, without the conversation template."""
     if (prompt is None) == (prompt_file is None):
         raise InputError("expected either --prompt or --prompt-file, got " + ("none" if prompt is None else "both"))
-    text = read_text(prompt_file) if prompt_file else options.check_text(prompt or "", "a prompt")
+    text = read_text(prompt_file) if prompt_file else options.argument_text(prompt or "", "a prompt")
     params = sampling.params()
     from glm_int4.generation.records import StreamRecord
 

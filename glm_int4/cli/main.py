@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Sequence
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, NoReturn, TextIO
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -65,9 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     if arguments is None:
         _run_in_utf8()
     words = list(sys.argv[1:] if arguments is None else arguments)
-    for stream in (sys.stdout, sys.stderr):
-        _use_utf8(stream, "backslashreplace")
-    _use_utf8(sys.stdin, "surrogateescape")  # so that other bytes become a clear error, not a decoder's
+    _use_utf8()
     if any(pair[0] in _COMPLETION and pair[1] in _SHELLS for pair in itertools.pairwise(words)):
         os.environ["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"  # the shell is named: no need to guess it
     # Numba would have colorama, where that is installed, write an escape sequence to every terminal in the end.
@@ -129,10 +127,14 @@ def _name_a_temporary_folder() -> None:
         tempfile.tempdir = "/tmp"
 
 
-def _use_utf8(stream: TextIO | None, errors: str) -> None:
-    """Read or write UTF-8 on a standard stream, whatever the locale says."""
-    if isinstance(stream, TextIOWrapper):
-        stream.reconfigure(encoding="utf-8", errors=errors)
+def _use_utf8() -> None:
+    """Read and write UTF-8 on the standard streams, whatever the locale says."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    if isinstance(sys.stdin, TextIOWrapper):
+        # Other bytes become a clear error, not a decoder's; a CR alone ends no line.
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape", newline="\n")
 
 
 def _discard_output() -> None:

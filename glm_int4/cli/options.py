@@ -15,7 +15,7 @@ import typer
 from glm_int4.errors import GLMError, InputError
 from glm_int4.text.chat.messages import is_blank
 from glm_int4.text.chat.tools import Tool, check_tools
-from glm_int4.text.text_file import read_text
+from glm_int4.text.text_file import check_encodable, conversion, marked_encoding, plain, read_text
 
 if TYPE_CHECKING:
     from glm_int4.generation.engine import Engine
@@ -168,6 +168,9 @@ def check_utf8(text: str, what: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
+        encoding = marked_encoding(text)
+        if encoding is not None:
+            raise InputError(f"expected {what} in UTF-8, got {encoding}; {conversion(encoding)}") from error
         raise InputError(f"expected {what} in UTF-8, got other bytes at character {error.start}") from error
 
 
@@ -179,11 +182,22 @@ def check_text(text: str, what: str) -> str:
     return text
 
 
+def argument_text(text: str, what: str) -> str:
+    """Return a text of the command line if it is not empty and came in as UTF-8.
+
+    Where a shell has put a file's content there, it counts as ``read_text`` would read that file; the shell has taken
+    away the last line feed.
+    """
+    return check_text(plain(text).removesuffix("\r"), what)
+
+
 def read_tools(path: Path) -> list[Tool]:
     """Read a list of tool definitions from a JSON file."""
     text = read_text(path)
     try:
-        return list(check_tools(json.loads(text)))
+        tools: list[Tool] = list(check_tools(json.loads(text)))
+        check_encodable(json.dumps(tools, ensure_ascii=False), "the tools", "write the character itself")
+        return tools
     except (ValueError, RecursionError) as error:
         raise InputError(f"expected a JSON list of tools in {path}, got something else ({error})") from error
     except InputError as error:

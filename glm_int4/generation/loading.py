@@ -7,19 +7,23 @@ from pathlib import Path
 import torch
 
 from glm_int4.checkpoint.build import ComputeSetup, build_model
-from glm_int4.checkpoint.files.folder import read_config, resolve_folder
+from glm_int4.checkpoint.files.folder import read_config, resolve_folder, unfinished_in
+from glm_int4.checkpoint.files.reader import CheckpointReader
+from glm_int4.checkpoint.files.steady import read_steadily
 from glm_int4.checkpoint.formats import layout
 from glm_int4.checkpoint.opening import CheckpointInfo, open_checkpoint
 from glm_int4.checkpoint.prefix_file import NO_PREFIX, SAFETENSORS_FILE, load_prefix
 from glm_int4.checkpoint.tokenizer_check import load_checked_tokenizer
 from glm_int4.downloads import shown
-from glm_int4.errors import InputError, check_whole_number
+from glm_int4.errors import CheckpointError, InputError, check_whole_number
 from glm_int4.generation.engine import Engine
 from glm_int4.generation.memory_plan import plan_memory
 from glm_int4.models.config import Config
+from glm_int4.models.past import Prefix
 from glm_int4.quantization.cpu.choose import choose_backend
 from glm_int4.quantization.gpu.matrix import choose_gpu_backend
 from glm_int4.system import total_bytes
+from glm_int4.text import Tokenizer
 from glm_int4.versions import UNDECIDED
 
 logger = logging.getLogger(__name__)
@@ -60,27 +64,51 @@ def load(
         torch.set_num_threads(check_threads(threads))
     place = choose_device(device)
     folder = resolve_folder(model)
-    reader, info = open_checkpoint(folder, model_version)
-    if info.version_from == UNDECIDED:
-        logger.warning("taking this for ChatGLM2: in its files there is %s", UNDECIDED)
-    check_max_length(max_length, info.config)
-    tokenizer = load_checked_tokenizer(folder, info.config)
-    setup = choose_setup(info, place, dtype, kv_bits)
-    found = None
-    beside = folder / SAFETENSORS_FILE
-    if prefix is not None:
-        if str(prefix) != NO_PREFIX:
-            found = load_prefix(prefix, info.config, place, setup.prefix_dtype)
-    elif info.has_prefix or beside.is_file():
-        source = reader if info.has_prefix else None
-        found = load_prefix(folder if source else beside, info.config, place, setup.prefix_dtype, source)
-        logger.warning("using the P-Tuning prefix of %s columns that is stored with %s", found.length, folder)
-    elif trained := read_config(folder).get("pre_seq_len"):
-        logger.warning("config.json has pre_seq_len %s: the prefix itself is loaded with --prefix", shown(trained))
+
+    def read() -> tuple[CheckpointReader, CheckpointInfo, Tokenizer | None, ComputeSetup, Prefix | None]:
+        reader, info = open_checkpoint(folder, model_version)
+        _check_finished(folder, info)
+        check_max_length(max_length, info.config)
+        tokenizer = load_checked_tokenizer(folder, info.config)
+        setup = choose_setup(info, place, dtype, kv_bits)
+        return reader, info, tokenizer, setup, _read_prefix(folder, prefix, reader, info, setup)
+
+    reader, info, tokenizer, setup, found = read_steadily(folder, read)
     memory = plan_memory(info, setup, max_length, found.length if found else 0)
     network = build_model(reader, info, setup)
     logger.info("loaded %s on %s: %s linears, %s stream", folder, place, setup.backend, setup.stream_dtype)
     return Engine(network, info, setup, tokenizer, memory.max_length, found)
+
+
+def _check_finished(folder: Path, info: CheckpointInfo) -> None:
+    """Say what the files do not tell; raise CheckpointError where a download that goes on may bring it."""
+    unfinished = unfinished_in(folder)
+    if info.version_from == UNDECIDED:
+        if unfinished:
+            raise CheckpointError(
+                f"expected files that tell ChatGLM3 from ChatGLM2 in {folder}, got none yet{unfinished}; "
+                "or say which it is with --model-version"
+            )
+        logger.warning("taking this for ChatGLM2: in its files there is %s", UNDECIDED)
+    if unfinished:
+        logger.warning("loading %s as it is now%s", folder, unfinished)
+
+
+def _read_prefix(
+    folder: Path, prefix: str | Path | None, reader: CheckpointReader, info: CheckpointInfo, setup: ComputeSetup
+) -> Prefix | None:
+    """The prefix that was asked for, or one that is stored with the model."""
+    beside = folder / SAFETENSORS_FILE
+    if prefix is not None:
+        return None if str(prefix) == NO_PREFIX else load_prefix(prefix, info.config, setup.device, setup.prefix_dtype)
+    if info.has_prefix or beside.is_file():
+        source = reader if info.has_prefix else None
+        found = load_prefix(folder if source else beside, info.config, setup.device, setup.prefix_dtype, source)
+        logger.warning("using the P-Tuning prefix of %s columns that is stored with %s", found.length, folder)
+        return found
+    if trained := read_config(folder).get("pre_seq_len"):
+        logger.warning("config.json has pre_seq_len %s: the prefix itself is loaded with --prefix", shown(trained))
+    return None
 
 
 def check_max_length(max_length: int | None, config: Config) -> None:

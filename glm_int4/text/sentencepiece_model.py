@@ -10,7 +10,7 @@ from pathlib import Path
 import sentencepiece
 
 from glm_int4.downloads import found_instead
-from glm_int4.errors import InputError, TokenizerError
+from glm_int4.errors import TokenizerError
 
 MAX_MODEL_BYTES = 64 << 20  # the official files have 2.7 MB (v1) and 1.0 MB (v2, v3)
 _ALGORITHMS = {1: "unigram", 2: "BPE", 3: "word", 4: "char"}
@@ -45,17 +45,6 @@ def load_model(model: bytes, name: str | Path) -> sentencepiece.SentencePiecePro
             f"expected a SentencePiece model in {name}, got something else; download it again"
         ) from error
     return processor
-
-
-def check_encodable(text: str) -> None:
-    """Raise InputError where a text holds half of a surrogate pair: no tokenizer has ids for that."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"expected text of whole characters, got a lone surrogate U+{ord(text[error.start]):04X} "
-            f"at position {error.start}; read the text as UTF-8"
-        ) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

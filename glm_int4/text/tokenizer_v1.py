@@ -10,7 +10,8 @@ from pathlib import Path
 
 from glm_int4.errors import TokenizerError
 from glm_int4.text.added_tokens import AddedToken, AddedTokens
-from glm_int4.text.sentencepiece_model import check_encodable, load_model, read_model, read_spec
+from glm_int4.text.sentencepiece_model import load_model, read_model, read_spec
+from glm_int4.text.text_file import check_encodable
 
 MAX_BLANK_LENGTH = 80
 OLD_NUM_IMAGE_TOKENS = 20000

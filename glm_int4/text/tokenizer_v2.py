@@ -12,7 +12,8 @@ import sentencepiece
 from glm_int4.downloads import shown
 from glm_int4.errors import TokenizerError
 from glm_int4.text.added_tokens import AddedToken, AddedTokens
-from glm_int4.text.sentencepiece_model import check_encodable, load_model, read_model, read_spec
+from glm_int4.text.sentencepiece_model import load_model, read_model, read_spec
+from glm_int4.text.text_file import check_encodable
 
 SPECIAL_PIECES = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
 ROLES = ("system", "user", "assistant", "observation")

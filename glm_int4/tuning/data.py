@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,18 @@ from glm_int4.errors import InputError
 from glm_int4.text import Tokenizer
 from glm_int4.text.chat.chat_format import chat_format
 from glm_int4.text.chat.messages import is_blank
+from glm_int4.text.text_file import check_encodable, decode_text
 from glm_int4.tuning.loss import IGNORED
+
+_CSV_LIMIT = threading.Lock()  # so that of two readers at once neither restores the other's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """Names of the columns that hold question, answer and, perhaps, the rounds before them."""
+    """Names of the columns that hold question, answer and, perhaps, the rounds before them.
+
+    A row without ``history``, or with null or nothing in it, has no rounds; at least one row has the column.
+    """
 
     prompt: str = "content"
     response: str = "summary"
@@ -62,13 +69,13 @@ def read_rows(path: str | Path, columns: Columns) -> tuple[list[Row], int]:
     if fault is not None:
         raise InputError(f"expected training data (JSON, JSON lines or CSV) in {path}, got {fault}")
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = decode_text(path.read_bytes(), path)
     except OSError as error:
         raise InputError(f"expected a readable {path}, got: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"expected UTF-8 in {path}, got other bytes at position {error.start}; convert it") from error
+    records = _records(path, text)
+    _check_columns(records, columns)
     rows, num_empty = [], 0
-    for place, record in _records(path, text):
+    for place, record in records:
         row = _row(place, record, columns)
         if is_blank(row.prompt) or is_blank(row.response):
             num_empty += 1
@@ -85,8 +92,7 @@ def _records(path: Path, text: str) -> list[tuple[str, Any]]:
     """The records of a file, each with its place for errors."""
     try:
         if path.suffix.lower() == ".csv":
-            reader = csv.DictReader(io.StringIO(text), strict=True)
-            return [(f"row {i} of {path}", record) for i, record in enumerate(reader, 1)]
+            return [(f"row {i} of {path}", record) for i, record in enumerate(_csv_records(text), 1)]
         if text.lstrip().startswith("["):
             return [(f"item {i} of {path}", record) for i, record in enumerate(json.loads(text), 1)]
         lines = [(f"line {i} of {path}", line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
@@ -101,37 +107,63 @@ def _records(path: Path, text: str) -> list[tuple[str, Any]]:
     return records
 
 
-def _row(place: str, record: Any, columns: Columns) -> Row:
-    if not isinstance(record, Mapping):
-        raise InputError(f"expected a JSON object in {place}, got {shown(record)}")
-    names = [columns.prompt, columns.response, *([columns.history] if columns.history else [])]
-    for name in names:
-        if name not in record:
-            found = ", ".join(shown(key) for key in list(record)[:8]) or "none"
-            raise InputError(
-                f"expected the column {name} in {place}, got {found}; "
-                "name yours with --prompt-column, --response-column and --history-column"
-            )
+def _csv_records(text: str) -> list[dict[str, Any]]:
+    """The records of a CSV with a header, however long their fields are."""
+    with _CSV_LIMIT:
+        limit = csv.field_size_limit(len(text) + 1)  # of the whole process
+        try:
+            return list(csv.DictReader(io.StringIO(text), strict=True))
+        finally:
+            csv.field_size_limit(limit)
+
+
+def _check_columns(records: Sequence[tuple[str, Any]], columns: Columns) -> None:
+    """Raise InputError where a record is none or lacks a column; the history may be absent, but not everywhere."""
+    with_history = any(isinstance(record, Mapping) and columns.history in record for _, record in records)
+    names = [columns.prompt, columns.response, *([columns.history] if columns.history and not with_history else [])]
+    for place, record in records:
+        if not isinstance(record, Mapping):
+            raise InputError(f"expected a JSON object in {place}, got {shown(record)}")
+        for name in names:
+            if name not in record:
+                found = ", ".join(shown(key) for key in list(record)[:8]) or "none"
+                raise InputError(
+                    f"expected the column {name} in {place}, got {found}; "
+                    "name yours with --prompt-column, --response-column and --history-column"
+                )
+
+
+def _row(place: str, record: Mapping[str, Any], columns: Columns) -> Row:
     texts = []
-    for name in names[:2]:
+    for name in (columns.prompt, columns.response):
         value = record[name]
         if value is not None and not isinstance(value, str):
             raise InputError(f"expected a text in the column {name} in {place}, got {shown(value)}")
-        texts.append(value or "")
-    return Row(texts[0], texts[1], _history(place, record[columns.history]) if columns.history else None)
+        texts.append(_whole(value or "", f"the column {name} in {place}"))
+    return Row(texts[0], texts[1], _history(place, record, columns.history) if columns.history else None)
 
 
-def _history(place: str, value: Any) -> tuple[tuple[str, str], ...]:
-    """Rounds ``[[question, answer], ...]``; in CSV they are written as JSON."""
-    if isinstance(value, str) and value.strip():
+def _history(place: str, record: Mapping[str, Any], column: str) -> tuple[tuple[str, str], ...]:
+    """Rounds ``[[question, answer], ...]``, in CSV written as JSON; none where the row lacks the column."""
+    where, value = f"the column {column} in {place}", record.get(column)
+    if isinstance(value, str):
         with contextlib.suppress(ValueError, RecursionError):  # what it is instead is named below
-            value = json.loads(value)
+            value = json.loads(value) if value.strip() else None
     rounds = value or []
     if not isinstance(rounds, list) or not all(
         isinstance(turn, list) and len(turn) == 2 and all(isinstance(text, str) for text in turn) for turn in rounds
     ):
-        raise InputError(f"expected a history [[question, answer], ...] in {place}, got {shown(value)}")
-    return tuple((question, answer) for question, answer in rounds)
+        raise InputError(f"expected a history [[question, answer], ...] in {where}, got {shown(value)}")
+    return tuple(
+        (_whole(question, f"round {i} of {where}"), _whole(answer, f"round {i} of {where}"))
+        for i, (question, answer) in enumerate(rounds, 1)
+    )
+
+
+def _whole(text: str, where: str) -> str:
+    """Return a text without half a surrogate pair, which JSON can hold and no tokenizer has ids for."""
+    check_encodable(text, where, "write the character itself or leave it out")
+    return text
 
 
 def source_ids(tokenizer: Tokenizer, row: Row, max_source_length: int, *, training: bool) -> list[int]:

@@ -12,7 +12,7 @@ from glm_int4.models.prefix_encoder import PrefixEncoder, split_prefix
 from glm_int4.tuning.answer_scores import score
 from glm_int4.tuning.arguments import PTuneSettings
 from glm_int4.tuning.data import Row, collate, make_sample, source_ids, target_ids
-from glm_int4.tuning.log import writing
+from glm_int4.tuning.log import write_text
 from glm_int4.tuning.loss import IGNORED, prefix_loss
 
 # Officially answers are sampled, up to 512 tokens with the question.
@@ -69,7 +69,6 @@ def evaluate(
         json.dumps({"labels": reference, "predict": prediction}, ensure_ascii=False)
         for reference, prediction in zip(references, predictions, strict=True)
     ]
-    with writing(output / PREDICTIONS):
-        (output / PREDICTIONS).write_text("\n".join(lines) + "\n", encoding="utf-8")
-        (output / RESULTS).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_text(output / PREDICTIONS, "\n".join(lines) + "\n")
+    write_text(output / RESULTS, json.dumps(result, indent=2) + "\n")
     return result

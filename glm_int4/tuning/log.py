@@ -20,16 +20,25 @@ class TrainingLog:
     def __init__(self, path: Path, last_step: int) -> None:
         self._path = path
         self.entries = [entry for entry in _read(path) if entry["step"] <= last_step]
-        with writing(path):
-            partial = path.with_name(path.name + ".tmp")
-            partial.write_text("".join(json.dumps(entry) + "\n" for entry in self.entries), encoding="utf-8")
-            os.replace(partial, path)
+        write_text(path, "".join(json.dumps(entry) + "\n" for entry in self.entries))
 
     def add(self, entry: dict[str, Any]) -> None:
         """Append an entry, in memory and in the file."""
         self.entries.append(entry)
         with writing(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file of a run, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    partial = path.with_name(path.name + ".tmp")
+    with writing(path):
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
 
 
 @contextmanager

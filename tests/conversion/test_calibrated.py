@@ -2,6 +2,7 @@
 
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from glm_int4.conversion.calibrated.streamed_model import Activations, StreamedM
 from glm_int4.conversion.mixed import choice
 from glm_int4.conversion.mixed.choice import spend
 from glm_int4.conversion.quantization_options import parse_size
-from glm_int4.errors import CheckpointError, InputError
+from glm_int4.errors import CheckpointError, InputError, OutputError
 from glm_int4.generation.scoring import measure
 from tests.conftest import EXAMPLES, FIXTURES, MINI, TINY
 
@@ -137,6 +138,24 @@ def test_many_activations_lie_in_a_file(tmp_path, monkeypatch, gptq, calibration
     )
     for path in sorted(gptq.glob("*.safetensors")):
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
+
+
+@pytest.mark.concurrency
+def test_a_disk_that_has_no_room_for_activations_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(streamed_model, "MAX_ACTIVATION_BYTES", 1000)
+    full = Path("/dev/full")
+    monkeypatch.setattr(streamed_model.tempfile, "TemporaryFile", lambda dir: full.open("r+b"))
+    for num_values in (500, 5000):  # fewer and more than a buffer holds
+        activations = Activations(tmp_path, 4 * num_values)
+        with pytest.raises(OutputError, match=f"for activations in {tmp_path}, got: No space left on") as caught:
+            fill(activations, num_values)
+        assert "\n" not in str(caught.value)
+
+
+def fill(activations, num_values):
+    for i in range(2):
+        activations[i] = torch.zeros(num_values)
+    return activations[0]
 
 
 def test_the_estimate_grows_with_the_text(monkeypatch):

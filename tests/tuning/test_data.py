@@ -1,6 +1,8 @@
 """Rows of every format, and the official ids and labels."""
 
+import csv
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -33,16 +35,68 @@ RECORDS = [{"content": "你好", "summary": 'a, "b"', "x": 1}, {"content": "二"
 FORMATS = {
     "list.json": json.dumps(RECORDS, ensure_ascii=False, indent=1),
     "lines.json": "\n\n".join(json.dumps(record) for record in RECORDS),
-    "bom.jsonl": "\ufeff" + "\r\n".join(json.dumps(record) for record in RECORDS),
+    "lines.jsonl": "\n".join(json.dumps(record) for record in RECORDS),
     "table.csv": 'content,x,summary\n你好,1,"a, ""b"""\n二,2,"c\nd"\n',
 }
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_format_gives_the_same_rows(tmp_path, name):
-    rows, num_empty = read_rows(write(tmp_path, name, FORMATS[name]), Columns())
-    assert rows == [Row("你好", 'a, "b"'), Row("二", "c\nd")]
-    assert num_empty == 0
+def test_every_format_gives_the_same_rows_with_and_without_bom_and_crlf(tmp_path, name):
+    for text in (FORMATS[name], FORMATS[name].replace("\n", "\r\n"), "\ufeff" + FORMATS[name]):
+        rows, num_empty = read_rows(write(tmp_path, name, text), Columns())
+        assert rows == [Row("你好", 'a, "b"'), Row("二", "c\nd")]
+        assert num_empty == 0
+
+
+def test_a_cr_alone_stays_in_a_field(tmp_path):
+    for name, text in (
+        ("a.csv", 'content,summary\r\n"a\rb","c\rd"\r\n'),
+        ("a.json", '{"content": "a\\rb", "summary": "c\\rd"}'),
+    ):
+        assert read_rows(write(tmp_path, name, text), Columns())[0] == [Row("a\rb", "c\rd")]
+
+
+def test_fields_of_any_length_are_read_from_csv_and_the_limit_of_others_stays(tmp_path):
+    limit = csv.field_size_limit()
+    long = "好" * (limit + 1)
+    rows, _ = read_rows(write(tmp_path, "a.csv", f"content,summary\nq,{long}\n"), Columns())
+    assert rows == [Row("q", long)]
+    with pytest.raises(InputError):
+        read_rows(write(tmp_path, "a.csv", f'content,summary\nq,"{long}\n'), Columns())
+    assert csv.field_size_limit() == limit
+
+
+def test_readers_at_once_restore_the_limit_of_csv(tmp_path):
+    limit = csv.field_size_limit()
+    path = write(tmp_path, "a.csv", "content,summary\n" + f"q,{'a' * (limit + 1)}\n" * 8)
+    with ThreadPoolExecutor(8) as pool:
+        assert {len(rows) for rows, _ in pool.map(lambda _: read_rows(path, Columns()), range(64))} == {8}
+    assert csv.field_size_limit() == limit
+
+
+LONE = [
+    ('{"prompt": "a\\ud800", "response": "r"}', "the column prompt in line 1 of {}"),
+    ('{"prompt": "q", "response": "r"}\n{"prompt": "q", "response": "\\udc00"}', "the column response in line 2 of {}"),
+    ('[{"prompt": "q", "response": "r", "history": [["a", "b"], ["c", "\\ud83d"]]}]',
+     "round 2 of the column history in item 1 of {}"),
+    ('prompt,response,history\nq,r,\nq,r,"[[""\\ud83d"", ""b""]]"\n', "round 1 of the column history in row 2 of {}"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "where"), LONE)
+def test_half_a_surrogate_pair_is_named_with_its_row_and_column(tmp_path, text, where):
+    path = write(tmp_path, "a.csv" if text.startswith("prompt") else "a.json", text)
+    columns = HISTORY if "history" in text else Columns(prompt="prompt", response="response")
+    with pytest.raises(InputError) as caught:
+        read_rows(path, columns)
+    message = str(caught.value)
+    assert message.startswith(f"expected whole characters in {where.format(path)}, got a lone surrogate U+D")
+    assert message.isprintable()  # one line, and no half character in it
+
+
+def test_a_surrogate_pair_in_two_escapes_is_one_character(tmp_path):
+    text = json.dumps({"content": "😀", "summary": "x"}, ensure_ascii=True)
+    assert read_rows(write(tmp_path, "a.json", text), Columns())[0] == [Row("😀", "x")]
 
 
 def test_rows_without_question_or_answer_are_left_out_and_counted(tmp_path):
@@ -60,10 +114,13 @@ def test_history_comes_as_a_list_and_in_csv_as_json(tmp_path):
     records = [
         {"prompt": "q", "response": "r", "history": [["a", "b"], ["c", "d"]]},
         {"prompt": "q", "response": "r", "history": None},
+        {"prompt": "q", "response": "r"},
+        {"prompt": "q", "response": "r", "history": ""},
+        {"prompt": "q", "response": "r", "history": []},
     ]
-    expected = [Row("q", "r", (("a", "b"), ("c", "d"))), Row("q", "r", ())]
+    expected = [Row("q", "r", (("a", "b"), ("c", "d"))), *[Row("q", "r", ())] * 4]
     assert read_rows(write(tmp_path, "a.json", json.dumps(records)), HISTORY)[0] == expected
-    text = 'prompt,response,history\nq,r,"[[""a"", ""b""], [""c"", ""d""]]"\nq,r,\n'
+    text = 'prompt,response,history\nq,r,"[[""a"", ""b""], [""c"", ""d""]]"\nq,r,\nq,r\nq,r, \nq,r,[]\n'
     assert read_rows(write(tmp_path, "a.csv", text), HISTORY)[0] == expected
 
 
@@ -80,7 +137,8 @@ def test_history_comes_as_a_list_and_in_csv_as_json(tmp_path):
         ("a.json", '{"content": "", "summary": ""}', Columns(), "got 1 empty ones"),
         ("a.csv", "content,summary\n", Columns(), "got 0 empty ones"),
         ("a.json", "", Columns(), "got an empty file"),
-        ("a.json", '{"prompt": "x", "response": "y", "history": ["a"]}', HISTORY, "expected a history"),
+        ("a.json", '{"prompt": "x", "response": "y", "history": ["a"]}', HISTORY, "expected a history .*history in"),
+        ("a.json", '{"prompt": "x", "response": "y"}', HISTORY, "expected the column history in line 1"),
         ("a.csv", "prompt,response,history\nx,y,z\n", HISTORY, "expected a history"),
     ],
 )  # fmt: skip
@@ -93,6 +151,9 @@ def test_other_bytes_and_absent_files_are_named(tmp_path):
     (tmp_path / "gbk.json").write_bytes("你好".encode("gbk"))
     with pytest.raises(InputError, match="expected UTF-8"):
         read_rows(tmp_path / "gbk.json", Columns())
+    (tmp_path / "utf16.csv").write_bytes("content,summary\na,b\n".encode("utf-16"))
+    with pytest.raises(InputError, match="got UTF-16; convert it: iconv -f UTF-16 -t UTF-8"):
+        read_rows(tmp_path / "utf16.csv", Columns())
     with pytest.raises(InputError, match="got none"):
         read_rows(tmp_path / "nowhere.json", Columns())
 

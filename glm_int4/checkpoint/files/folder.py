@@ -17,11 +17,14 @@ _HUB_WEIGHTS = ["*.safetensors", "*.bin"]
 _INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-_UNFINISHED_DOWNLOADS = ("*.incomplete", ".cache/huggingface/download/*.incomplete")
+# Beside the files, in a folder that the hub's client downloads to, and in its cache.
+_UNFINISHED_DOWNLOADS = ("*.incomplete", ".cache/huggingface/download/*.incomplete", "blobs/*.incomplete")
 _SHARD_NAME = re.compile(r"(?:model|pytorch_model)-\d{5}-of-(\d{5})\.(?:safetensors|bin)")
 _TEXT_SUFFIXES, _MOST_TEXT_BYTES = (".model", ".json", ".jinja", ".txt", ".md", ".py", ""), 64 << 20
 _MOST_SHARDS = 10_000
 _MOST_NAMED = 6
+
+_GOES_ON = "let it finish, or run it again: it goes on"
 
 # While a run writes a checkpoint, its folder bears this suffix and holds this note.
 PARTIAL_SUFFIX, PROGRESS = ".partial", "progress.json"
@@ -96,7 +99,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         return read_json(path, ConfigError)
     if _adapter_in(folder):
         raise ConfigError(f"expected a checkpoint with config.json in {folder}, got {_adapter_in(folder)}")
-    raise ConfigError(f"expected config.json in {folder}, got none; is this a checkpoint folder?")
+    raise ConfigError(
+        f"expected config.json in {folder}, got none; is this a checkpoint folder?{_download_hint(folder)}"
+    )
 
 
 def read_tokenizer_config(folder: Path) -> dict[str, Any] | None:
@@ -159,7 +164,7 @@ def _complete_set(folder: Path) -> Shards:
             faults.append((0, str(error)))
     if faults:
         raise CheckpointError(max(faults, key=lambda fault: fault[0])[1])
-    found = _adapter_in(folder) or f"none{_unfinished_in(folder)}"
+    found = _adapter_in(folder) or f"none{_download_hint(folder)}"
     raise CheckpointError(f"expected {' or '.join(_SINGLE_FILES)} (or all shards) in {folder}, got {found}")
 
 
@@ -202,7 +207,7 @@ def _fault(folder: Path, paths: list[Path], what: str) -> str | None:
         rest = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
         return (
             f"expected {what} in {folder}, got none of {', '.join(missing[:_MOST_NAMED])}{rest}; "
-            f"download the missing files{_unfinished_in(folder)}"
+            f"download the missing files{_download_hint(folder)}"
         )
     faults = ((path, found_instead(path)) for path in paths)
     return next((f"expected weights in {path}, got {fault}" for path, fault in faults if fault is not None), None)
@@ -213,6 +218,20 @@ def _adapter_in(folder: Path) -> str | None:
     return name and f"the adapter {name}; merge it into its model first (peft: merge_and_unload), then save that"
 
 
-def _unfinished_in(folder: Path) -> str:
-    found = next((path for pattern in _UNFINISHED_DOWNLOADS for path in folder.glob(pattern)), None)
-    return f" (an unfinished download lies there, {shown_name(found.name)}: run it again, it goes on)" if found else ""
+def unfinished_in(folder: Path) -> str:
+    """What to say of an unfinished download in a folder, or in the hub's cache that holds it; "" for none."""
+    places = (folder, _cache_of(folder))
+    found = next((path for place in places for name in _UNFINISHED_DOWNLOADS for path in place.glob(name)), None)
+    return f" (an unfinished download lies there, {shown_name(found.name)}: {_GOES_ON})" if found else ""
+
+
+def _download_hint(folder: Path) -> str:
+    """What an error about a missing file says of downloads."""
+    if (_cache_of(folder) / "blobs").is_dir():
+        return unfinished_in(folder) or f" (a folder of the hub's cache with an unfinished download: {_GOES_ON})"
+    return unfinished_in(folder)
+
+
+def _cache_of(folder: Path) -> Path:
+    """The folder ``models--owner--name`` of the hub's cache that holds a snapshot; any other folder itself."""
+    return folder.parent.parent if folder.parent.name == "snapshots" else folder

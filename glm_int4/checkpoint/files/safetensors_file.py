@@ -5,6 +5,7 @@ their rows are quantized, broken headers are named in one line, and a header is 
 library's ``save_file`` wants whole.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -153,7 +154,12 @@ class SafetensorsWriter:
         encoded += b" " * (-len(encoded) % 8)
         self._data_start, self.remaining_bytes = 8 + len(encoded), offset
         self._file = path.open("wb")
-        self._file.write(struct.pack("<Q", len(encoded)) + encoded)
+        try:
+            self._file.write(struct.pack("<Q", len(encoded)) + encoded)
+        except OSError:
+            with contextlib.suppress(OSError):  # what could not be written cannot be flushed either
+                self._file.close()
+            raise
 
     def write(self, name: str, tensor: Tensor, offset_bytes: int = 0) -> None:
         """Write a tensor, or a run of its rows that begins ``offset_bytes`` into it."""
@@ -164,7 +170,9 @@ class SafetensorsWriter:
 
     def close(self, sync: bool) -> None:
         """Close the file; with ``sync``, after its bytes have reached the disk."""
-        if sync:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        self._file.close()
+        try:
+            if sync:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+        finally:
+            self._file.close()

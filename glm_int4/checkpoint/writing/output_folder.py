@@ -83,11 +83,12 @@ class OutputFolder:
         self._keep, self._overwrite = resume, overwrite
         self._lock: int | None = None
         self._new_parents: list[Path] = []
-        cleared = False
+        owned = cleared = False
         try:
             self._new_parents = [p for p in (self.partial, *self.partial.parents) if not p.exists()][1:]
             self.partial.mkdir(parents=True, exist_ok=True)
             self._lock = lock_folder(self.partial)
+            owned = True
             put_back(output)
             check_output(output, overwrite=overwrite)
             progress = self._read_progress(fingerprint) if resume else None
@@ -98,7 +99,8 @@ class OutputFolder:
         except (OSError, OutputError) as error:
             if cleared and not resume:
                 self._discard()
-            self._close(remove_empty=True)
+            # The folder of another run stays, which may be empty still.
+            self._close(remove_empty=owned or isinstance(error, OSError))
             if isinstance(error, OutputError):
                 raise
             raise OutputError(
@@ -159,6 +161,8 @@ class OutputFolder:
         for folder in (self.partial, *self._new_parents) if remove_empty else ():
             try:
                 folder.rmdir()
+            except FileNotFoundError:  # which was not made
+                continue
             except OSError:  # somebody else's file is in it by now
                 break
         if self._lock is not None:

@@ -93,7 +93,10 @@ def _replace(partial: Path, output: Path) -> None:
         if not ours:
             logger.warning("no run of glm-int4 wrote what is in %s: moving it to %s", output, old)
         if exchange(partial, output):
-            os.rename(partial, old)
+            try:
+                os.rename(partial, old)
+            except OSError as error:  # the new one is in its place all the same
+                logger.warning("what was in %s is in %s now (%s)", output, partial, error.strerror)
         else:
             os.rename(output, old)
             os.rename(partial, output)

@@ -20,13 +20,21 @@ from glm_int4.cli.terminal.autosave import state_folder
 class Prompt:
     """Asks for questions and commands.
 
-    Attributes:
-        warning: why the history is not kept on disk; None if it is.
+    Args:
+        say: is told, once, that what is typed cannot be kept on disk.
     """
 
-    def __init__(self, commands: Sequence[str], file_commands: Sequence[str], toolbar: Callable[[], str]) -> None:
-        history, self.warning = open_history()
-        self._toolbar = toolbar
+    def __init__(
+        self,
+        commands: Sequence[str],
+        file_commands: Sequence[str],
+        toolbar: Callable[[], str],
+        say: Callable[[str], None],
+    ) -> None:
+        history, fault = open_history()
+        self._faults = [fault] if fault else history.faults if isinstance(history, DiskHistory) else []
+        self._toolbar, self._say, self._warned = toolbar, say, False
+        self._warn()
         self._session: PromptSession[str] = PromptSession(
             history=history,
             multiline=True,
@@ -44,12 +52,20 @@ class Prompt:
         toolbar = f" {self._toolbar()} "
         while True:
             try:
-                return self._session.prompt("> ", bottom_toolbar=toolbar)
+                text = self._session.prompt("> ", bottom_toolbar=toolbar)
+                self._warn()
+                return text
             except KeyboardInterrupt:
                 if not self._session.default_buffer.text:  # with a text begun, Ctrl-C clears it
                     return None
             except EOFError:
                 return None
+
+    def _warn(self) -> None:
+        """Say the first fault of the history, while nobody types."""
+        if self._faults and not self._warned:
+            self._warned = True
+            self._say(f"(what you type is not kept for the next time: {self._faults[0]})")
 
 
 def _key_bindings() -> KeyBindings:
@@ -93,14 +109,27 @@ class CommandCompleter(Completer):
             yield from self._paths.get_completions(Document(argument), complete_event)
 
 
-class _DiskHistory(FileHistory):
-    """A history whose file may fail: then the chat goes on, and what was typed stays in memory."""
+class DiskHistory(FileHistory):
+    """A history whose file may fail: then the chat goes on, and what was typed stays in memory.
+
+    Attributes:
+        faults: why texts could not be written.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.faults: list[str] = []
 
     def store_string(self, string: str) -> None:
-        with suppress(OSError, UnicodeError):
-            super().store_string(string)
+        """Append a text to the file."""
+        try:
+            with suppress(UnicodeError):
+                super().store_string(string)
+        except OSError as error:
+            self.faults.append(error.strerror or str(error))
 
     def load_history_strings(self) -> Iterable[str]:
+        """What was typed before, the newest first."""
         with suppress(OSError):
             yield from super().load_history_strings()
 
@@ -115,7 +144,7 @@ def open_history() -> tuple[History, str | None]:
         path.chmod(0o600)
     except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
         return InMemoryHistory(), str(getattr(error, "strerror", None) or error)
-    return _DiskHistory(str(path)), None
+    return DiskHistory(str(path)), None
 
 
 def history_path() -> Path:

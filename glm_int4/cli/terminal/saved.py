@@ -26,7 +26,9 @@ def save(conversation: Conversation, path: Path) -> None:
             _check_kind(path)
         write_whole(path.resolve(), to_bytes(conversation))
     except OSError as error:
-        raise InputError(f"expected a file that can be written, got {path}: {error.strerror}") from error
+        raise InputError(
+            f"expected a file that can be written, got {path}: {error.strerror}; choose another place"
+        ) from error
 
 
 def to_bytes(conversation: Conversation) -> bytes:

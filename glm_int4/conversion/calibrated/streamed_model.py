@@ -6,8 +6,10 @@ activations run through a layer before the next layer is read. It does not answe
 
 import tempfile
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +20,11 @@ from glm_int4.checkpoint.files.reader import CheckpointReader
 from glm_int4.checkpoint.formats import layout
 from glm_int4.checkpoint.opening import CheckpointInfo
 from glm_int4.conversion.folding import Folding
+from glm_int4.errors import OutputError
 from glm_int4.models import make_model
 from glm_int4.models.past import AttentionMask
 from glm_int4.quantization.embedding import DenseEmbedding
+from glm_int4.system import size_text
 
 # Activations beyond so many bytes lie in a file.
 MAX_ACTIVATION_BYTES = 512 << 20
@@ -125,15 +129,19 @@ class Activations:
     Args:
         folder: where the file would lie.
         num_bytes: of all tensors that will be there at once.
+    Raises:
+        OutputError: the file cannot be written, here or later.
     """
 
     def __init__(self, folder: Path, num_bytes: int) -> None:
         self._tensors: dict[int, Tensor] = {}
         self._places: dict[int, tuple[int, tuple[int, ...], torch.device]] = {}
         self._file = None
+        self._folder, self._num_bytes = folder, num_bytes
         if num_bytes > MAX_ACTIVATION_BYTES:
-            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed with this object
-            weakref.finalize(self, self._file.close)
+            with self._named():
+                self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed with this object
+            weakref.finalize(self, _close, self._file)
         self._end = 0
 
     @property
@@ -148,14 +156,31 @@ class Activations:
         if index not in self._places:
             self._places[index] = (self._end, tuple(x.shape), x.device)
             self._end += x.numel() * 4
-        self._file.seek(self._places[index][0])
-        self._file.write(x.float().cpu().contiguous().numpy().tobytes())
+        with self._named():
+            self._file.seek(self._places[index][0])
+            self._file.write(x.float().cpu().contiguous().numpy().tobytes())
 
     def __getitem__(self, index: int) -> Tensor:
         if self._file is None:
             return self._tensors[index]
         start, shape, device = self._places[index]
-        self._file.seek(start)
         data = bytearray(4 * torch.Size(shape).numel())
-        self._file.readinto(data)
+        with self._named():
+            self._file.seek(start)  # which writes what is still in the buffer
+            self._file.readinto(data)
         return torch.frombuffer(data, dtype=torch.float32).view(shape).to(device)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(
+                f"expected {size_text(self._num_bytes)} of room for activations in {self._folder}, got: "
+                f"{error.strerror or error}; free some space or choose another disk"
+            ) from error
+
+
+def _close(file: IO[bytes]) -> None:
+    with suppress(OSError):  # what could not be written cannot be flushed either
+        file.close()

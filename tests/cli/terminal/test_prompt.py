@@ -1,11 +1,15 @@
 """The history on disk and the completion of what is typed; the keys are tested in a pseudo-terminal."""
 
 import pytest
+from prompt_toolkit.application import create_app_session
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 from prompt_toolkit.history import InMemoryHistory
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
 
-from glm_int4.cli.terminal.prompt import CommandCompleter, history_path, open_history
+from glm_int4.cli.terminal.prompt import CommandCompleter, Prompt, history_path, open_history
+from tests.disk import full_disk
 
 
 def completions(text):
@@ -62,3 +66,18 @@ def test_a_history_whose_disk_fails_later_costs_nothing(monkeypatch, tmp_path):
     history_path().mkdir()
     history.append_string("hello")
     assert history.get_strings() == ["hello"]
+
+
+def test_a_history_whose_disk_fills_up_is_said_once_and_the_texts_come(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    said = []
+    with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
+        prompt = Prompt(["/save"], ["/save"], lambda: "", said.append)
+        with full_disk(monkeypatch, tmp_path, 1):
+            for text in ("one", "two"):
+                keys.send_text(f"{text}\r")
+                assert prompt.ask() == text
+        keys.send_text("three\r")
+        assert prompt.ask() == "three"
+    assert said == ["(what you type is not kept for the next time: No space left on device)"]
+    assert list(open_history()[0].load_history_strings()) == ["three"]
