@@ -1,12 +1,13 @@
 # make demo: quantize the mini model and talk to it.  make test: the tests that are not slow, in JOBS=2 processes.
-# make nightly: all tests, slow ones too, the emulator, the fuzzer for SECONDS=600 and the gate; in a virtual
+# make nightly: all tests, slow ones too, the emulator, make fuzz (half an hour) and the gate; in a virtual
 # environment of its own.  make nightly-sample: slow tests for SAMPLE=180 seconds, chosen by the commit's hash, as in CI.
 # make gpu-gate: compile all kernels for all GPUs, without one.  make gate TRITON=3.9.0: the same with another Triton.
 # make emulate: run all kernels as compiled for all GPUs, on an emulator of their PTX, without a GPU (20 minutes).
 # make sanitize: run each kernel once under compute-sanitizer, on a GPU.
 # make gpu-test, gpu-bench, gpu-tune, gpu-profile: on a GPU, with PYTHON's own torch and Triton, no network and no
 # virtual environment; each under 10 minutes; results go to OUT. With DRY=1 they run on a CPU, small, to see that they run.
-# make fuzz: mutate checkpoint files for SECONDS=600 seconds; every one must be answered in one line.
+# make fuzz: mutate checkpoints, tokenizers, tools, chat files, training data and requests, each for SECONDS=600, two at
+# a time; every fault must be answered in one line.
 # make report: rewrite the tables and plots of the documents from the committed results; make bench: measure on this CPU.
 # make history: add a few figures of this commit and machine to benchmarks/results/history.csv.
 PYTHON ?= python3
@@ -60,7 +61,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 fuzz: $(VENV)/.dev
-	$(BIN)/python -m tests.fuzz.fuzz_checkpoint --seconds $(SECONDS)
+	$(BIN)/python -m tests.fuzz.fuzzer --seconds $(SECONDS) --jobs $(JOBS)
 
 report: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.report.tables

@@ -77,7 +77,7 @@ def read_json(path: Path, error_class: type[Exception]) -> dict[str, Any]:
             raise error_class(f"expected at most {MAX_JSON_BYTES} bytes of JSON in {path}, got {size}")
         text = path.read_bytes().decode("utf-8-sig")
         value = json.loads(text, object_pairs_hook=unique_keys, parse_int=_integer)
-        _check_depth(value)
+        check_depth(value)
     except (OSError, ValueError, RecursionError, MemoryError) as error:
         reason = " ".join(str(error).split())[:120]
         raise error_class(f"expected JSON in {path}, got something else ({reason}); download it again") from error
@@ -102,7 +102,7 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
-def _check_depth(value: object) -> None:
+def check_depth(value: object) -> None:
     """Raise ValueError where lists and objects are nested deeper than any real file's."""
     level = [value]
     for _ in range(_MAX_DEPTH):

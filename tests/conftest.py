@@ -39,6 +39,7 @@ LONG = (
     "test_training.py",
     "test_killed_runs.py",
     "test_readme.py",
+    "test_corpus.py",
 )
 
 

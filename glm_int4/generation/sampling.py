@@ -8,6 +8,7 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
+from glm_int4.downloads import shown
 from glm_int4.errors import InputError, NotFiniteError
 
 # temperature, top_p and top_k of the official chat(); top_k is the implicit default beneath it.
@@ -52,16 +53,16 @@ class SamplingParams:
                 continue
             if not isinstance(value, kind) or isinstance(value, bool):
                 what = "a whole number" if kind is Integral else "a number"
-                raise InputError(f"expected {name} to be {what}{' or None' if optional else ''}, got {value!r}")
+                raise InputError(f"expected {name} to be {what}{' or None' if optional else ''}, got {shown(value)}")
             if not low <= value <= high:  # type: ignore[operator]
-                raise InputError(f"expected a {name} {range_text}, got {value}")
+                raise InputError(f"expected a {name} {range_text}, got {shown(value)}")
         if not isinstance(self.stop, str | list | tuple | None):
-            raise InputError(f"expected stop to be a text or a list of texts, got {self.stop!r}")
+            raise InputError(f"expected stop to be a text or a list of texts, got {shown(self.stop)}")
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         object.__setattr__(self, "stop", stop)  # a single text is taken as one
         for text in stop:
             if not isinstance(text, str) or not text:
-                raise InputError(f"expected a stop text that is not empty, got {stop}")
+                raise InputError(f"expected a stop text that is not empty, got {shown(stop)}")
 
 
 # Field, its type, whether it may be None, its least and greatest value, and those in words.

@@ -17,7 +17,7 @@ from glm_int4.server.settings import Settings
 from glm_int4.server.worker import PendingAnswer, Worker
 from glm_int4.text import StreamDecoder
 from glm_int4.text.chat.chat_format import chat_format
-from glm_int4.text.chat.tools import check_tools
+from glm_int4.text.chat.tools import check_tools, write_tools
 
 # A token of the official vocabularies stands for 80 characters (spaces) at most.
 _CHARACTERS_PER_TOKEN = 80
@@ -77,7 +77,8 @@ class RequestHandler:
             )
         tools = check_tools(request.tools) if request.tool_choice != "none" else []
         messages = read_messages(request.messages)
-        self._check_size(sum(len(message["content"]) for message in messages))
+        written = len(write_tools(tools)) if tools else 0
+        self._check_size(sum(len(message["content"]) for message in messages) + written)
         engine = self._engine
         return chat_format(engine.config.version).encode(engine.tokenizer, messages, tools or None), tools
 

@@ -7,12 +7,14 @@ from typing import Protocol
 class _Decoder(Protocol):
     def decode(self, ids: Iterable[int]) -> str: ...
 
+    def may_change(self, text: str) -> bool: ...
+
 
 class StreamDecoder:
     """Incremental ``decode``: the pieces add up to ``decode`` of all ids.
 
-    Byte pieces are held back until they form a character. Only ids since the last clean break are
-    decoded again, so the cost per id does not grow with the answer.
+    What later ids may still change is held back, such as byte pieces until they form a character. Only ids
+    since the last clean break are decoded again, so the cost per id does not grow with the answer.
     """
 
     def __init__(self, tokenizer: _Decoder) -> None:
@@ -25,7 +27,7 @@ class StreamDecoder:
         """Take the next id; return the text that it completes, perhaps none."""
         self._ids.append(token_id)
         text = self._tokenizer.decode(self._ids)
-        if text.endswith("\ufffd"):
+        if self._tokenizer.may_change(text):
             return ""
         piece = text[len(self._read) :]
         recent = self._ids[self._num_read :]

@@ -60,5 +60,8 @@ class Tokenizer(Protocol):
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; special ones are left out."""
 
+    def may_change(self, text: str) -> bool:
+        """Whether ids that follow may change the end of a text that ``decode`` gave: it ends in half a character."""
+
     def encode_prompt(self, text: str) -> list[int]:
         """Ids of a text as a prompt, special ones added."""

@@ -19,6 +19,7 @@ _CONTROL, _USER_DEFINED, _BYTE = 3, 4, 6  # piece types of the SentencePiece for
 
 CONTROL_PIECES = ("[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>")
 SPACE_PIECES = ("<|tab|>", *(f"<|blank_{i}|>" for i in range(2, MAX_BLANK_LENGTH + 1)))
+_SPACE_BEGINNINGS = {piece[:end] for piece in ("<n>", *SPACE_PIECES) for end in range(1, len(piece))}
 _BLANKS = re.compile(f" {{2,{MAX_BLANK_LENGTH}}}")
 _BLANK_PIECE = re.compile(r"<\|blank_([2-9]|[1-7]\d|80)\|>")
 
@@ -124,6 +125,13 @@ class ChatGLMTokenizer:
         text = self._sp.decode([i - offset for i in ids if 0 <= i - offset < size])
         text = text.replace("<n>", "\n").replace("<|tab|>", "\t")
         return _BLANK_PIECE.sub(lambda match: " " * int(match[1]), text)
+
+    def may_change(self, text: str) -> bool:
+        """Whether ids that follow may change the end of a text that ``decode`` gave.
+
+        The name of a piece for white space may also come letter by letter.
+        """
+        return text.endswith("\ufffd") or text[max(text.rfind("<"), 0) :] in _SPACE_BEGINNINGS
 
     def encode_prompt(self, text: str) -> list[int]:
         """Return the ids of ``text`` as a context to answer: text, [gMASK], <sop>."""

@@ -119,6 +119,10 @@ class ChatGLM2Tokenizer:
     def _decode_pieces(self, ids: list[int]) -> str:
         return self._sp.decode([i for i in ids if 0 <= i < self._base and i not in self._silent])
 
+    def may_change(self, text: str) -> bool:
+        """Whether ids that follow may change the end of a text that ``decode`` gave."""
+        return text.endswith("\ufffd")
+
     def encode_prompt(self, text: str) -> list[int]:
         """Return the ids of ``text`` as a context to go on from: [gMASK], sop, text."""
         return [self.gmask_id, self.sop_id, *self.encode(text)]

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from glm_int4.conversion.calibrated.sequences import read_calibration
-from glm_int4.models.config import parse_config
+from glm_int4.models.config_file import parse_config
 from glm_int4.text import load_tokenizer
 from tests.cli.test_commands import glm, refused, text
 from tests.conftest import EXAMPLES

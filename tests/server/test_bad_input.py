@@ -117,6 +117,21 @@ def test_tools_that_are_no_definitions_are_refused(v3_server):
     assert "expected JSON as arguments" in check_error(v3_server.post(json={"messages": messages}), 400)["message"]
 
 
+def test_tools_that_cannot_fit_are_refused_before_they_are_encoded(v3_server, monkeypatch):
+    encoded = []
+    encode = v3_server.server.engine.tokenizer.encode
+    monkeypatch.setattr(
+        v3_server.server.engine.tokenizer, "encode", lambda text: (encoded.append(len(text)), encode(text))[1]
+    )
+    nested = [1] * 50_000
+    for _ in range(20):
+        nested = [nested]
+    tool = {"name": "x", "parameters": {"type": "object", "properties": {"a": {"enum": nested}}}}
+    error = check_error(v3_server.post(json=GOOD | {"tools": [tool]}), 400)
+    assert error["code"] == "context_length_exceeded"
+    assert sum(encoded) < 1000
+
+
 def test_a_body_of_10_megabytes_is_too_large(mini_server):
     body = b'{"messages": [{"role": "user", "content": "' + b"a" * 10_000_000 + b'"}]}'
     check_error(mini_server.post(content=body, headers={"Content-Type": "application/json"}), 413)

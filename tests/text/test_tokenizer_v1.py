@@ -182,3 +182,12 @@ def test_a_broken_tokenizer_config_is_named(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text('{"num_image_tokens": -3}')
     with pytest.raises(TokenizerError, match="num_image_tokens"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["<n>", "a<|tab|>b", "<|blank_12|><|blank_2", "<<n>", "<|blank_81|>"])
+def test_streamed_pieces_add_up_where_white_space_is_spelled_out(mini_tokenizer, text):
+    """A model may give the name of such a piece letter by letter."""
+    sp = mini_tokenizer._sp
+    ids = [sp.piece_to_id(f"<0x{ord(character):02X}>") for character in text]
+    decoder = StreamDecoder(mini_tokenizer)
+    assert "".join([decoder.push(token) for token in ids] + [decoder.finish()]) == mini_tokenizer.decode(ids)

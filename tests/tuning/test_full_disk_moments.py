@@ -11,7 +11,7 @@ import glm_int4
 from glm_int4.checkpoint.files.folder import read_config
 from glm_int4.checkpoint.prefix_file import read_prefix_encoder
 from glm_int4.errors import OutputError
-from glm_int4.models.config import parse_config
+from glm_int4.models.config_file import parse_config
 from tests.disk import full_disk
 
 pytestmark = pytest.mark.concurrency

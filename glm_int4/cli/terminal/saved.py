@@ -7,6 +7,7 @@ from typing import Any
 
 from glm_int4.cli.options import check_text, check_utf8
 from glm_int4.cli.terminal.conversation import Conversation, Message
+from glm_int4.downloads import shown, shown_name
 from glm_int4.errors import InputError
 from glm_int4.generation.sampling import SamplingParams
 from glm_int4.system import write_whole
@@ -69,7 +70,8 @@ def load(conversation: Conversation, path: Path) -> str:
     conversation.resume(messages)
     conversation.system = system
     conversation.sampling, conversation.max_new_tokens = sampling, max_new_tokens
-    return str(content.get("model"))
+    model = content.get("model")
+    return shown_name(model) if isinstance(model, str) else shown(model)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -88,7 +90,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"expected a conversation written by /save, got other JSON in {path}")
     if content.get("version") != _VERSION:
         raise InputError(
-            f"expected version {_VERSION} of a saved conversation, got {content.get('version')!r} in {path}; "
+            f"expected version {_VERSION} of a saved conversation, got {shown(content.get('version'))} in {path}; "
             "read it with the release that wrote it"
         )
     return content
@@ -112,20 +114,21 @@ def _checked_messages(messages: Any) -> list[Message]:
         raise InputError(f"expected a list of messages, got {type(messages).__name__}")
     for i, message in enumerate(messages):
         if not isinstance(message, dict) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
-            raise InputError(f"expected role and content, both texts, in message {i}, got {json.dumps(message)[:60]}")
+            raise InputError(f"expected role and content, both texts, in message {i}, got {shown(message)}")
         check_utf8(message["content"], f"message {i}")
         if not isinstance(message.get("metadata", ""), str):
-            raise InputError(f"expected a text as metadata in message {i}, got {json.dumps(message)[:60]}")
+            raise InputError(f"expected a text as metadata in message {i}, got {shown(message)}")
     return [{key: message[key] for key in ("role", "content", "metadata") if key in message} for message in messages]
 
 
 def _checked_settings(settings: Any) -> tuple[SamplingParams, int | None]:
     known = {field.name for field in fields(SamplingParams)} | {"max_new_tokens"}
     if not isinstance(settings, dict) or not known.issuperset(settings):
-        strange = ", ".join(sorted(set(settings) - known)) if isinstance(settings, dict) else type(settings).__name__
-        raise InputError(f"expected settings of {', '.join(sorted(known))}, got {strange}")
+        strange = [shown_name(name) for name in settings if name not in known] if isinstance(settings, dict) else []
+        strange = strange[:1] or [type(settings).__name__]
+        raise InputError(f"expected settings of {', '.join(sorted(known))}, got {strange[0]}")
     settings = dict(settings)
     max_new_tokens = settings.pop("max_new_tokens", None)
     if max_new_tokens is not None and (type(max_new_tokens) is not int or max_new_tokens < 1):
-        raise InputError(f"expected max_new_tokens of 1 or more, got {max_new_tokens!r}")
+        raise InputError(f"expected max_new_tokens of 1 or more, got {shown(max_new_tokens)}")
     return SamplingParams(**settings), max_new_tokens

@@ -103,6 +103,10 @@ class ReplyDecoder:
                 messages[-1].append(token)
         return ASSISTANT.join(map(self._tokenizer.decode, messages))
 
+    def may_change(self, text: str) -> bool:
+        """As of a tokenizer."""
+        return self._tokenizer.may_change(text)
+
 
 def split_reply(text: str, names: Collection[str] = ()) -> list[tuple[str, str]]:
     """Metadata and content of every message of an answer.

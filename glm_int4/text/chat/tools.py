@@ -4,8 +4,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from glm_int4.downloads import shown
+from glm_int4.downloads import check_depth, shown
 from glm_int4.errors import InputError
+from glm_int4.text.tokenizer_v2 import ROLE_PIECES
 
 Tool = Mapping[str, Any]
 
@@ -29,6 +30,10 @@ def check_tools(tools: Sequence[Tool] | None) -> list[dict[str, Any]]:
         return []
     if not isinstance(tools, Sequence) or isinstance(tools, str):
         raise InputError(f"expected a list of tools, got {shown(tools)}")
+    try:
+        check_depth(tools)  # they are written with an indentation, which grows as the square of the depth
+    except ValueError as error:
+        raise InputError(f"expected tools that a model can read, got {error}") from error
     checked: list[dict[str, Any]] = []
     for index, tool in enumerate(tools):
         definition = _unwrapped(tool, f"tool {index}")
@@ -70,6 +75,8 @@ def _checked_name(definition: Tool, where: str) -> str:
     name = definition.get("name")
     if not isinstance(name, str) or not name.strip() or name != name.strip() or "\n" in name:
         raise InputError(f"expected {where} to have a name of one line, got {shown(name)}")
+    if any(piece in name for piece in ROLE_PIECES):  # an answer is cut there, so the call could never be read
+        raise InputError(f"expected {where} to have a name without a role of the model's, got {shown(name)}")
     if name == INTERPRETER:
         raise InputError(
             f"expected {where} to have another name than {INTERPRETER!r}, which means the code interpreter"

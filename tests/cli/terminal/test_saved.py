@@ -83,7 +83,14 @@ def test_an_interrupted_save_leaves_the_old_file(said, file, monkeypatch):
         ({"messages": [{"role": "assistant", "content": "a"}]}, "user and assistant in turn"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "in UTF-8"),
         ({"settings": {"speed": 3}}, "got speed"),
+        ({"settings": {"a\nb": 3}}, r"got 'a\\nb'"),
+        ({"settings": {"x" * 5000: 3}}, "got 'xxx"),
         ({"settings": None}, "got NoneType"),
+        ({"settings": {"temperature": "x" * 5000}}, "expected temperature to be a number"),
+        ({"settings": {"stop": ["x" * 5000, ""]}}, "expected a stop text that is not empty"),
+        ({"settings": {"stop": {"x" * 5000: 1}}}, "expected stop to be a text or a list"),
+        ({"settings": {"max_new_tokens": "x" * 5000}}, "max_new_tokens of 1 or more"),
+        ({"version": "x" * 5000}, "expected version 1"),
         ({"settings": {"temperature": "hot"}}, "expected temperature to be a number"),
         ({"settings": {"temperature": float("nan")}}, "got nan"),
         ({"settings": {"max_new_tokens": 0}}, "max_new_tokens of 1 or more"),
@@ -95,7 +102,15 @@ def test_what_cannot_be_believed_changes_nothing(said, file, changes, fault):
     with pytest.raises(InputError, match=fault) as error:
         saved.load(said, edited(file, **changes))
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 1000
     assert (said.messages, said.system, said.sampling, said.max_new_tokens) == before
+
+
+@pytest.mark.parametrize("model", ["a\nb", "x" * 5000, ["x" * 5000], None])
+def test_the_name_of_the_last_model_is_a_short_line_whatever_the_file_says(said, file, model):
+    name = saved.load(said, edited(file, model=model))
+    assert "\n" not in name
+    assert len(name) <= 120
 
 
 @pytest.mark.parametrize("content", [b"", b"not json", b"\xff\xfe", b"[" * 100_000, b"[]"])

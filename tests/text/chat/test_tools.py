@@ -41,6 +41,7 @@ def test_parameters_keep_their_order():
         ([{"type": "function", "function": None}], "tool 0 to be an object"),
         ([{}], "tool 0 to have a name of one line, got None"),
         ([TRACK | {"name": "a\nb"}], "name of one line"),
+        ([TRACK | {"name": "a<|assistant|>"}], r"a name without a role of the model's, got 'a<\|assistant\|>'"),
         ([TRACK | {"name": "interpreter"}], "another name than 'interpreter'"),
         ([TRACK, TRACK], "different names, got 'track' twice"),
         ([TRACK | {"description": 3}], "description of tool 'track' to be a text, got 3"),
@@ -56,6 +57,15 @@ def test_parameters_keep_their_order():
 def test_faulty_definitions_are_named(tools, message):
     with pytest.raises(InputError, match=message):
         check_tools(tools)
+
+
+def test_tools_nested_deeper_than_any_real_ones_are_refused():
+    """Written out, with an indentation, a few kilobytes of them are hundreds of megabytes."""
+    deep = {}
+    for _ in range(40):
+        deep = {"a": deep}
+    with pytest.raises(InputError, match="expected tools that a model can read, got lists or objects nested deeper"):
+        check_tools([parameters(properties={"n": deep})])
 
 
 @pytest.mark.parametrize("value", [{1, 2}, float("nan")])
