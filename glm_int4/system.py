@@ -46,15 +46,76 @@ def free_bytes(device: "torch.device") -> int | None:
         import torch
 
         return torch.cuda.mem_get_info(device)[0]
-    return _kilobytes_of("/proc/meminfo", "MemAvailable:")
+    return available_bytes()
+
+
+def available_bytes() -> int | None:
+    """Main memory that is free for more, in a container at most what is left of its limit; None where none says."""
+    limit = container_memory()
+    found = [_kilobytes_of("/proc/meminfo", "MemAvailable:"), limit[1] if limit else None]
+    return min((size for size in found if size is not None), default=None)
 
 
 def total_bytes() -> int:
-    """Memory of this machine; 16 GiB where the system does not say (Windows)."""
+    """Memory of this machine, or of its container; 16 GiB where the system does not say (Windows)."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
-        return 16 << 30
+        machine = 16 << 30
+    limit = container_memory()
+    return min(machine, limit[0]) if limit else machine
+
+
+def container_memory(root: Path = Path("/")) -> tuple[int, int] | None:
+    """The limit of this process's control groups and what is left of it, in bytes; None without a limit.
+
+    Files that are cached count as free, as in MemAvailable: the system takes that memory back.
+    """
+    found = []
+    for folder, names in _memory_groups(root):
+        limit, used = _number_in(folder / names[0]), _number_in(folder / names[1])
+        if limit is None or used is None or limit >= 1 << 60:  # what version 1 says for no limit
+            continue
+        found.append((limit, max(limit - max(used - _cached_bytes(folder), 0), 0)))
+    return (min(limit for limit, _ in found), min(left for _, left in found)) if found else None
+
+
+def _memory_groups(root: Path) -> Iterator[tuple[Path, tuple[str, str]]]:
+    """The folders of this process's control groups (Linux), innermost first, and the files of limit and use."""
+    try:
+        lines = (root / "proc" / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeError):
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2) if line.count(":") >= 2 else ("", "none", "")
+        mounted = root / "sys" / "fs" / "cgroup"
+        names = ("memory.max", "memory.current")
+        if controllers:
+            if "memory" not in controllers.split(","):
+                continue
+            mounted, names = mounted / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        folder = mounted / path.lstrip("/")  # which is not there in a container that sees its own groups alone
+        for each in (folder, *folder.parents):
+            if each.is_relative_to(mounted):
+                yield each, names
+
+
+def _cached_bytes(folder: Path) -> int:
+    """Files in memory that a control group is charged for, with those of the groups in it."""
+    try:
+        rows = [line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines()]
+        sizes = {row[0]: int(row[1]) for row in rows}
+    except (OSError, ValueError, IndexError):
+        return 0
+    prefix = "total_" if "total_inactive_file" in sizes else ""  # version 1 counts the group alone without it
+    return sizes.get(f"{prefix}inactive_file", 0) + sizes.get(f"{prefix}active_file", 0)
+
+
+def _number_in(path: Path) -> int | None:
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):  # "max"
+        return None
 
 
 def peak_bytes(device: "torch.device | None" = None) -> int:
@@ -148,6 +209,24 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def write_fault(folder: Path, *, make: bool = True) -> str | None:
+    """Why a folder cannot be written to; None where it can.
+
+    Args:
+        make: the folder where there is none; otherwise the nearest one above it is asked.
+    """
+    try:
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
+            folder = next(each for each in (folder, *folder.absolute().parents) if os.path.lexists(each))
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"\0" * 4096)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
 
 
 def user_cache_folder() -> Path | None:

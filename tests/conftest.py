@@ -32,6 +32,7 @@ LONG = (
     "test_emulator.py",
     "test_interpreter.py",
     "test_commands.py",
+    "test_doctor.py",
     "test_chat_terminal.py",
     "test_versions.py",
     "test_ptune.py",

@@ -19,6 +19,7 @@ GENERATION = {*CHECKPOINT, "glm_int4.generation"}
 CONVERSION = {*CHECKPOINT, "glm_int4.version", "glm_int4.conversion"}
 MEASURING = {*GENERATION, *CONVERSION, "glm_int4.measuring"}
 TUNING = {*GENERATION, "glm_int4.tuning"}
+DIAGNOSIS = {*GENERATION, "glm_int4.version", "glm_int4.diagnosis"}
 SERVER = {*GENERATION, "glm_int4.version", "glm_int4.server"}
 ALLOWED = {
     "triton_kernels": LOW,
@@ -34,9 +35,10 @@ ALLOWED = {
     "glm_int4/conversion": CONVERSION,
     "glm_int4/measuring": MEASURING,
     "glm_int4/tuning": TUNING,
+    "glm_int4/diagnosis": DIAGNOSIS,
     "glm_int4/server": SERVER,
     "glm_int4/hf": {*GENERATION, "glm_int4.hf"},
-    "glm_int4/cli": {*TUNING, *MEASURING, *SERVER, "glm_int4.cli"},
+    "glm_int4/cli": {*TUNING, *MEASURING, *DIAGNOSIS, *SERVER, "glm_int4.cli"},
 }
 PRINTING_ROOMS = ("glm_int4/cli", "glm_int4/server")
 

@@ -31,6 +31,7 @@ _EXAMPLES = {
         "glm-int4 bench chatglm-6b --bits 4 --device cpu --threads 2 --json",
         "glm-int4 bench chatglm-6b-int4 --batch 1 --context 128",
     ),
+    "doctor": ("glm-int4 doctor", "glm-int4 doctor --json"),
     "info": ("glm-int4 info chatglm-6b-int4", "glm-int4 info zai-org/chatglm-6b --json"),
 }
 

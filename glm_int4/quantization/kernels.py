@@ -9,6 +9,7 @@ from types import ModuleType
 import torch
 
 import triton_kernels
+from glm_int4.quantization.gpu.kernel_cache import prepare_kernel_cache
 
 if getattr(triton_kernels, "PROJECT", None) != "glm-int4":
     raise ImportError(
@@ -42,9 +43,11 @@ def decode_kernels(device: torch.device) -> ModuleType:
     cause = obstacle(device)
     if cause is not None:
         raise RuntimeError(cause)
+    prepare_kernel_cache()
     return import_module("triton_kernels.decode")
 
 
 def launch_search() -> ModuleType:
     """The module that measures launches; needs Triton."""
+    prepare_kernel_cache()
     return import_module("triton_kernels.launch_search")

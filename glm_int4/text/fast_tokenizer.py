@@ -13,15 +13,16 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-import sentencepiece
+from typing import TYPE_CHECKING, Any
 
 from glm_int4.downloads import shown
 from glm_int4.errors import InputError, TokenizerError
 from glm_int4.text.added_tokens import AddedToken
 from glm_int4.text.sentencepiece_model import load_model, read_model, read_spec, user_defined_pieces
 from glm_int4.text.tokenizer_v2 import CONTROL_PIECES, ChatGLM2Tokenizer, special_pieces
+
+if TYPE_CHECKING:
+    import sentencepiece
 
 _SPACE = "\u2581"  # SentencePiece's mark for a space
 
@@ -99,7 +100,7 @@ def _check_settings(model: bytes, name: str | Path) -> None:
         raise TokenizerError(f"expected {name} without user-defined pieces, got {shown(pieces[0])}")
 
 
-def _merges(sp: sentencepiece.SentencePieceProcessor) -> Iterator[tuple[str, str]]:
+def _merges(sp: "sentencepiece.SentencePieceProcessor") -> Iterator[tuple[str, str]]:
     """Yield every pair of pieces that make a piece, best first.
 
     SentencePiece merges the neighbours whose union has the best score, the leftmost of equals. Equals

@@ -6,11 +6,13 @@ Both tokenizer classes stand on this; neither vocabulary nor special pieces are 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import sentencepiece
+from typing import TYPE_CHECKING
 
 from glm_int4.downloads import found_instead
 from glm_int4.errors import TokenizerError
+
+if TYPE_CHECKING:
+    import sentencepiece
 
 MAX_MODEL_BYTES = 64 << 20  # the official files have 2.7 MB (v1) and 1.0 MB (v2, v3)
 _ALGORITHMS = {1: "unigram", 2: "BPE", 3: "word", 4: "char"}
@@ -30,8 +32,10 @@ def read_model(path: Path) -> bytes:
         raise TokenizerError(f"expected a readable {path}, got: {error.strerror}") from error
 
 
-def load_model(model: bytes, name: str | Path) -> sentencepiece.SentencePieceProcessor:
+def load_model(model: bytes, name: str | Path) -> "sentencepiece.SentencePieceProcessor":
     """Return a processor for a serialized model; ``name`` is what an error calls it."""
+    import sentencepiece  # here, so that the command line starts without it
+
     processor = sentencepiece.SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(model)

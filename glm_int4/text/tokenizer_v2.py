@@ -6,14 +6,16 @@ in a fixed order, and v3 has four more, one a role.
 
 from collections.abc import Collection, Iterable
 from pathlib import Path
-
-import sentencepiece
+from typing import TYPE_CHECKING
 
 from glm_int4.downloads import shown
 from glm_int4.errors import TokenizerError
 from glm_int4.text.added_tokens import AddedToken, AddedTokens
 from glm_int4.text.sentencepiece_model import load_model, read_model, read_spec
 from glm_int4.text.text_file import check_encodable
+
+if TYPE_CHECKING:
+    import sentencepiece
 
 SPECIAL_PIECES = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
 ROLES = ("system", "user", "assistant", "observation")
@@ -128,7 +130,7 @@ class ChatGLM2Tokenizer:
         return [self.gmask_id, self.sop_id, *self.encode(text)]
 
 
-def _check_kind(sp: sentencepiece.SentencePieceProcessor, model: bytes, name: str | Path) -> None:
+def _check_kind(sp: "sentencepiece.SentencePieceProcessor", model: bytes, name: str | Path) -> None:
     """Raise TokenizerError for a SentencePiece model of another family."""
     spec = read_spec(model)
     if spec.algorithm != "BPE" or not spec.byte_fallback:

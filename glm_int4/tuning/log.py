@@ -71,12 +71,22 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def has_matplotlib() -> bool:
-    """Whether the loss can be drawn; where it cannot, the log says what to install."""
+    """Whether the loss can be drawn; where it cannot, one line of the log says why and what to do."""
+    its_log = logging.getLogger("matplotlib")
+    level = its_log.level
+    its_log.setLevel(logging.ERROR)  # where it finds no folder, ours is the one line
     try:
-        import matplotlib  # noqa: F401
+        import matplotlib.figure  # noqa: F401  # with its fonts, which need a folder too
     except ImportError:
         logger.warning("no loss.png: matplotlib is not installed (%s)", INSTALL)
         return False
+    except OSError as error:
+        cause = error.__cause__ or error
+        reason = getattr(cause, "strerror", None) or str(cause)
+        logger.warning("no loss.png: matplotlib has no folder to write to (%s); set MPLCONFIGDIR to one", reason)
+        return False
+    finally:
+        its_log.setLevel(level)
     return True
 
 

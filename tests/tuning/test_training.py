@@ -13,6 +13,7 @@ import glm_int4
 from glm_int4.errors import CheckpointError, GLMError, InputError, OutputError
 from glm_int4.tuning import checkpoints, training
 from tests.conftest import FIXTURES, MINI
+from tests.read_only import in_read_only_system
 from tests.tolerances import HALF_PRECISION_LOSS
 
 FEW = {"pre_seq_len": 4, "gradient_accumulation_steps": 2, "max_steps": 4, "save_steps": 2, "logging_steps": 1}
@@ -297,6 +298,19 @@ def test_what_is_not_installed_is_named(ptune, train_file, tmp_path, monkeypatch
     ptune()
     assert "no loss.png: matplotlib is not installed" in caplog.text
     assert not (tmp_path / "out" / "loss.png").exists()
+
+
+def test_a_plot_without_a_folder_for_matplotlib_is_left_out_in_one_line():
+    """Not even a temporary folder can be made there."""
+    program = (
+        "import logging; logging.basicConfig(); from glm_int4.tuning.log import has_matplotlib as has; print(has())"
+    )
+    pytest.importorskip("matplotlib")
+    result = in_read_only_system([sys.executable, "-c", program], env={"MPLCONFIGDIR": "/nonexistent/matplotlib"})
+    assert (result.returncode, result.stdout) == (0, "False\n"), result.stderr
+    (line,) = result.stderr.splitlines()
+    assert "no loss.png: matplotlib has no folder to write to" in line
+    assert line.endswith("set MPLCONFIGDIR to one")
 
 
 def test_an_unquantized_model_is_trained_too(ptune):

@@ -1,6 +1,8 @@
 """Finding a checkpoint: a local folder or a hub id, its config and its weight files."""
 
+import errno
 import logging
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 
 from glm_int4.downloads import ABSENT, found_instead, read_json, shown, shown_name
 from glm_int4.errors import CheckpointError, ConfigError, InputError, TokenizerError
+from glm_int4.system import write_fault
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +26,8 @@ _SHARD_NAME = re.compile(r"(?:model|pytorch_model)-\d{5}-of-(\d{5})\.(?:safetens
 _TEXT_SUFFIXES, _MOST_TEXT_BYTES = (".model", ".json", ".jinja", ".txt", ".md", ".py", ""), 64 << 20
 _MOST_SHARDS = 10_000
 _MOST_NAMED = 6
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 _GOES_ON = "let it finish, or run it again: it goes on"
 
@@ -55,8 +60,13 @@ def resolve_folder(model: str | Path, **hub_options: Any) -> Path:
         raise InputError(f"expected a checkpoint folder, got the file {path}; give the folder that holds it")
     if not _HUB_ID.fullmatch(str(model)):
         raise InputError(f"expected a checkpoint folder or a hub id (owner/name), got {model}: there is no such folder")
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
+    cache = Path(hub_options.get("cache_dir") or constants.HF_HUB_CACHE)
+    # What is there already can be used from a folder that cannot be written.
+    known = os.path.isdir(cache / f"models--{str(model).replace('/', '--')}")
+    if not known and (fault := write_fault(cache, make=False)):
+        raise _no_room(model, f"{cache}: {fault}")
     try:
         folder = Path(snapshot_download(str(model), allow_patterns=_HUB_SMALL_FILES, **hub_options))
         # Some repositories hold the weights twice: take one format.
@@ -64,11 +74,32 @@ def resolve_folder(model: str | Path, **hub_options: Any) -> Path:
         weights = indexed[:1] or _HUB_WEIGHTS
         return Path(snapshot_download(str(model), allow_patterns=[*_HUB_SMALL_FILES, *weights], **hub_options))
     except Exception as error:  # the hub client raises errors of several libraries
+        if fault := _unwritable(error):
+            raise _no_room(model, fault) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"expected a checkpoint folder or a hub id, got {model}: there is no such folder, "
             f"and the download failed ({reason}); check the name and the network, or pass a local folder"
         ) from error
+
+
+def _no_room(model: str | Path, fault: str) -> InputError:
+    return InputError(
+        f"expected a folder that can be written, to download {model} to, got {fault}; "
+        "set HF_HOME to one, or pass a local folder"
+    )
+
+
+def _unwritable(error: BaseException | None) -> str | None:
+    """The file that could not be written, and why, where that is behind an error; None for any other error."""
+    while error is not None:
+        # Sockets can fail with some of these numbers too, but name no file.
+        if isinstance(error, OSError) and error.errno in _NOT_WRITABLE and error.filename is not None:
+            return f"{error.filename}: {error.strerror}"
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            return f"the hub's cache: {error.strerror}"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _snapshot_in(folder: Path) -> Path | None:

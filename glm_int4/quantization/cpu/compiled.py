@@ -11,7 +11,6 @@ import logging
 import os
 import pickle
 import sys
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -22,11 +21,13 @@ from numba.core.caching import FunctionCache
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
-from glm_int4.system import own_temporary_folder, user_cache_folder, write_whole
+from glm_int4.system import own_temporary_folder, user_cache_folder, write_fault, write_whole
 
 logger = logging.getLogger(__name__)
 
 _PACKAGE = Path(__file__).parents[2]
+
+_fault = functools.cache(write_fault)
 
 
 def loop(**options: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -76,18 +77,6 @@ def writable_folder() -> Path | None:
         "set NUMBA_CACHE_DIR to a folder that can be written",
         "; ".join(f"{folder}: {fault}" for folder, fault in faults.items()),
     )
-    return None
-
-
-@functools.cache
-def _fault(folder: Path) -> str | None:
-    """Why a folder cannot be written to; None where it can."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"\0" * 4096)
-    except OSError as error:
-        return error.strerror or str(error)
     return None
 
 

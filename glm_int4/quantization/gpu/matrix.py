@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from glm_int4.quantization import kernels
 from glm_int4.quantization.gpu import launch_table
+from glm_int4.quantization.gpu.kernel_cache import prepare_kernel_cache
 from glm_int4.quantization.kernels import obstacle, packing, reference
 from glm_int4.quantization.scheme import QuantizationScheme, QuantizedWeight
 
@@ -28,6 +29,7 @@ def choose_gpu_backend(device: torch.device) -> str:
         logger.warning("GPU backend: reference (dequantize + cuBLAS), because %s", cause)
         return "reference"
     launch_table.adopt(device)
+    prepare_kernel_cache()
     for bits in (4, 8):
         scheme = QuantizationScheme(bits=bits, group_size=128, symmetric=False)
         packed = torch.zeros(128, 128 * bits // 8, dtype=torch.uint8)

@@ -2,8 +2,6 @@
 
 import errno
 import os
-import shutil
-import subprocess
 import sys
 
 import numpy as np
@@ -11,9 +9,8 @@ import pytest
 
 from glm_int4 import system
 from glm_int4.quantization.cpu import compiled
-from tests.conftest import EXAMPLES
+from tests.read_only import in_read_only_system
 
-ROOT = EXAMPLES.parent
 NOWHERE = "/dev/null/cache"  # no folder can be made there, whoever asks
 
 
@@ -156,23 +153,6 @@ def test_cache_folder_of_a_user_without_a_home(monkeypatch):
 
     monkeypatch.setattr(system.Path, "home", fail)
     assert system.user_cache_folder() is None
-
-
-def in_read_only_system(command, *packages):
-    """Run a command where / cannot be written to and there is no home."""
-    if shutil.which("unshare") is None or os.geteuid() != 0:
-        pytest.skip("needs root and unshare, to make / read-only")
-    script = 'mount --make-rprivate / && mount -o remount,bind,ro / && ! touch "$0" 2> /dev/null && exec "$@"'
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("XDG", "NUMBA"))}
-    result = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script, str(ROOT / "README.md"), *map(str, command)],
-        env=inherited | {"HOME": "/nonexistent", "PYTHONPATH": os.pathsep.join(map(str, (*packages, ROOT)))},
-        capture_output=True,
-        text=True,
-    )
-    if "mount:" in result.stderr or "unshare:" in result.stderr:
-        pytest.skip(f"no mount namespace here: {result.stderr}")
-    return result
 
 
 @pytest.mark.parametrize("command", ["generate", "chat"])
