@@ -66,6 +66,7 @@ fuzz: $(VENV)/.dev
 report: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.report.tables
 	$(BIN)/python -m benchmarks.report.plots
+	$(BIN)/python -m tests.hf.cases
 
 bench: $(VENV)/.dev
 	mkdir -p build

@@ -10,7 +10,7 @@ Official checkpoints and ours, all versions, without remote code. The weights ar
 and stay packed; transformers does the generating. Nothing else in the package imports transformers.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from glm_int4.hf.configuration import ChatGLMConfig
 from glm_int4.hf.modeling import ChatGLMForCausalLM
@@ -29,6 +29,6 @@ class _NoConfig(ChatGLMConfig):
 
 
 AutoConfig.register(ChatGLMConfig.model_type, ChatGLMConfig, exist_ok=True)
-for _auto_class in (AutoModelForCausalLM, AutoModel):
+for _auto_class in (AutoModelForCausalLM, AutoModel, AutoModelForSeq2SeqLM):  # official: the last, too
     _auto_class.register(ChatGLMConfig, ChatGLMForCausalLM, exist_ok=True)
 AutoTokenizer.register(_NoConfig, tokenizer_class=ChatGLMTokenizer, exist_ok=True)

@@ -40,6 +40,39 @@ class TransformersCache:
         return (keys, values) if self._prefix is None else self._prefix.join(layer_id, keys, values)
 
 
+class NoCache:
+    """Nothing before the new tokens but perhaps a prefix, and layers that are computed twice in training."""
+
+    recompute = True
+
+    def __init__(self, prefix: Prefix | None) -> None:
+        self._prefix = prefix
+
+    def join(self, layer_id: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, Hkv, T, D) behind those of the prefix."""
+        return (k, v) if self._prefix is None else self._prefix.join(layer_id, k, v)
+
+
+def note_positions(cache: Cache, positions: Tensor) -> None:
+    """Note in a cache at which positions (B, P, T) its last tokens stand, for ``next_positions``."""
+    cache.glm_int4_last = (int(cache.get_seq_length()), positions[:, :, -1:])  # type: ignore[attr-defined]
+
+
+def next_positions(cache: Cache | None, token_ids: Tensor, length: int) -> Tensor | None:
+    """Positions (B, 2, T) of version 1's tokens behind a cache, where ``note_positions`` has noted what they follow.
+
+    None where they cannot be told: the context is not over yet, or the rows are not at the same positions, and may
+    have changed places.
+    """
+    noted_length, last = getattr(cache, "glm_int4_last", (0, None))
+    if last is None or noted_length != length or len(last) != len(token_ids):
+        return None
+    if bool((last != last[:1]).any()) or last.shape[1] != 2 or int(last[0, 1, 0]) < 1:
+        return None
+    steps = torch.arange(1, token_ids.shape[1] + 1, device=last.device)
+    return torch.stack((last[:, 0].expand(-1, len(steps)), last[:, 1] + steps), dim=1)
+
+
 def get_positions(model: Model, token_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Positions of whole rows, as the model counts them.
 

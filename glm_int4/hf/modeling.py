@@ -4,23 +4,22 @@ The engine's loader reads the weights and keeps them packed. The engine's own wa
 (``generation/``) are faster and are not used here.
 """
 
-import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import Cache, DynamicCache, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from glm_int4.checkpoint.files.folder import resolve_folder
 from glm_int4.errors import InputError
-from glm_int4.generation.engine import Engine
-from glm_int4.generation.loading import load
 from glm_int4.hf.configuration import ChatGLMConfig
-from glm_int4.hf.inputs import TransformersCache, get_positions, make_mask
-
-logger = logging.getLogger(__name__)
+from glm_int4.hf.conversing import Conversing
+from glm_int4.hf.inputs import NoCache, TransformersCache, get_positions, make_mask, next_positions, note_positions
+from glm_int4.hf.loaded_model import LoadedModel
+from glm_int4.hf.sources import adapter_in, device_type, generation_config, load_engine
+from glm_int4.models.past import Prefix
 
 # Where to find the files on the hub; a local folder needs none of them.
 _HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
@@ -28,7 +27,6 @@ _HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_dow
 _IGNORED = {
     "_from_auto",
     "_from_pipeline",
-    "adapter_kwargs",
     "attn_implementation",
     "code_revision",
     "low_cpu_mem_usage",
@@ -42,29 +40,12 @@ _IGNORED = {
 }
 
 
-class ChatGLMForCausalLM(PreTrainedModel, GenerationMixin):
-    """A loaded model of any version; made by ``from_pretrained``.
-
-    Attributes:
-        engine: what it was loaded as.
-        glm: the network, whose quantized matrices are buffers.
-    """
+class ChatGLMForCausalLM(Conversing, LoadedModel, GenerationMixin):
+    """A loaded model of any version; made by ``from_pretrained``."""
 
     config_class = ChatGLMConfig
     main_input_name = "input_ids"
     _supports_sdpa = True
-    _source: dict[str, Any]
-
-    def __init__(self, config: ChatGLMConfig, engine: Engine | None = None) -> None:
-        if engine is None:
-            raise InputError("expected a checkpoint, got a configuration alone; use from_pretrained")
-        super().__init__(config)
-        self._use(engine)
-
-    def _use(self, engine: Engine) -> None:
-        self.engine, self.glm = engine, engine.model
-        self.is_quantized = any(engine.info.schemes.values())
-        self.eval()
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -89,14 +70,17 @@ class ChatGLMForCausalLM(PreTrainedModel, GenerationMixin):
             dtype: None, "auto" or, on CUDA, float16 for the device's fast path; otherwise what everything
                 computes in on plain torch, without packed operations. Packed weights stay packed.
             prefix, model_version, threads: as in ``glm_int4.load``.
+            adapter_name, adapter_kwargs: of an adapter that lies in the folder (kwargs).
             kwargs: options of the hub client; what else transformers passes to models has no effect.
         Raises:
             InputError: an option that this loader does not know; as ``glm_int4.load``.
         """
         hub = {key: kwargs.pop(key) for key in _HUB_OPTIONS if kwargs.get(key) is not None}
+        adapter_kwargs = dict(kwargs.pop("adapter_kwargs", None) or {})
+        adapter_name = kwargs.pop("adapter_name", "default")
         for key in [key for key, value in kwargs.items() if key in _IGNORED or not value]:
             del kwargs[key]
-        generation_config = kwargs.pop("generation_config", None)
+        generation = kwargs.pop("generation_config", None)
         if kwargs:
             raise InputError(f"expected options that this loader knows, got {', '.join(sorted(kwargs))}; leave them")
         folder = resolve_folder(pretrained_model_name_or_path, **hub)
@@ -106,10 +90,12 @@ class ChatGLMForCausalLM(PreTrainedModel, GenerationMixin):
             "prefix": prefix,
         }
         source |= {"model_version": model_version, "threads": threads}
-        engine = _load(_device_type(device_map), **source)
+        engine = load_engine(device_type(device_map), **source)
         model = cls(config or ChatGLMConfig.from_pretrained(folder), engine)
         model._source, model.name_or_path = source, str(pretrained_model_name_or_path)
-        model.generation_config = generation_config or _generation_config(folder, engine)
+        model.generation_config = generation or generation_config(folder, engine)
+        if adapter := adapter_in(pretrained_model_name_or_path, adapter_kwargs):
+            model.load_adapter(str(adapter), adapter_name=adapter_name, adapter_kwargs=adapter_kwargs)
         info = {key: set[str]() for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")}
         return (model, info) if output_loading_info else model
 
@@ -143,24 +129,31 @@ class ChatGLMForCausalLM(PreTrainedModel, GenerationMixin):
             InputError: inputs that this model does not take.
         """
         token_ids, real = self._check_inputs(input_ids, attention_mask, output_attentions, kwargs)
-        use_cache = getattr(self.config, "use_cache", True) if use_cache is None else use_cache
-        if past_key_values is None and use_cache:
+        if use_cache is None:
+            use_cache = getattr(self.config, "use_cache", True) and not self.training
+        if past_key_values is None and use_cache and not self._recomputes:
             past_key_values = DynamicCache(config=self.config)
-        prefix, setup = self.engine.prefix, self.engine.setup
-        past = prefix if past_key_values is None else TransformersCache(past_key_values, prefix, setup.prefix_dtype)
+        past = self._past(past_key_values)
         length = past.length if isinstance(past, TransformersCache) else 0
+        prefix, setup = self._engine.prefix, self._engine.setup
         mask = make_mask(self.glm, token_ids, real, length, prefix.length if prefix else 0, setup.stream_dtype)
         if position_ids is None:
-            position_ids = self._positions(token_ids, real, length)
+            position_ids = self._positions(token_ids, real, length, past_key_values)
         position_ids = position_ids.to(self.device)
         positions = position_ids if position_ids.dim() == 3 else position_ids[:, None]
+        positions = positions.expand(len(token_ids), -1, -1)
         hidden_states: list[Tensor] | None = [] if output_hidden_states else None
-        x = self.glm.last_hidden_state(token_ids, positions.expand(len(token_ids), -1, -1), mask, past, hidden_states)
+        x = self.glm.last_hidden_state(token_ids, positions, mask, past, hidden_states)
+        if past_key_values is not None and not self.glm.config.is_causal:
+            note_positions(past_key_values, positions)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.glm.head(x[:, kept])
-        loss = None
-        if labels is not None:
-            loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten().to(x.device))
+        logits = self.get_output_embeddings()(x[:, kept]).float()
+        loss = None if labels is None else _loss(logits, labels, kwargs.get("num_items_in_batch"))
+        if loss is not None and self.training and torch.is_grad_enabled() and not loss.requires_grad:
+            raise InputError(
+                "expected something to train, got frozen weights alone; add an adapter (peft.get_peft_model), or set "
+                "model.requires_grad_(True) on an unquantized model"
+            )
         output = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -168,6 +161,20 @@ class ChatGLMForCausalLM(PreTrainedModel, GenerationMixin):
             hidden_states=None if hidden_states is None else tuple(hidden_states),
         )
         return output.to_tuple() if return_dict is False else output
+
+    @property
+    def _recomputes(self) -> bool:
+        """Whether a backward pass computes a layer's activations anew."""
+        return self.gradient_checkpointing and self.training
+
+    def _past(self, cache: Cache | None) -> Prefix | NoCache | TransformersCache | None:
+        """What layers find before the new tokens."""
+        prefix = self._engine.prefix
+        if cache is not None and self._recomputes:
+            raise InputError("expected no past_key_values with gradient checkpointing, got some; pass use_cache=False")
+        if self._recomputes:
+            return NoCache(prefix)
+        return prefix if cache is None else TransformersCache(cache, prefix, self._engine.setup.prefix_dtype)
 
     def prepare_inputs_for_generation(  # type: ignore[override]
         self,
@@ -208,90 +215,20 @@ class ChatGLMForCausalLM(PreTrainedModel, GenerationMixin):
             )
         return input_ids.to(self.device), attention_mask.to(self.device).bool()
 
-    def _positions(self, token_ids: Tensor, real: Tensor | None, length: int) -> Tensor:
+    def _positions(self, token_ids: Tensor, real: Tensor | None, length: int, cache: Cache | None) -> Tensor:
         """Positions (B, P, T) of new tokens."""
-        if length and not self.engine.config.is_causal:
-            raise InputError("expected position_ids for tokens behind a cache, got none; pass them, or use generate")
+        if length and not self.glm.config.is_causal:
+            found = next_positions(cache, token_ids, length) if real is None or bool(real[:, -1].all()) else None
+            if found is None:
+                raise InputError("expected position_ids for tokens behind a cache, got none; pass them or use generate")
+            return found
         if real is None:
             real = torch.ones(len(token_ids), length + token_ids.shape[1], dtype=torch.bool, device=token_ids.device)
         return get_positions(self.glm, token_ids, real)[:, :, length:]
 
-    # --- what transformers calls on every model, and means something else for packed weights ----------
 
-    def to(self, *args: Any, **kwargs: Any) -> "ChatGLMForCausalLM":  # type: ignore[override]
-        """Move to another device: the weights are loaded anew, in that device's layout. No other dtype."""
-        device, dtype = torch._C._nn._parse_to(*args, **kwargs)[:2]
-        if dtype is not None and dtype != self.engine.setup.dense_dtype:
-            raise InputError(f"expected no dtype, got {dtype}; pass dtype to from_pretrained, weights stay packed")
-        if device is not None and device.type != self.device.type:
-            logger.info("loading the weights anew for %s", device)
-            self._use(_load(device.type, **self._source))
-        return self
-
-    def cuda(self, *args: Any, **kwargs: Any) -> "ChatGLMForCausalLM":  # type: ignore[override]
-        """As ``to("cuda")``."""
-        return self.to("cuda")
-
-    def cpu(self) -> "ChatGLMForCausalLM":
-        """As ``to("cpu")``."""
-        return self.to("cpu")
-
-    def half(self, *args: Any) -> "ChatGLMForCausalLM":
-        """As ``to(torch.float16)``."""
-        return self.to(torch.float16)
-
-    def float(self, *args: Any) -> "ChatGLMForCausalLM":
-        """As ``to(torch.float32)``."""
-        return self.to(torch.float32)
-
-    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing to do: version 1's head is its embedding from the beginning."""
-
-    def get_input_embeddings(self) -> torch.nn.Module:
-        """The embedding matrix."""
-        return next(module for name, module in self.named_modules() if name.endswith("word_embeddings"))
-
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Refused: the folder that was read is the checkpoint.
-
-        Raises:
-            InputError: always.
-        """
-        raise InputError(
-            "expected to read a checkpoint, got save_pretrained; copy the folder, or use glm-int4 quantize"
-        )
-
-
-def _load(device: str, dtype: Any, **source: Any) -> Engine:
-    """Load a checkpoint for a device, with ``dtype`` as transformers means it."""
-    return load(device=device, dtype=_compute_dtype(dtype, device), **source)
-
-
-def _device_type(device_map: Any) -> str:
-    """The device that transformers' ``device_map`` means: "auto", "cuda" or "cpu"."""
-    if isinstance(device_map, dict):
-        if set(device_map) != {""}:
-            raise InputError(f"expected the whole model on one device, got {device_map!r:.80}; pass device_map='cuda'")
-        device_map = device_map[""]
-    if device_map in (None, "auto", "balanced", "balanced_low_0", "sequential"):
-        return "auto"
-    device = torch.device(device_map)
-    if device.index:
-        raise InputError(f"expected the first CUDA device, got {device}; choose another with CUDA_VISIBLE_DEVICES")
-    return device.type
-
-
-def _compute_dtype(dtype: torch.dtype | str | None, device: str) -> torch.dtype | None:
-    """``load``'s dtype; None for the fast path."""
-    if isinstance(dtype, str) and dtype != "auto":
-        dtype = getattr(torch, dtype, None) or dtype
-    on_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    return None if dtype == "auto" or (dtype == torch.float16 and on_cuda) else dtype  # type: ignore[return-value]
-
-
-def _generation_config(folder: Path, engine: Engine) -> GenerationConfig:
-    """The folder's, with the ids that end an answer of this version; greedy where it does not say."""
-    found = (folder / "generation_config.json").is_file()
-    config = GenerationConfig.from_pretrained(folder) if found else GenerationConfig()
-    config.eos_token_id, config.pad_token_id = list(engine.stop_ids), engine.config.pad_token_id
-    return config
+def _loss(logits: Tensor, labels: Tensor, num_items: Any) -> Tensor:
+    """Cross-entropy of logits (B, T, V) for the labels (B, T) that follow; a mean, or a sum over ``num_items``."""
+    rows, targets = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten().to(logits.device)
+    loss = torch.nn.functional.cross_entropy(rows, targets, reduction="mean" if num_items is None else "sum")
+    return loss if num_items is None else loss / num_items

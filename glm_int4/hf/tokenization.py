@@ -13,7 +13,9 @@ from transformers import PreTrainedTokenizer
 from transformers.utils.chat_template_utils import get_json_schema
 
 from glm_int4.errors import InputError, TokenizerError
+from glm_int4.hf.official_prompts import OfficialPrompts
 from glm_int4.text import Tokenizer, chat_format, load_tokenizer
+from glm_int4.text.added_tokens import OFFICIAL, AddedToken, AddedTokens
 from glm_int4.text.chat.messages import Message
 from glm_int4.text.tokenizer_loading import V1_FILE, V2_FILE
 from glm_int4.text.tokenizer_v2 import special_pieces
@@ -30,7 +32,7 @@ _V1_SPECIAL = {
 _V2_SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>", "unk_token": "<unk>"}
 
 
-class ChatGLMTokenizer(PreTrainedTokenizer):
+class ChatGLMTokenizer(OfficialPrompts, PreTrainedTokenizer):
     """Tokenizer of every version.
 
     Args:
@@ -60,44 +62,70 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
                 f"expected {V1_FILE} or {V2_FILE} beside the weights, got none; copy it from the official repository"
             )
         self._file, self.text_first = Path(file), bool(add_bos_token)
-        self._inner: Tokenizer = load_tokenizer(self._file.parent, model_version)
-        pieces = ((index, self._inner.id_to_piece(index)) for index in range(self._inner.vocab_size))
+        self.inner: Tokenizer = load_tokenizer(self._file.parent, model_version)
+        pieces = ((index, self.inner.id_to_piece(index)) for index in range(self.inner.vocab_size))
         self._ids = {piece: index for index, piece in pieces if piece}
-        v1 = self._inner.version == "1"
+        v1 = self.inner.version == "1"
         special = _V1_SPECIAL if v1 else _V2_SPECIAL
-        extra = () if v1 else special_pieces(self._inner.version)
+        extra = () if v1 else special_pieces(self.inner.version)
         kept = {key: value for key, value in kwargs.items() if not key.endswith(("_token", "special_tokens"))}
         kept["split_special_tokens"] = kwargs.get("split_special_tokens", True)
-        kept["model_version"] = self._inner.version  # saved, since versions 2 and 3 share their file
+        kept["model_version"] = self.inner.version  # saved, since versions 2 and 3 share their file
         kept["add_bos_token"] = self.text_first
+        self._is_complete = False  # until the special tokens have been named, which are no new ones
         super().__init__(**kept, **special, extra_special_tokens=list(extra))
+        self._is_complete = True
 
     @property
     def version(self) -> str:
         """Of the model: "1", "2" or "3"."""
-        return self._inner.version
+        return self.inner.version
 
     @property
     def vocab_size(self) -> int:
         """Number of ids that stand for something; the model has more rows."""
-        return self._inner.vocab_size
+        return self.inner.vocab_size
 
     def get_vocab(self) -> dict[str, int]:
         """Ids by piece."""
         return dict(self._ids)
 
+    def _add_tokens(self, new_tokens: Sequence[Any], special_tokens: bool = False) -> int:
+        """Take tokens in as fine-tuning does: each is one id, behind those that are there.
+
+        Raises:
+            InputError: an official special token of another version.
+        """
+        if not self._is_complete:
+            return super()._add_tokens(list(new_tokens), special_tokens=special_tokens)
+        taken = list(self.inner.added.tokens)
+        first = self.inner.vocab_size
+        for token in new_tokens:
+            text = str(token)
+            if text in self._ids or not text:
+                continue
+            if text in OFFICIAL:
+                raise InputError(f"expected a token of your own, got {text!r}, which another version has; take another")
+            self._ids[text] = first + len(taken) - len(self.inner.added.tokens)
+            sides = (getattr(token, side, False) for side in ("lstrip", "rstrip"))
+            taken.append(AddedToken(text, self._ids[text], *sides))
+        num_new = len(taken) - len(self.inner.added.tokens)
+        self.inner.added = AddedTokens(taken)
+        super()._add_tokens(list(new_tokens), special_tokens=special_tokens)
+        return num_new
+
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
-        return [self._inner.id_to_piece(index) for index in self._inner.encode(text)]
+        return [self.inner.id_to_piece(index) for index in self.inner.encode(text)]
 
     def _convert_token_to_id(self, token: str) -> int:
         return self._ids.get(token, self._ids["<unk>"])
 
     def _convert_id_to_token(self, index: int) -> str:
-        return self._inner.id_to_piece(index)
+        return self.inner.id_to_piece(index)
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Text of pieces."""
-        return self._inner.decode(self._convert_token_to_id(token) for token in tokens)
+        return self.inner.decode(self._convert_token_to_id(token) for token in tokens)
 
     def _decode(
         self,
@@ -111,9 +139,12 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         A special id alone has its name in every version: programs ask so for the text that ends an answer.
         """
         ids = [token_ids] if isinstance(token_ids, int) else [int(index) for index in token_ids]
+        if skip_special_tokens and self.inner.added.tokens:
+            special = set(self.all_special_ids)
+            ids = [index for index in ids if index not in special]
         if skip_special_tokens or (self.version != "3" and len(ids) != 1):
-            return self._inner.decode(ids)
-        return self._spell(ids, self._inner.encode("a"))
+            return self.inner.decode(ids)
+        return self._spell(ids, self.inner.encode("a"))
 
     def _spell(self, ids: list[int], lead: list[int]) -> str:
         """Text of ids with the special ones spelled out.
@@ -121,15 +152,15 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         A run of text loses the space that SentencePiece puts in front of it, unless ``lead``, the ids of a
         character, stands there while it is decoded.
         """
-        special, first = set(self.all_special_ids), len(self._inner.decode(lead))
+        special, first = set(self.all_special_ids), len(self.inner.decode(lead))
         text, run = "", list[int]()
         for index in ids:
             if index in special:
-                text += self._inner.decode([*(lead if text else ()), *run])[first if text else 0 :] if run else ""
-                text, run = text + self._inner.id_to_piece(index), []
+                text += self.inner.decode([*(lead if text else ()), *run])[first if text else 0 :] if run else ""
+                text, run = text + self.inner.id_to_piece(index), []
             else:
                 run.append(index)
-        return text + self._inner.decode([*(lead if text else ()), *run])[first if text else 0 :]
+        return text + self.inner.decode([*(lead if text else ()), *run])[first if text else 0 :]
 
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
@@ -138,7 +169,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
 
         Nothing is added to ids that are a prompt already, as those of ``apply_chat_template``'s text are.
         """
-        inner = self._inner
+        inner = self.inner
         if inner.sop_id in token_ids_0:
             ids = list(token_ids_0)
         elif self.text_first:
@@ -216,11 +247,11 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         chat = chat_format(self.version)
         last = messages[-1] if messages else {}
         if not isinstance(last, Mapping) or last.get("role") != "assistant":
-            return chat.encode(self._inner, messages, tools or None)
+            return chat.encode(self.inner, messages, tools or None)
         answer = f"{last.get('metadata') or ''}\n" if self.version == "3" else ""
-        ids = chat.encode(self._inner, messages[:-1], tools or None)
-        ids += self._inner.encode(answer) + self._inner.encode(str(last.get("content", "")))
-        return ids if continued else [*ids, self._inner.eos_id]
+        ids = chat.encode(self.inner, messages[:-1], tools or None)
+        ids += self.inner.encode(answer) + self.inner.encode(str(last.get("content", "")))
+        return ids if continued else [*ids, self.inner.eos_id]
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Copy the tokenizer's file."""

@@ -1,6 +1,7 @@
 """Layers on the "integer" backend: one new token runs through all of them in one compiled call."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ class FusedLayers:
 
     @torch.no_grad()
     def __init__(self, layers: Iterable[Layer], config: Config) -> None:
+        self._made_of = (layers, config)
         matrices = [[_matrix(linear) for linear in layer.parts.linears] for layer in layers]
         self._bytes_of_a_layer = sum(matrix.packed.nbytes for matrix in matrices[0] if matrix is not None)
         self._kept = matrices  # the table below holds addresses alone
@@ -33,6 +35,10 @@ class FusedLayers:
         assert first[0] is not None
         assert first[2] is not None
         self._widths = (first[0].out_features, first[2].out_features)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies of a model have other addresses."""
+        return FusedLayers, self._made_of
 
     @staticmethod
     def fit(layers: Iterable[Layer]) -> bool:

@@ -63,5 +63,6 @@ def by_chunks(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
 
 def run_twice(layer: Layer, x: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, past: Past) -> Tensor:
     """Run a layer so that a backward pass computes it once more."""
-    out: Tensor = checkpoint(layer, x, rotary, mask, past, use_reentrant=False, preserve_rng_state=False)
+    same = layer.training  # an adapter in a layer may have a dropout, which has to strike the same values twice
+    out: Tensor = checkpoint(layer, x, rotary, mask, past, use_reentrant=False, preserve_rng_state=same)
     return out

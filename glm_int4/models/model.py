@@ -12,7 +12,7 @@ from glm_int4.models.config import Config
 from glm_int4.models.cpu_step import FusedLayers
 from glm_int4.models.kv_cache import KVCache, RunningRows
 from glm_int4.models.layer import Layer, run_twice
-from glm_int4.models.past import AttentionMask, Past, Prefix
+from glm_int4.models.past import AttentionMask, Past
 from glm_int4.quantization.embedding import DenseEmbedding, QuantizedEmbedding
 
 
@@ -108,7 +108,7 @@ class Model(nn.Module, ABC):
         if token_ids.shape[1] == 1 and hidden_states is None and (fused := self._fused(x, mask, past)):
             x = fused.decode(x, rotary, mask, past)  # type: ignore[arg-type]
         else:
-            twice = isinstance(past, Prefix) and past.recompute and torch.is_grad_enabled()
+            twice = getattr(past, "recompute", False) and torch.is_grad_enabled()
             for layer in self.layers:
                 if hidden_states is not None:
                     hidden_states.append(x)

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from glm_int4.quantization.cpu.integer import IntegerMatrix
 from glm_int4.quantization.gpu.matrix import TritonMatrix
+from glm_int4.quantization.linear import QuantizedLinear
 
 
 def linear_of_activation(linear: nn.Module, x: Tensor, activation: str) -> Tensor:
     """``linear(activation(x))`` of x (..., K), or (..., 2 * K) for "swiglu"."""
-    matrix = getattr(linear, "matrix", None)
+    matrix = linear.matrix if isinstance(linear, QuantizedLinear) else None  # not one with an adapter around it
     if isinstance(matrix, IntegerMatrix) and not (torch.is_grad_enabled() and x.requires_grad):
         return matrix.multiply(x, activation)
     out: Tensor = linear(_activate(x, activation))
@@ -22,7 +23,7 @@ def linear_of_activation(linear: nn.Module, x: Tensor, activation: str) -> Tenso
 
 def activation_of_linear(linear: nn.Module, x: Tensor, activation: str) -> Tensor:
     """``activation(linear(x))`` of x (..., K): (..., N), or (..., N // 2) for "swiglu"."""
-    matrix = getattr(linear, "matrix", None)
+    matrix = linear.matrix if isinstance(linear, QuantizedLinear) else None
     if isinstance(matrix, TritonMatrix):
         return matrix(x, activation=activation)
     return _activate(linear(x), activation)

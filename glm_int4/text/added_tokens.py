@@ -14,7 +14,7 @@ from glm_int4.errors import TokenizerError
 _BY_TEXT, _BY_ID, _IN_FAST = "added_tokens.json", "tokenizer_config.json", "tokenizer.json"
 _MOST_CHARACTERS = 1000
 # Special tokens of all versions: they stay plain text where somebody types them.
-_OFFICIAL = {
+OFFICIAL = {
     *("[MASK]", "[gMASK]", "[sMASK]", "<unk>", "<pad>", "<s>", "</s>", "sop", "eop", "<sop>", "<eop>"),
     *("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>", "<|endoftext|>"),
     *("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>"),
@@ -39,6 +39,7 @@ class AddedTokens:
     """
 
     def __init__(self, tokens: Collection[AddedToken] = ()) -> None:
+        self.tokens = tuple(tokens)
         self.ids = {token.content: token.id for token in tokens}
         self.contents = {token.id: token.content for token in tokens}
         longest_first = sorted(tokens, key=lambda token: -len(token.content))
@@ -84,7 +85,7 @@ def read_added_tokens(folder: Path) -> list[AddedToken]:
                 f"{path.name} and {shown(texts.get(token.id, token.content))} as {earlier.id} elsewhere"
             )
         found[token.content], texts[token.id] = token, token.content
-    return [token for token in found.values() if token.content not in _OFFICIAL]
+    return [token for token in found.values() if token.content not in OFFICIAL]
 
 
 def _listed(folder: Path) -> Iterator[tuple[Path, AddedToken]]:

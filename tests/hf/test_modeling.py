@@ -142,13 +142,18 @@ def test_a_move_to_where_it_is_changes_nothing_and_another_dtype_is_refused(pack
             change()
 
 
-def test_another_device_loads_the_weights_anew(packed, monkeypatch):
-    calls = []
-    monkeypatch.setattr("glm_int4.hf.modeling.load", lambda **options: calls.append(options) or packed[1])
-    model = packed[0]
+def test_another_device_loads_the_weights_anew_and_keeps_what_was_trained(mini_int4, monkeypatch):
+    model, engine, calls = AutoModelForCausalLM.from_pretrained(mini_int4), glm_int4.load(mini_int4, device="cpu"), []
+    monkeypatch.setattr("glm_int4.hf.sources.load", lambda **options: calls.append(options) or engine)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    norm = model.transformer.final_layernorm.weight
+    with torch.no_grad():
+        norm.mul_(2)
     model.to("cuda")
     assert [(call["device"], call["dtype"]) for call in calls] == [("cuda", None)]
-    assert model.glm is packed[1].model
+    assert model.glm is engine.model
+    assert model.transformer.final_layernorm.weight is not norm
+    assert torch.equal(engine.model.transformer.final_layernorm.weight, norm)
 
 
 @pytest.mark.parametrize(
@@ -188,8 +193,27 @@ def test_version_1_reads_its_context_in_one_piece(tiny_models):
         model(ids[:, 4:5], past_key_values=cache)
 
 
-def test_there_is_no_model_without_weights_and_none_is_saved(tiny_models, tmp_path):
+def test_version_1_counts_on_behind_a_cache_whose_rows_are_alike(tiny_models):
+    model, ids = tiny_models["1"], case("1", "gmask_with_answer", "input_ids")
+    whole = model(ids, use_cache=False).logits
+    start = ids[0].tolist().index(model.config.bos_token_id) + 1
+    cache = model(ids[:, :start]).past_key_values
+    parts = [
+        model(part, past_key_values=cache).logits for part in ids[:, start:].split([2, ids.shape[1] - start - 2], 1)
+    ]
+    close(torch.cat(parts, dim=1), whole[:, start:])
+    two = torch.tensor([[11, 22, 141, 144], [11, 141, 144, 22]])
+    cache = model(two).past_key_values
+    with pytest.raises(InputError, match="expected position_ids"):
+        model(two[:, :1], past_key_values=cache)
+
+
+def test_a_loss_over_accumulated_batches_is_the_sum_over_all_their_tokens(tiny_models):
+    model, ids, labels = tiny_models["2"], case("2", "prompt", "input_ids"), case("2", "prompt", "labels")
+    mean, count = model(ids, labels=labels).loss, int((labels[:, 1:] != -100).sum())
+    close(model(ids, labels=labels, num_items_in_batch=2 * count).loss, mean / 2)
+
+
+def test_there_is_no_model_without_weights(tiny_models):
     with pytest.raises(InputError, match="use from_pretrained"):
         AutoModelForCausalLM.from_config(tiny_models["1"].config)
-    with pytest.raises(InputError, match="copy the folder"):
-        tiny_models["1"].save_pretrained(tmp_path)

@@ -85,6 +85,8 @@ def test_conversations_of_version_3_give_the_official_ids(official, key):
     chat = ORACLES["3"][key]
     messages = [*(chat["history"] or []), {"role": chat["role"], "content": chat["query"]}]
     encoded = official["3"].apply_chat_template(messages, add_generation_prompt=True)
+    inputs = official["3"].build_chat_input(chat["query"], history=chat["history"], role=chat["role"])
+    assert inputs["input_ids"].tolist() == [chat["ids"]]
     assert encoded["input_ids"] == chat["ids"]
     assert encoded["attention_mask"] == [1] * len(chat["ids"])
 
@@ -94,6 +96,8 @@ def test_conversations_of_version_2_give_the_official_ids(official):
     chat = [{"role": "user", "content": "你好"}]
     assert official["2"].apply_chat_template(chat, return_dict=False) == oracle["prompt_first_ids"]
     chat += [{"role": "assistant", "content": "你好👋！"}, {"role": "user", "content": "晚上睡不着应该怎么办"}]
+    prompt = official["2"].build_prompt("晚上睡不着应该怎么办", [("你好", "你好👋！")])
+    assert official["2"](prompt)["input_ids"] == oracle["prompt_second_ids"]
     both = official["2"].apply_chat_template([chat, chat[:1]], return_tensors="pt", padding=True)
     assert both["input_ids"][0].tolist() == oracle["prompt_second_ids"]
     assert both["input_ids"][1][both["attention_mask"][1].bool()].tolist() == oracle["prompt_first_ids"]

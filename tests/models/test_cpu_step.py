@@ -1,5 +1,8 @@
 """One token through all layers in compiled code against the same layers one by one."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -92,3 +95,19 @@ def test_a_full_cache_is_refused_before_anything_is_written():
 def test_models_on_other_backends_are_not_fused():
     model = make_model(V2)
     assert model._fused_layers is None
+
+
+def test_a_copy_of_a_model_reads_its_own_weights():
+    model = build(V2)
+    step = (torch.tensor([5, 9]), torch.tensor([[7], [4]]))
+    torch.manual_seed(1)
+    cache = cache_for(V2, torch.float16)
+    cache.padding = torch.tensor([0, 3])
+    expected = model.step(*step, copy.deepcopy(cache))
+    assert model._fused_layers is not None
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    for module in model.modules():
+        if isinstance(module, QuantizedLinear):
+            module.matrix.scales.zero_()
+    for other in copies:
+        assert torch.equal(other.step(*step, copy.deepcopy(cache)), expected)

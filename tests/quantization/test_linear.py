@@ -1,12 +1,14 @@
 """Every backend computes what the reference computes."""
 
 import os
+import pickle
 import subprocess
 import sys
 
 import pytest
 import torch
 
+from glm_int4.errors import InputError
 from glm_int4.quantization.cpu import choose, instructions
 from glm_int4.quantization.cpu.float32 import Float32Matrix
 from glm_int4.quantization.embedding import QuantizedEmbedding
@@ -126,3 +128,29 @@ def test_large_sums_before_scaling_do_not_overflow(bits, scale):
     expected = 256 * 1000.0 * ((1 << bits) - 1 - scheme.zero) * scales[0, 0].float()
     torch.testing.assert_close(matrix(x), expected.expand(1, 32), rtol=1e-5, atol=0)
     torch.testing.assert_close(x @ matrix.dequantize(slice(None)).T, expected.expand(1, 32), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("backend", ["integer", "float32", "reference"])
+def test_other_packages_see_shape_and_device_of_a_weight_and_cannot_use_it(backend):
+    linear = QuantizedLinear(quantized((64, 128), SCHEMES[0]), torch.randn(64), backend)
+    assert isinstance(linear, torch.nn.Linear)
+    assert (linear.weight.shape, linear.weight.dtype, linear.weight.device.type) == ((64, 128), torch.float32, "cpu")
+    assert "in_features=128, out_features=64, INT4 group 128 asymmetric" in repr(linear)
+    for use in (
+        lambda: linear.weight + 1,
+        lambda: linear.weight.norm(),
+        lambda: linear.weight.data.copy_(torch.ones(64, 128)),
+        lambda: torch.nn.functional.linear(torch.ones(1, 128), linear.weight),
+    ):
+        with pytest.raises(InputError, match="load the unquantized checkpoint"):
+            use()
+    with pytest.raises(InputError, match="leave biases out of adapters"):
+        linear.bias  # noqa: B018
+    with pytest.raises(AttributeError, match="offset"):
+        linear.offset  # noqa: B018
+
+
+@pytest.mark.parametrize("backend", ["integer", "float32", "reference"])
+def test_a_pickled_layer_multiplies_as_before(backend):
+    linear, x = QuantizedLinear(quantized((64, 128), SCHEMES[0]), torch.randn(64), backend), torch.randn(3, 128)
+    assert torch.equal(pickle.loads(pickle.dumps(linear))(x), linear(x))

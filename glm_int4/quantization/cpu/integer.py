@@ -43,7 +43,7 @@ class IntegerMatrix(FrozenMatrix):
         zeros = weight.zero_points
         if zeros is None:
             zeros = torch.full(weight.scales.shape, weight.scheme.zero, dtype=torch.uint8)
-        self.register_buffer("packed", self._pack(weight.packed.contiguous().view(torch.uint32)))
+        self.register_buffer("packed", self._pack(weight.packed.contiguous()))
         self.register_buffer("scales", _tiles(weight.scales))
         self.register_buffer("zeros", _tiles(zeros))
         self.register_buffer("bias", torch.zeros(self.out_features) if bias is None else bias.float().contiguous())
@@ -102,18 +102,20 @@ class IntegerMatrix(FrozenMatrix):
         out = torch.empty(len(rows), self.in_features)
         with numba_threads():
             integer_loops.dequantize_rows(
-                self.packed.numpy(), self.scales.view(torch.uint16).numpy(), self.zeros.numpy(), rows.numpy(),
-                self.bits, self.group_size, out.numpy(),
+                self.packed.view(torch.uint32).numpy(), self.scales.view(torch.uint16).numpy(), self.zeros.numpy(),
+                rows.numpy(), self.bits, self.group_size, out.numpy(),
             )  # fmt: skip
         return out
 
-    def _pack(self, words: Tensor) -> Tensor:
+    def _pack(self, packed: Tensor) -> Tensor:
+        """Tiles of words, as int32: torch writes no unsigned words to files."""
         from glm_int4.quantization.cpu import integer_loops
 
+        words = packed.view(torch.uint32)
         tiles = huge_pages.empty((words.shape[0] // TILE_ROWS, words.shape[1], TILE_ROWS), torch.uint32)
         with numba_threads():
             integer_loops.pack_tiles(words.numpy(), self.bits, tiles.numpy())
-        return tiles
+        return tiles.view(torch.int32)
 
 
 def _run(weight: QuantizedWeight) -> int:
