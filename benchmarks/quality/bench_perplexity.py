@@ -76,7 +76,7 @@ def scored(write_results):
     rows: list[dict[str, Any]] = []
     tokens: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     yield rows, tokens
-    write_results("bench_perplexity", rows)
+    write_results(__name__, rows)
 
 
 @pytest.mark.parametrize("name", ROWS)
