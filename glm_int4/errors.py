@@ -32,12 +32,13 @@ class InputError(UserError):
 class PromptTooLongError(InputError):
     """A prompt leaves no room for an answer.
 
-    Args:
+    Attributes:
         limit: tokens that a prompt must stay below.
         got: what there is instead: a number of tokens, or "9000 characters".
     """
 
     def __init__(self, limit: int, got: str) -> None:
+        self.limit, self.got = limit, got
         super().__init__(f"expected a prompt of less than {limit} tokens, got {got}; shorten it")
 
 

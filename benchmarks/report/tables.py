@@ -1,6 +1,6 @@
-"""Write the tables of the documents from the committed results, in English and in Chinese.
+"""Write the tables of the documents from the committed results and from the server's cases, in English and in Chinese.
 
-python -m benchmarks.report.tables                rewrites the READMEs, triton_kernels/README.md and docs/performance.md
+python -m benchmarks.report.tables                rewrites the READMEs, triton_kernels/README.md and two of docs/
 python -m benchmarks.report.tables --check        fails where they are not what the results say
 python -m benchmarks.report.tables --linear FILE  prints the table of what bench_linear.py measured
 
@@ -13,18 +13,21 @@ import re
 import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import RESULTS, ROOT, read
 from benchmarks.report import gpu_tables
 from benchmarks.report.texts import MODELS, WAYS, grid, joined, name, say
+from tests.server import cases
 
 DOCUMENTS = {
     ROOT / "README.md": "en",
     ROOT / "README.zh.md": "zh",
     ROOT / "triton_kernels" / "README.md": "en",
     ROOT / "docs" / "performance.md": "en",
+    ROOT / "docs" / "serving.md": "en",
 }
 COMMANDS = {"cpu": "make bench", "gpu": "make gpu-bench"}
 # The method that others are compared with.
@@ -227,6 +230,10 @@ def speed_of(place: str, result: dict[str, Any] | None, language: str = "en") ->
     return grid([f"tokens/s, {place.upper()}", *(name(WAYS[way], language) for way in ways)], rows, note)
 
 
+def _requests(group: str, _: str) -> str:
+    return cases.table(group)
+
+
 TABLES: dict[str, Callable[[str], str]] = {
     "mini": mini,
     "full-size": full_size,
@@ -240,6 +247,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "pairs": pairs,
     "speed": speed,
     "floors": lambda _: gpu_tables.floors(read("floors")["rows"]),
+    **{f"requests-{group}": partial(_requests, group) for group in cases.GROUPS},
 }
 
 

@@ -18,7 +18,7 @@ from glm_int4.generation.decoding import PREFILL_ROWS, TRIM_TOKENS
 from glm_int4.generation.engine import Engine
 from glm_int4.generation.padded_batch import Batch
 from glm_int4.generation.sampling import Sampler, SamplingParams
-from glm_int4.models.kv_cache import KVCache, RunningRows, SlotCache, kv_bytes_per_token
+from glm_int4.models.kv_cache import KVCache, RunningRows, SlotCache, copy_columns, kv_bytes_per_token
 from glm_int4.system import trim_heap
 
 # Up to so many rows the quantized linears of a CPU run the same kernel for every row (``quantization/cpu``), so a row's
@@ -30,7 +30,8 @@ MAX_SLOTS = 16
 class Sequence:
     """One prompt and what has become of it.
 
-    prompt: its ids. limit: most new tokens. ids: the new tokens so far.
+    prompt: its ids; sequences with one list of them in common read it once, where they run at the same time.
+    limit: most new tokens. ids: the new tokens so far. first_logits: (1, 1, V) behind the prompt, kept for those.
     """
 
     prompt: list[int]
@@ -43,6 +44,7 @@ class Sequence:
     cache: KVCache | None = None
     batch: Batch | None = None
     pieces: Iterator[Tensor | None] | None = None
+    first_logits: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +170,11 @@ class Batcher:
         assert cache is not None
         batch = sequence.batch = Batch(self._model, [prompt], self._setup.device, self.prefix_length)
         mask = batch.prefill_mask(self._setup.stream_dtype)
+        twins = (other for other in self._running if other.prompt is prompt and other.first_logits is not None)
+        if (twin := next(twins, None)) is not None:
+            self._take_over(twin, sequence)
+            yield twin.first_logits
+            return
         is_causal = self._model.config.is_causal
         rows = PREFILL_ROWS if is_causal else batch.num_tokens
         kept = self._kept[sequence.slot] = prompt[:num_kept]
@@ -181,7 +188,18 @@ class Batcher:
                 yield None
         if self._setup.device.type == "cpu" and batch.num_tokens >= TRIM_TOKENS:
             trim_heap()
-        yield self._model.head(x[:, -1])
+        logits = self._model.head(x[:, -1])
+        if any(other.prompt is prompt for other in (*self._reading, *self._waiting) if other is not sequence):
+            sequence.first_logits = logits
+        yield logits
+
+    def _take_over(self, twin: Sequence, sequence: Sequence) -> None:
+        """Give a sequence what another one with the same prompt has read of it."""
+        assert twin.cache is not None
+        assert sequence.cache is not None
+        copy_columns(twin.cache, sequence.cache, self.prefix_length + len(sequence.prompt))
+        self._kept[sequence.slot] = [*self._kept[twin.slot]]
+        sequence.first_logits = twin.first_logits
 
     def _decode(self, sequences: list[Sequence]) -> list[Event]:
         """Feed every sequence's last token; where that fails, each alone, so that one fault ends one answer."""

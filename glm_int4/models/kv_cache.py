@@ -148,6 +148,13 @@ class SlotCache(KVCache):
         return view
 
 
+def copy_columns(source: KVCache, target: KVCache, length: int) -> None:
+    """Give one slot the first ``length`` columns of another, and that length."""
+    for name in ("k", "v", "k_scales", "v_scales"):
+        getattr(target, name)[:, :, :, :length] = getattr(source, name)[:, :, :, :length]
+    target.length = length
+
+
 class RunningRows:
     """Slots whose sequences take one new token together.
 

@@ -6,11 +6,12 @@ from typing import Any
 
 from glm_int4.generation.stopping import StopFilter
 from glm_int4.server.openai_messages import read_calls
+from glm_int4.server.protocol.token_scores import ScoredToken
 from glm_int4.text import StreamDecoder, Tokenizer
 from glm_int4.text.chat.chat_format import ChatFormat
 from glm_int4.text.chat.prompts_v3 import ContentStream
 from glm_int4.text.chat.replies import ToolCall
-from glm_int4.text.chat.responses import ResponseStream
+from glm_int4.text.chat.responses import TRAINING_TIME, TRAINING_TIME_TEXT, ResponseStream
 
 
 @dataclass(slots=True)
@@ -18,12 +19,16 @@ class Chunk:
     """A piece of an answer on its way to the client.
 
     Attributes:
-        num_tokens: new ids in it. calls: tools that the answer calls, in the last chunk.
+        num_tokens: new ids in it. index: of the answer among those of a request.
+        scored: its tokens with their log-probabilities, where somebody wants them.
+        calls: tools that the answer calls, in the last chunk.
         end: "stop", "length" or "tool_calls" in the last chunk. error: what ended the answer instead.
     """
 
     text: str = ""
     num_tokens: int = 0
+    index: int = 0
+    scored: list[ScoredToken] = field(default_factory=list)
     calls: list[ToolCall] = field(default_factory=list)
     end: str | None = None
     error: Exception | None = None
@@ -50,17 +55,30 @@ class TextAnswer:
 
 
 class ChatAnswer(TextAnswer):
-    """An answer cleaned as ``Engine.stream_chat`` cleans it; calls of tools are kept out of its text."""
+    """An answer cleaned as ``Engine.stream_chat`` cleans it; calls of tools are kept out of its text.
+
+    Args:
+        beginning: ids that the prompt ends with; their text is no part of what comes out.
+    """
 
     def __init__(
-        self, chat: ChatFormat, tokenizer: Tokenizer, stops: Sequence[str], tools: list[dict[str, Any]] | None
+        self,
+        chat: ChatFormat,
+        tokenizer: Tokenizer,
+        stops: Sequence[str],
+        tools: list[dict[str, Any]] | None,
+        beginning: Sequence[int] = (),
     ) -> None:
-        super().__init__(chat.reply_decoder(tokenizer), stops)
-        self._chat, self._tools, self._raw = chat, tools, ""
+        decoder = chat.reply_decoder(tokenizer)
+        super().__init__(decoder, stops)
+        self._chat, self._tools, self._raw = chat, tools, "".join(map(decoder.push, beginning))
         self._cleaned: ResponseStream = chat.response_stream()
         if tools:
             self._cleaned = ContentStream([tool["name"] for tool in tools])
         self._shown = StopFilter(stops)  # once more, for texts that the cleaning has made
+        # The end of the beginning may wait for what follows it.
+        begun = self._raw.lstrip().replace(TRAINING_TIME, TRAINING_TIME_TEXT)
+        self._skipped = len(begun) - len(self._cleaned.push(self._raw)) if beginning else 0
 
     @property
     def stopped(self) -> bool:
@@ -74,7 +92,7 @@ class ChatAnswer(TextAnswer):
     def finish(self) -> tuple[str, list[ToolCall]]:
         """The rest of the text, and the tools that are called."""
         text, _ = super().finish()
-        text = self._show(text) + self._shown.push(self._cleaned.finish()) + self._shown.finish()
+        text = self._show(text) + self._shown.push(self._new(self._cleaned.finish())) + self._shown.finish()
         if not self._tools:
             return text, []
         calls, rest = read_calls(self._chat.parse_reply(self._raw, self._tools))
@@ -82,4 +100,9 @@ class ChatAnswer(TextAnswer):
 
     def _show(self, raw: str) -> str:
         self._raw += raw
-        return self._shown.push(self._cleaned.push(raw)) if raw else ""
+        return self._shown.push(self._new(self._cleaned.push(raw))) if raw else ""
+
+    def _new(self, cleaned: str) -> str:
+        """Of a cleaned piece, what is behind the beginning."""
+        new, self._skipped = cleaned[self._skipped :], max(self._skipped - len(cleaned), 0)
+        return new

@@ -1,7 +1,7 @@
 """Answers that come in pieces, and noticing that nobody waits for them any more."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from fastapi.responses import Response
@@ -11,6 +11,7 @@ from glm_int4.server.api_errors import to_json
 Result = TypeVar("Result")
 
 _QUIET_SECONDS = 15.0  # then a comment is sent, so that nothing in between takes the connection for dead
+IS_EVENT_STREAM = "glm_int4.event_stream"  # in the scope of a request that gets one
 DONE = b"data: [DONE]\n\n"
 
 
@@ -53,16 +54,25 @@ class EventStream(Response):
         events: what is sent, ready-made.
         send_seconds: for a client to take one event; a slower one is left.
         closed: called when the stream has ended, however.
+        headers: beside those of every stream.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], *, send_seconds: float, closed: Callable[[], None]) -> None:
-        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+    def __init__(
+        self,
+        events: AsyncIterator[bytes],
+        *,
+        send_seconds: float,
+        closed: Callable[[], None],
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **(headers or {})})
         del self.headers["content-length"]
         self._events, self._send_seconds, self._closed = events, send_seconds, closed
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        scope[IS_EVENT_STREAM] = True
         try:
             await while_connected(receive, self._send_all(send))
         except (ClientGoneError, TimeoutError, OSError):

@@ -1,22 +1,19 @@
 """What every request passes before its route: host, key, size and time."""
 
 import asyncio
-import hmac
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Collection, MutableMapping
 from typing import Any
 
-from prometheus_client import Counter
-
+from glm_int4.downloads import shown_name
+from glm_int4.server.access.body_checks import check_json_body
+from glm_int4.server.access.keys import find_key
+from glm_int4.server.access.logs import RECORD
+from glm_int4.server.access.paths import App, Receive, Scope, Send
 from glm_int4.server.api_errors import ApiError
 from glm_int4.server.page import PAGE_PATHS
 from glm_int4.server.settings import Settings
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-_WITHOUT_KEY = (*PAGE_PATHS, "/health", "/openapi.json")
+_WITHOUT_KEY = (*PAGE_PATHS, "/health", "/ping", "/version", "/openapi.json")
 
 
 class LimitsMiddleware:
@@ -24,12 +21,11 @@ class LimitsMiddleware:
 
     The Host header is checked where the server is bound to the loopback address: otherwise any web page could
     reach it through a name of its own that resolves to 127.0.0.1. The body is read here, so that no route has to
-    bound it.
+    bound it. Requests to ``json_paths`` must have JSON as a body.
     """
 
-    def __init__(self, app: App, settings: Settings) -> None:
-        self._app, self._settings = app, settings
-        self._key = None if settings.api_key is None else settings.api_key.encode()
+    def __init__(self, app: App, settings: Settings, json_paths: Collection[str] = ()) -> None:
+        self._app, self._settings, self._json_paths = app, settings, json_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -37,9 +33,11 @@ class LimitsMiddleware:
             return
         try:
             headers = dict(scope["headers"])
-            self._check_host(headers.get(b"host", b""))
-            self._check_key(scope["path"], headers.get(b"authorization", b""))
+            self._check_host(headers.get(b"host"))
+            self._check_key(scope, headers.get(b"authorization", b""))
             body = await self._read(receive, headers.get(b"content-length", b"0"))
+            if body is not None and scope["method"] == "POST" and scope["path"] in self._json_paths:
+                check_json_body(headers, body)
         except ApiError as error:
             await error.as_response()(scope, receive, send)
             return
@@ -47,27 +45,31 @@ class LimitsMiddleware:
             return  # the client left
         await self._app(scope, _replay(body, receive), send)
 
-    def _check_host(self, host: bytes) -> None:
+    def _check_host(self, host: bytes | None) -> None:
         names = self._settings.host_names
+        if host is None:
+            return  # HTTP/1.0, which no browser speaks
         name = host.decode("latin-1").lower()
         name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
         if names and name not in names:
             raise ApiError(
-                403, f"expected a request for {names[0]}, got one for another host; name it with --allow-host"
+                403,
+                f"expected a request for {names[0]}, got one for {shown_name(name) if name else 'no host'}; "
+                "the server's --allow-host takes another name",
             )
 
-    def _check_key(self, path: str, header: bytes) -> None:
-        if self._key is None or path in _WITHOUT_KEY:
+    def _check_key(self, scope: Scope, header: bytes) -> None:
+        if not self._settings.keys or scope["path"] in _WITHOUT_KEY:
             return
-        scheme, _, given = header.partition(b" ")
-        right = hmac.compare_digest(given.strip(), self._key)
-        if scheme.lower() != b"bearer" or not right:
+        key = find_key(self._settings.keys, header)
+        if key is None:
             raise ApiError(
                 401,
                 "expected the server's API key as Authorization: Bearer KEY, got another or none",
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
+        scope[RECORD].key = key.name
 
     async def _read(self, receive: Receive, length: bytes) -> bytes | None:
         """The whole body; None where the client left before its end."""
@@ -97,22 +99,6 @@ class LimitsMiddleware:
             code="request_too_large",
             headers={"Connection": "close"},
         )
-
-
-class CountingMiddleware:
-    """Counts answers by route and status."""
-
-    def __init__(self, app: App, counter: Counter) -> None:
-        self._app, self._counter = app, counter
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def counting(message: MutableMapping[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                route = getattr(scope.get("route"), "path", "other")  # the router's own, so that they are few
-                self._counter.labels(route, str(message["status"])).inc()
-            await send(message)
-
-        await self._app(scope, receive, counting)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

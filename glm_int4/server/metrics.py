@@ -1,8 +1,9 @@
 """What Prometheus reads: requests, tokens, waiting times."""
 
 import time
+from collections.abc import Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, Info, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -13,10 +14,11 @@ _TOKENS_PER_S = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 class Metrics:
-    """Counters of one server, in a registry of their own."""
+    """Counters of one server, in a registry of their own; ``facts`` tell which server that is."""
 
-    def __init__(self) -> None:
+    def __init__(self, facts: Mapping[str, str]) -> None:
         self.registry = CollectorRegistry()
+        Info("glm_int4_build", "What runs.", registry=self.registry).info(dict(facts))
         self.requests = self._counter("requests", "Requests by route and status.", ("route", "status"))
         self.answers = self._counter("answers", "Answers by how they ended.", ("end",))
         self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts that were answered.")

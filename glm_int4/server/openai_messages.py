@@ -7,61 +7,92 @@ from typing import Any
 
 from glm_int4.downloads import shown
 from glm_int4.errors import InputError
-from glm_int4.server.schemas import CalledTool, ChatMessage
+from glm_int4.server.schemas import CalledTool, ChatMessage, ContentPart
 from glm_int4.text.chat.messages import Message
 from glm_int4.text.chat.replies import Reply, ToolCall
 
-_ROLES = {"developer": "system", "tool": "observation"}
+_ROLES = {"developer": "system"}
+_TEXTS = ("text", "input_text", "output_text", "refusal")
 
 
-def read_messages(messages: Sequence[ChatMessage]) -> list[Message]:
-    """Messages as the text room takes them.
+def read_messages(messages: Sequence[ChatMessage], *, calls_tools: bool = True) -> list[Message]:
+    """Messages as the text room takes them, roles in any order.
 
-    An assistant's message with several calls becomes one message a call, each followed by its result.
+    An assistant's message with several calls becomes one message a call, each followed by its result if it has one.
 
+    Args:
+        calls_tools: whether the model knows calls; otherwise one becomes a text that says it, and a result the user's.
     Raises:
-        InputError: a call without its result, a result without its call, or contents that are missing.
+        InputError: a part of a message that is no text, or arguments that are no JSON.
     """
     converted: list[Message] = []
     calls: dict[str, ToolCall] = {}  # that wait for their result
+
+    def take(key: str) -> None:
+        converted.append(_call_message(calls.pop(key), calls_tools))
+
     for message in messages:
-        if message.role == "tool":
+        if message.role in ("tool", "function"):
             key = message.tool_call_id or next(iter(calls), "")
-            if key not in calls:
-                raise InputError(f"expected a tool message to answer a call before it, got one for {shown(key)}")
-            converted += [calls.pop(key).as_message(), {"role": "observation", "content": _text(message)}]
+            if key in calls:
+                take(key)
+            role = "observation" if calls_tools else "user"
+            converted.append({"role": role, "content": _text(message)})
             continue
-        if calls:
-            raise InputError(f"expected a tool message for the call {shown(next(iter(calls)))}, got none")
-        if message.role == "assistant" and message.tool_calls:
-            if message.content:
-                converted.append({"role": "assistant", "content": _text(message)})
-            calls = dict(_read_call(call, i) for i, call in enumerate(message.tool_calls))
-            if len(calls) < len(message.tool_calls):
-                raise InputError("expected tool calls with different ids, got one twice")
-            continue
+        for key in [*calls]:
+            take(key)  # nobody has answered it
         converted.append({"role": _ROLES.get(message.role, message.role), "content": _text(message)})
-    if calls:
-        raise InputError(f"expected a tool message for the call {shown(next(iter(calls)))}, got none")
+        calls = _read_calls(message)
+    for key in [*calls]:
+        take(key)
     return converted
+
+
+def _call_message(call: ToolCall, calls_tools: bool) -> Message:
+    if calls_tools:
+        return call.as_message()
+    arguments = json.dumps(call.arguments, ensure_ascii=False)
+    return {"role": "assistant", "content": f"{call.name}({arguments})"}
 
 
 def _text(message: ChatMessage) -> str:
     if isinstance(message.content, list):
-        return "".join(part.text for part in message.content)
-    if message.content is None:
-        raise InputError(f"expected a content in the message of role {message.role}, got none")
-    return message.content
+        return "".join(map(_part_text, message.content))
+    return message.content or ""
 
 
-def _read_call(call: CalledTool, index: int) -> tuple[str, ToolCall]:
-    try:
-        arguments = json.loads(call.function.arguments or "{}")
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"expected JSON as arguments of a call, got {shown(call.function.arguments)}") from error
+def _part_text(part: ContentPart | str) -> str:
+    if isinstance(part, str):
+        return part
+    if part.type not in _TEXTS:
+        raise InputError(
+            f"expected texts in a message, got a part of type {shown(part.type)}; this model reads text alone"
+        )
+    return part.text or part.refusal or ""
+
+
+def _read_calls(message: ChatMessage) -> dict[str, ToolCall]:
+    """Calls of an assistant's message by their id, those without one by their number."""
+    given = list(message.tool_calls or ()) if message.role == "assistant" else []
+    if message.role == "assistant" and message.function_call and not given:
+        given = [CalledTool(function=message.function_call)]
+    calls: dict[str, ToolCall] = {}
+    for index, called in enumerate(given):
+        key = called.id if called.id and called.id not in calls else f"{called.id} {index}"
+        calls[key] = _read_call(called)
+    return calls
+
+
+def _read_call(call: CalledTool) -> ToolCall:
+    arguments: Any = call.function.arguments
+    if not isinstance(arguments, dict):
+        try:
+            arguments = json.loads(arguments or "{}")
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"expected JSON as arguments of a call, got {shown(arguments)}") from error
     if not isinstance(arguments, dict):
         raise InputError(f"expected an object as arguments of a call, got {shown(call.function.arguments)}")
-    return call.id or str(index), ToolCall(name=call.function.name, arguments=arguments)
+    return ToolCall(name=call.function.name, arguments=arguments)
 
 
 def read_calls(reply: Reply) -> tuple[list[ToolCall], str]:

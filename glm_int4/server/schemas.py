@@ -1,41 +1,36 @@
-"""Requests as OpenAI's clients send them. Types are strict, and unknown fields are errors."""
+"""Requests as OpenAI's clients send them. Types are strict; fields that nobody knows here are named, not refused."""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
-_INT64 = Field(ge=-(2**63), le=2**63 - 1)
-_TOKENS = Field(ge=1, le=2**31 - 1)
+from glm_int4.server.protocol.fields import Seed, StopTexts, TokenLimit, Tolerant, TopK, Whole
 
-StopText = Annotated[str, Field(min_length=1, max_length=1000)]
-TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+MOST_CHOICES, MOST_LOGPROBS = 128, 20
 
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
-
-
-class _Lenient(BaseModel):
-    """Fields that other servers add to what they answer are not looked at when they come back."""
-
-    model_config = ConfigDict(strict=True, extra="ignore", protected_namespaces=())
+TokenId = Annotated[Whole, Field(ge=0, le=2**31 - 1)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1)]
+Prompts = Annotated[list[Text], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
+Choices = Annotated[Whole, Field(ge=1, le=MOST_CHOICES)]
 
 
-class TextPart(_Lenient):
-    """A piece of a message's text."""
+class ContentPart(Tolerant):
+    """A piece of a message's content; texts are read."""
 
-    type: Literal["text"]
-    text: str
+    type: str = "text"
+    text: str | None = None
+    refusal: str | None = None
 
 
-class FunctionCall(_Lenient):
-    """A function's name and its arguments, JSON in a text."""
+class FunctionCall(Tolerant):
+    """A function's name and its arguments, JSON in a text or an object."""
 
     name: str
-    arguments: str
+    arguments: str | dict[str, Any] | None = None
 
 
-class CalledTool(_Lenient):
+class CalledTool(Tolerant):
     """A call in an assistant's message."""
 
     id: str = ""
@@ -43,48 +38,48 @@ class CalledTool(_Lenient):
     function: FunctionCall
 
 
-class ChatMessage(_Lenient):
+class ChatMessage(Tolerant):
     """One message of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[ContentPart | str] | None = None
     tool_calls: list[CalledTool] | None = None
     tool_call_id: str | None = None
+    function_call: FunctionCall | None = None
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Tolerant):
     """What a stream tells beside the text."""
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
 
 
-class ResponseFormat(_Strict):
+class ResponseFormat(Tolerant):
     """The form of an answer: text."""
 
     type: Literal["text"]
 
 
-class _Sampled(_Strict):
+class _Sampled(Tolerant):
     """Fields that both kinds of request have. What is None or absent is the model's official default."""
 
     model: str | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    top_k: TopK = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    max_tokens: Annotated[int, _TOKENS] | None = None
-    stop: StopText | Annotated[list[StopText], Field(max_length=16)] | None = None
-    seed: Annotated[int, _INT64] | None = None
+    max_tokens: TokenLimit = None
+    stop: StopTexts = None
+    seed: Seed = None
     ignore_eos: bool | None = None  # go on to max_tokens whatever the model says; for measuring
-    n: Literal[1] | None = None
+    n: Choices | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    # One answer without probabilities is what there is; these fields may only say so.
-    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     # Not used: they describe the caller, or services around a model.
     user: str | None = None
     metadata: dict[str, Any] | None = None
@@ -98,22 +93,25 @@ class ChatRequest(_Sampled):
     """``POST /v1/chat/completions``."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, _TOKENS] | None = None
+    max_completion_tokens: TokenLimit = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: Literal["auto", "none"] | None = None
     parallel_tool_calls: bool | None = None
+    functions: list[dict[str, Any]] | None = None  # as tools were called before there were others
+    function_call: Literal["auto", "none"] | None = None
     response_format: ResponseFormat | None = None
-    logprobs: Literal[False] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[Whole, Field(ge=0, le=MOST_LOGPROBS)] | None = None
 
 
 class CompletionRequest(_Sampled):
-    """``POST /v1/completions``; a list of ids is used verbatim."""
+    """``POST /v1/completions``; lists of ids are used verbatim."""
 
-    prompt: Annotated[str, Field(min_length=1)] | Annotated[list[TokenId], Field(min_length=1)]
-    echo: Literal[False] | None = None
-    best_of: Literal[1] | None = None
+    prompt: Text | TokenIds | Prompts
+    echo: bool | None = None
+    best_of: Choices | None = None
     suffix: Annotated[str, Field(max_length=0)] | None = None
-    logprobs: None = None
+    logprobs: Annotated[Whole, Field(ge=0, le=MOST_LOGPROBS)] | None = None
 
 
 class ErrorDetail(BaseModel):
@@ -134,6 +132,6 @@ class ErrorAnswer(BaseModel):
 # Of all requests: what the place of a fault is made of, beside the names that types have in it.
 FIELD_NAMES = frozenset(
     name
-    for model in (ChatRequest, CompletionRequest, ChatMessage, TextPart, CalledTool, FunctionCall, StreamOptions)
+    for model in (ChatRequest, CompletionRequest, ChatMessage, ContentPart, CalledTool, FunctionCall, StreamOptions)
     for name in model.model_fields
 )

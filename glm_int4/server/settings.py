@@ -1,14 +1,16 @@
 """What a server allows, and how many answers it gives at a time."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from glm_int4.errors import InputError
 from glm_int4.generation.continuous import MAX_SLOTS, check_slots, slot_bytes
 from glm_int4.generation.engine import Engine
+from glm_int4.server.access.keys import Key
 from glm_int4.system import free_bytes, total_bytes
 
+FORMATS = ("text", "json")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DEFAULT_SLOTS = 8
 _KV_SHARE = 0.5  # of the memory that is left, for the keys and values of answers when nobody says how many
@@ -20,13 +22,18 @@ class Settings:
 
     max_waiting: answers that may wait while all slots are taken. max_new_tokens: of one answer, beside the
     model's own limit. body_seconds: for a request to arrive. send_seconds: for a client to take a piece of an
-    answer. host_names: names that a Host header may have; none allows any.
+    answer. host_names: names that a Host header may have; none allows any. origins: of pages that may ask, beside
+    this server's own. more_names: under which the model is served too. strict: whether requests with fields that
+    have no effect, or another model's name, are refused. drain_seconds: for answers that run when the server is to end.
     """
 
     model_name: str
+    more_names: tuple[str, ...] = ()
+    strict: bool = False
     host: str = "127.0.0.1"
     port: int = 8000
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    more_keys: tuple[Key, ...] = ()
     max_waiting: int = 64
     max_new_tokens: int | None = None
     max_body_bytes: int = 1 << 20
@@ -34,6 +41,19 @@ class Settings:
     body_seconds: float = 30.0
     send_seconds: float = 60.0
     host_names: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    drain_seconds: float = 60.0
+    log_format: str = "text"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names of the model, its own one first."""
+        return (self.model_name, *self.more_names)
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """All keys; none lets everybody in."""
+        return (*([] if self.api_key is None else [Key("api-key", self.api_key)]), *self.more_keys)
 
     def __post_init__(self) -> None:
         tokens = self.max_new_tokens
@@ -42,7 +62,9 @@ class Settings:
             (self.max_waiting >= 0, "0 or more answers that may wait", self.max_waiting),
             (tokens is None or tokens >= 1, "max new tokens of 1 or more", tokens),
             (self.max_body_bytes >= 1024, "at least 1024 bytes for a request", self.max_body_bytes),
-            (self.api_key is None or self.api_key.strip(), "an API key that is not empty", self.api_key),
+            (self.api_key is None or self.api_key.strip(), "an API key that is not empty", "one"),
+            (self.drain_seconds >= 0, "a drain timeout of 0 or more seconds", self.drain_seconds),
+            (self.log_format in FORMATS, f"a log format of {', '.join(FORMATS)}", self.log_format),
         ):
             if not good:
                 raise InputError(f"expected {expected}, got {value!r}")

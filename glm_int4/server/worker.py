@@ -17,8 +17,11 @@ from glm_int4.generation.engine import Engine
 from glm_int4.generation.sampling import SamplingParams
 from glm_int4.server.answers import Chunk, TextAnswer
 from glm_int4.server.api_errors import ApiError
+from glm_int4.server.protocol.token_scores import ScoringSampler
 
 logger = logging.getLogger(__name__)
+
+_LONGEST_RETRY = 60  # seconds: a queue often moves faster than it did
 
 
 @dataclass(slots=True, eq=False)
@@ -27,14 +30,18 @@ class PendingAnswer:
 
     Attributes:
         chunks: its pieces, for the event loop; the last one has an ``end`` or an ``error``.
+        index: among the answers to one request, which may share ``chunks``.
         gone: whether nobody waits any more.
+        begun: when it was given a slot.
     """
 
     sequence: Sequence
     answer: TextAnswer
     chunks: asyncio.Queue[Chunk] = field(default_factory=asyncio.Queue)
+    index: int = 0
     gone: bool = False
     started: float = field(default_factory=time.monotonic)
+    begun: float | None = None
     first_token: float | None = None
 
 
@@ -60,7 +67,7 @@ class Worker:
         self._new: list[PendingAnswer] = []
         self._changed = threading.Condition()
         self._draining = self._stopping = False
-        self._seconds = 1.0  # that an answer has taken lately
+        self._seconds: float | None = None  # that an answer has taken lately, without its time in the queue
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -102,19 +109,23 @@ class Worker:
         if self._draining or not self.alive:
             raise ApiError(503, "expected a server that runs, got one that is shutting down")
         if self.num_pending >= self.batcher.num_slots + self.max_waiting:
-            seconds = min(max(round(self._seconds * self.num_pending / self.batcher.num_slots), 1), 60)
             raise ApiError(
                 429,
                 f"expected fewer requests at a time, got more than {self.max_waiting} that wait; try again later",
                 code="queue_full",
-                headers={"Retry-After": str(seconds)},
+                headers={"Retry-After": str(self._seconds_of_queue())},
             )
 
-    def submit(self, pending: PendingAnswer) -> None:
-        """Let an answer wait for a slot; raises as ``check_room``."""
+    def _seconds_of_queue(self) -> int:
+        """Until those that wait now have a slot, by what answers have taken lately."""
+        seconds = (1.0 if self._seconds is None else self._seconds) * self.num_waiting / self.batcher.num_slots
+        return min(max(round(seconds), 1), _LONGEST_RETRY)
+
+    def submit(self, jobs: Iterable[PendingAnswer]) -> None:
+        """Let the answers to a request wait for a slot; raises as ``check_room``, which counts the request as one."""
         with self._changed:
             self.check_room()
-            self._new.append(pending)
+            self._new += jobs
             self._changed.notify()
 
     def cancel(self, pending: PendingAnswer) -> None:
@@ -154,8 +165,11 @@ class Worker:
                 if self._stopping:
                     break
             chunks = self._tidy()
+            now = time.monotonic()
             try:
-                for event in self.batcher.step():
+                events = self.batcher.step()
+                self._note_begun(now, {event.sequence for event in events})
+                for event in events:
                     found = self._pending.get(event.sequence)
                     if found is not None:  # None: a stop text has just ended it
                         chunks.append((found, self._chunk(found, event)))
@@ -179,6 +193,12 @@ class Worker:
                 ended.append((pending, self._end(pending, Chunk(error=error), "error")))
         return ended
 
+    def _note_begun(self, now: float, told: set[Sequence]) -> None:
+        """Note who was given a slot by a step that began ``now``; a sequence with an event may have left it again."""
+        for sequence, pending in self._pending.items():
+            if pending.begun is None and (sequence.slot >= 0 or sequence in told):
+                pending.begun = now
+
     def _chunk(self, pending: PendingAnswer, event: Event) -> Chunk:
         """What an event means for the client; a fault in one answer's text ends that answer alone."""
         if event.error is not None:
@@ -188,6 +208,8 @@ class Worker:
             if event.token is not None:
                 pending.first_token = pending.first_token or time.monotonic()
                 chunk.text, chunk.num_tokens = pending.answer.push(event.token), 1
+                if isinstance(pending.sequence.sampler, ScoringSampler):
+                    chunk.scored = pending.sequence.sampler.next_scored()
             if event.end is None and not pending.answer.stopped:
                 return chunk
             rest, chunk.calls = pending.answer.finish()
@@ -204,7 +226,9 @@ class Worker:
         del self._pending[pending.sequence]
         if chunk.error is not None and not isinstance(chunk.error, ApiError | GLMError):
             logger.error("an answer failed", exc_info=chunk.error)
-        self._seconds += 0.2 * (time.monotonic() - pending.started - self._seconds)
+        if pending.begun is not None:
+            taken = time.monotonic() - pending.begun
+            self._seconds = taken if self._seconds is None else self._seconds + 0.2 * (taken - self._seconds)
         self.observe(pending, how)
         return chunk
 
@@ -223,4 +247,5 @@ class Worker:
 
 def _put(chunks: list[tuple[PendingAnswer, Chunk]]) -> None:
     for pending, chunk in chunks:
+        chunk.index = pending.index
         pending.chunks.put_nowait(chunk)

@@ -162,7 +162,7 @@ def test_a_loop_is_kept_and_leaves_nothing_behind(monkeypatch, tmp_path):
 def test_compiled_code_that_is_damaged_is_replaced(examined, healthy, tmp_path):
     folder = tmp_path / "glm-int4"
     shutil.copytree(healthy["folders"]["compiled_code"]["path"], folder)
-    name = "integer_loops.pack_tiles" if healthy["loop"]["backend"] == "integer" else "float32_loops.gemv_int4"
+    name = "integer_tiles.pack_tiles" if healthy["loop"]["backend"] == "integer" else "float32_loops.gemv_int4"
     (file,) = folder.glob(f"{name}-*.code")
     file.write_bytes(b"damaged")
     report = examined(probe="loop", NUMBA_CACHE_DIR=str(tmp_path))

@@ -245,3 +245,39 @@ def test_a_prompt_is_read_in_the_pieces_in_which_it_is_read_alone(small_checkpoi
     batcher = Batcher(engine, 1)
     run(batcher, [batcher.sequence(prompt, 1, GREEDY, frozenset())])
     assert widths == pieces
+
+
+@pytest.mark.parametrize("kv_bits", [16, 8])
+@pytest.mark.parametrize("num_slots", [2, 8])
+def test_sequences_with_one_prompt_in_common_read_it_once(mini_int4, monkeypatch, num_slots, kv_bits):
+    engine = glm_int4.load(mini_int4, device="cpu", kv_bits=kv_bits)
+    prompt = engine.tokenizer.encode_prompt(QUESTIONS[0])
+    draws = [SamplingParams(temperature=2.0, top_p=1.0, top_k=0, seed=seed) for seed in range(6)]
+    alone = [engine.generate(prompt, 9, sampling, stop_ids=[]) for sampling in draws]
+    assert len(set(map(tuple, alone))) >= 4
+    batcher, lengths = Batcher(engine, num_slots), []
+    transform = engine.model.last_hidden_state
+
+    def counted(ids, *more):
+        lengths.append(ids.shape[1])
+        return transform(ids, *more)
+
+    monkeypatch.setattr(engine.model, "last_hidden_state", counted)
+    sequences = [batcher.sequence(prompt, 9, sampling, frozenset()) for sampling in draws]
+    for sequence in sequences:
+        batcher.add(sequence)
+    while batcher.num_running or batcher.num_waiting:
+        batcher.step()
+    assert [sequence.ids for sequence in sequences] == alone
+    assert lengths.count(len(prompt)) == 1  # each of two slots hands it on before it is left
+
+
+def test_an_equal_prompt_of_somebody_else_is_read_again(mini_int4):
+    engine = glm_int4.load(mini_int4, device="cpu")
+    prompt = engine.tokenizer.encode_prompt(QUESTIONS[0])
+    batcher = Batcher(engine, 2)
+    first, second = (batcher.sequence([*prompt], 3, GREEDY, frozenset()) for _ in range(2))
+    batcher.add(first)
+    batcher.add(second)
+    batcher.step()
+    assert first.first_logits is None

@@ -11,7 +11,6 @@ import pytest
 
 from glm_int4.server import event_stream
 from tests.server.conftest import run_server
-from tests.server.test_openai_clients import TOOL
 
 GOOD = {"messages": [{"role": "user", "content": "3加5等于几?"}], "temperature": 0}
 LONG = {"messages": [{"role": "user", "content": "你好"}], "temperature": 0, "stream": True}
@@ -54,29 +53,19 @@ def test_malformed_json_is_named(mini_server, body):
         ({"messages": [{"role": "robot", "content": "hi"}]}, "messages.0.role"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, None),
-        ({"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}, None),
         ({"messages": [{"role": "user", "content": " \n"}]}, None),
-        ({"messages": [{"role": "assistant", "content": "hi"}]}, None),
-        ({"messages": [{"role": "tool", "content": "hi", "tool_call_id": "a"}]}, None),
-        ({"max_tokens": -1}, "max_tokens"),
         ({"max_tokens": "5"}, "max_tokens"),
         ({"max_tokens": 1.5}, "max_tokens"),
         ({"max_tokens": 10**30}, "max_tokens"),
         ({"temperature": -1}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
         ({"top_p": 1.5}, "top_p"),
-        ({"top_k": -1}, "top_k"),
         ({"presence_penalty": 3}, "presence_penalty"),
         ({"seed": 1.5}, "seed"),
-        ({"stop": [""]}, None),
         ({"stop": 5}, None),
-        ({"n": 2}, "n"),
         ({"stream": "yes"}, "stream"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"response_format": {"type": "json_object"}}, "response_format.type"),
         ({"tool_choice": "required"}, "tool_choice"),
-        ({"unknown": 1}, "unknown"),
-        ({"tools": [TOOL]}, None),
         ({"tools": "track"}, "tools"),
     ],
     ids=str,
@@ -225,7 +214,7 @@ def test_a_slow_reader_holds_up_nobody_and_is_left_in_the_end(v2_engine, monkeyp
     monkeypatch.setattr(
         event_stream, "event", lambda value, make=event_stream.event: make(value) + b":" + b" " * 500_000
     )
-    monkeypatch.setattr("glm_int4.server.requests.event", event_stream.event)
+    monkeypatch.setattr("glm_int4.server.protocol.answer_writer.event", event_stream.event)
     with run_server(v2_engine, num_slots=2, send_seconds=1.0) as running:
         slow = raw_request(running, LONG)  # reads nothing
         running.wait_until(lambda: running.batcher.num_running == 1)
@@ -246,6 +235,24 @@ def test_a_full_queue_says_when_to_come_back(v2_engine, slow_model):
             connection.close()
         running.wait_until(lambda: running.server.worker.num_pending == 0)
         assert running.ask("你好", max_tokens=2)[0] == 200
+
+
+def test_a_queue_of_answers_that_have_waited_themselves_is_not_counted_twice(v2_engine, slow_model):
+    """The time in the queue is no part of what an answer takes."""
+    with run_server(v2_engine, num_slots=1, max_waiting=24) as running, contextlib.ExitStack() as stack:
+        slow_model(running, 0.03)
+        began = time.monotonic()
+        for _ in range(12):
+            stack.enter_context(raw_request(running, GOOD | {"max_tokens": 3, "ignore_eos": True}))
+        running.wait_until(lambda: running.server.metrics.text().count(b'answers_total{end="length"} 12.0'))
+        each = (time.monotonic() - began) / 12
+        slow_model(running, 0.5)  # none of the next ones ends before the queue is full
+        for _ in range(25):
+            stack.enter_context(raw_request(running, LONG))
+        running.wait_until(lambda: running.server.worker.num_pending == 25)
+        response = running.post(json=GOOD)
+    check_error(response, 429)
+    assert 0.3 * 24 * each <= int(response.headers["Retry-After"]) <= 2 * 24 * each + 1
 
 
 @pytest.mark.parametrize("fault", [RuntimeError("boom"), MemoryError("boom"), RuntimeError("boom: a memory of old")])

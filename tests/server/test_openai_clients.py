@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 import torch
-from langchain_openai import ChatOpenAI
+from langchain_openai import ChatOpenAI, OpenAI
 
 import glm_int4
 from glm_int4.generation.sampling import SamplingParams
@@ -128,9 +128,13 @@ def test_the_model_is_listed_and_described(mini_server):
         client(mini_server).models.retrieve("gpt-4")
 
 
-def test_another_model_is_not_found(mini_server):
-    with pytest.raises(openai.NotFoundError, match="expected the model mini"):
-        client(mini_server).chat.completions.create(model="gpt-4", messages=user("hi"))
+def test_another_model_is_not_found_by_a_strict_server(mini_engine):
+    with run_server(mini_engine, strict=True, more_names=("other",)) as running:
+        for name in ("mini", "other"):
+            assert client(running).chat.completions.create(model=name, messages=user("hi"), max_tokens=1).model == name
+        with pytest.raises(openai.NotFoundError, match="expected the model mini"):
+            client(running).chat.completions.create(model="gpt-4", messages=user("hi"))
+        assert [model.id for model in client(running).models.list()] == ["mini", "other"]
 
 
 def test_a_key_is_checked(mini_engine):
@@ -231,3 +235,82 @@ def test_a_seeded_answer_is_the_engines(mini_server, mini_int4):
     sampling = SamplingParams(temperature=1.2, seed=5)
     reply = client(mini_server).chat.completions.create(model="mini", messages=user("你好"), temperature=1.2, seed=5)
     assert reply.choices[0].message.content == engine.chat(user("你好"), sampling=sampling)
+
+
+@pytest.mark.parametrize("name", ["mini_server", "v3_server"])
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_answer_goes_on_where_the_assistants_last_message_ends(request, says, name, stream):
+    running = request.getfixturevalue(name)
+    tokenizer = running.server.engine.tokenizer
+    for begun in ("b", "b c", "b,"):
+        messages = [*user("a"), {"role": "assistant", "content": begun}]
+        says(running, "c d, b")
+        ids = [*tokenizer.encode(begun), *tokenizer.encode("c d, b")]
+        reply = client(running).chat.completions.create(model="m", messages=messages, stop=["b"], stream=stream)
+        text = (
+            reply.choices[0].message.content if not stream else "".join(c.choices[0].delta.content or "" for c in reply)
+        )
+        assert text == tokenizer.decode(ids)[len(begun) :].removesuffix("b").rstrip()
+        assert "c d," in text
+
+
+def test_a_list_of_prompts_gives_what_each_gives_alone(v2_engine):
+    fields = dict(model="mini", temperature=1.5, max_tokens=6)
+    prompts = ["a b", "你好"]
+    with run_server(v2_engine) as running:
+        ask = client(running).completions.create
+        alone = [ask(**fields, prompt=prompt, seed=seed).choices[0].text for prompt in prompts for seed in (5, 6)]
+        assert len(set(alone)) == 4
+        together = ask(**fields, prompt=prompts, n=2, seed=5)
+        single = [ask(**fields, prompt=prompt).usage.prompt_tokens for prompt in prompts]
+        texts, ends = ["", "", "", ""], []
+        for chunk in ask(**fields, prompt=prompts, n=2, seed=5, stream=True, echo=True):
+            texts[chunk.choices[0].index] += chunk.choices[0].text
+            ends += [chunk.choices[0].index] if chunk.choices[0].finish_reason else []
+    assert [choice.text for choice in together.choices] == alone
+    assert [choice.index for choice in together.choices] == [0, 1, 2, 3]
+    assert together.usage.prompt_tokens == sum(single)
+    assert texts == [f"{prompt}{text}" for prompt, text in zip(["a b", "a b", "你好", "你好"], alone, strict=True)]
+    assert sorted(ends) == [0, 1, 2, 3]
+
+
+def test_several_answers_to_a_chat_are_those_of_the_next_seeds(v2_engine):
+    fields = dict(model="mini", messages=user("你好"), temperature=1.5, max_tokens=8)
+    with run_server(v2_engine) as running:
+        ask = client(running).chat.completions.create
+        alone = [ask(**fields, seed=seed).choices[0].message.content for seed in (7, 8, 9)]
+        together = ask(**fields, seed=7, n=3)
+        texts = ["", "", ""]
+        for chunk in ask(**fields, seed=7, n=3, stream=True):
+            texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    assert len(set(alone)) == 3
+    assert [choice.message.content for choice in together.choices] == alone == texts
+
+
+def test_langchains_completions_send_lists(mini_server):
+    model = OpenAI(
+        base_url=f"{mini_server.url}/v1", model="any", temperature=0, api_key="none", max_retries=0, timeout=60
+    )
+    assert model.invoke("3加5等于几?").strip() == "8"
+    assert [text.strip() for text in model.batch(["3加5等于几?"] * 2)] == ["8", "8"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_function_is_called_in_the_form_that_came_before_tools(v3_server, says, stream):
+    says(v3_server, "track\n ```python\ntool_call(symbol='1')\n```")
+    ask = client(v3_server).chat.completions.create
+    reply = ask(model="m", messages=user("price 1"), functions=[TOOL["function"]], stream=stream)
+    choices = [chunk.choices[0] for chunk in reply] if stream else [reply.choices[0]]
+    calls = [call for c in choices if (call := (c.delta if stream else c.message).function_call)]
+    assert [(call.name, json.loads(call.arguments)) for call in calls] == [("track", {"symbol": "1"})]
+    assert choices[-1].finish_reason == "function_call"
+
+
+def test_a_field_without_effect_is_logged_once_and_its_value_is_not(mini_engine, caplog):
+    with run_server(mini_engine) as running:
+        for _ in range(3):
+            assert running.ask("你好", max_tokens=1, keep_alive="private")[0] == 200
+    assert [message for message in caplog.messages if "keep_alive" in message] == [
+        "requests have the field keep_alive, which is ignored"
+    ]
+    assert "private" not in caplog.text

@@ -22,7 +22,8 @@ def test_the_description_names_the_routes_and_no_422(description):
     running, _ = description
     paths = running.get("/openapi.json").json()["paths"]
     assert set(paths) == {
-        "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/{name}", "/health", "/metrics"
+        "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/{name}", "/health", "/ping", "/version",
+        "/metrics", "/tokenize", "/detokenize",
     }  # fmt: skip
     for operations in paths.values():
         for operation in operations.values():

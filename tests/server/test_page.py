@@ -105,8 +105,8 @@ def test_language_and_colours_can_be_chosen_and_stay(page):
 def test_the_system_prompt_is_sent(page, mini_server, monkeypatch):
     seen = []
     desk = mini_server.server.handler
-    make = desk._make_pending
-    monkeypatch.setattr(desk, "_make_pending", lambda request: seen.append(request) or make(request))
+    make = desk._make_jobs
+    monkeypatch.setattr(desk, "_make_jobs", lambda request, wanted: seen.append(request) or make(request, wanted))
     page.set(system="Be brief.", max_tokens="3", seed="4")
     page.ask("你好")
     page.wait_for_end()

@@ -1,5 +1,6 @@
 """``glm-int4 serve`` as a process: its first line, its end, and what it refuses before it loads anything."""
 
+import contextlib
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import pytest
 
 import glm_int4
 from glm_int4.errors import InputError
+from glm_int4.server.access.waiting_room import answering_while_loading
 from glm_int4.server.serving import bind
 from glm_int4.server.settings import Settings, choose_slots
 from tests.conftest import EXAMPLES
@@ -136,11 +138,9 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(mini_int4):
 
 
 def test_an_address_that_is_taken_is_named():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        with pytest.raises(InputError, match=r"expected a free address, got 127.0.0.1:\d+: .*choose another"):
-            bind(Settings(model_name="m", port=taken.getsockname()[1]))
+    first = bind(Settings(model_name="m", port=0))  # another server, which still loads its model
+    with first, pytest.raises(InputError, match=r"expected a free address, got 127.0.0.1:\d+: .*choose another"):
+        bind(Settings(model_name="m", port=first.getsockname()[1]))
     with pytest.raises(InputError, match=r"expected a free address, got 192\.0\.2\.1:0"):
         bind(Settings(model_name="m", port=0, host="192.0.2.1"))
 
@@ -177,4 +177,49 @@ def test_answers_at_a_time_are_planned_from_the_memory_that_is_left(mini_int4, m
 
 
 def test_a_model_without_a_tokenizer_is_refused_before_serving():
-    assert "expected a tokenizer" in refusal(EXAMPLES.parent / "tests" / "fixtures" / "v1_tiny")
+    assert "expected a tokenizer" in refusal(EXAMPLES.parent / "tests" / "fixtures" / "v1_tiny", "--port", 0)
+
+
+def test_the_port_answers_while_the_model_is_loaded():
+    listener = bind(Settings(model_name="m", port=0))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with listener:
+        for _ in range(2):  # the socket survives it
+            with answering_while_loading(listener):
+                for path in ("/health", "/v1/models", "/"):
+                    response = httpx.get(f"{url}{path}", timeout=60)
+                    assert (response.status_code, response.json()["error"]["code"]) == (503, "loading")
+                    assert response.headers["Retry-After"] == "2"
+
+
+def test_a_client_that_comes_while_the_model_is_loaded_is_told_and_answered_later(mini_int4):
+    code = """
+import time
+from glm_int4.cli import options
+from glm_int4.cli.main import main
+load = options.Loading.load
+def slow(self, model):
+    input()
+    return load(self, model)
+options.Loading.load = slow
+main()
+"""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    words = [sys.executable, "-c", code, "serve", mini_int4, "--port", port, "--device", "cpu"]
+    pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
+    process = subprocess.Popen([str(word) for word in words], text=True, cwd=ROOT, **pipes)
+    try:
+        url, seen = f"http://127.0.0.1:{port}", 0
+        while not seen:
+            with contextlib.suppress(httpx.ConnectError):
+                seen = httpx.get(f"{url}/health", timeout=60).status_code
+        assert seen == 503
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert " on http://" in process.stderr.readline()
+        assert httpx.get(f"{url}/health", timeout=60).status_code == 200
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)

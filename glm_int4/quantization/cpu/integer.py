@@ -95,26 +95,30 @@ class IntegerMatrix(FrozenMatrix):
 
     def dequantize(self, rows: slice | Tensor) -> Tensor:
         """The chosen rows in float32."""
-        from glm_int4.quantization.cpu import integer_loops
+        from glm_int4.quantization.cpu import integer_loops, integer_tiles
 
         if isinstance(rows, slice):
             rows = torch.arange(*rows.indices(self.out_features))
         out = torch.empty(len(rows), self.in_features)
-        with numba_threads():
-            integer_loops.dequantize_rows(
-                self.packed.view(torch.uint32).numpy(), self.scales.view(torch.uint16).numpy(), self.zeros.numpy(),
-                rows.numpy(), self.bits, self.group_size, out.numpy(),
-            )  # fmt: skip
+        arguments = (
+            self.packed.view(torch.uint32).numpy(), self.scales.view(torch.uint16).numpy(), self.zeros.numpy(),
+            rows.numpy(), self.bits, self.group_size, out.numpy(),
+        )  # fmt: skip
+        if out.numel() <= integer_loops.SERIAL_VALUES:
+            integer_tiles.dequantize_rows_here(*arguments)
+        else:
+            with numba_threads():
+                integer_tiles.dequantize_rows(*arguments)
         return out
 
     def _pack(self, packed: Tensor) -> Tensor:
         """Tiles of words, as int32: torch writes no unsigned words to files."""
-        from glm_int4.quantization.cpu import integer_loops
+        from glm_int4.quantization.cpu import integer_tiles
 
         words = packed.view(torch.uint32)
         tiles = huge_pages.empty((words.shape[0] // TILE_ROWS, words.shape[1], TILE_ROWS), torch.uint32)
         with numba_threads():
-            integer_loops.pack_tiles(words.numpy(), self.bits, tiles.numpy())
+            integer_tiles.pack_tiles(words.numpy(), self.bits, tiles.numpy())
         return tiles.view(torch.int32)
 
 

@@ -7,6 +7,7 @@ from typing import Protocol
 from glm_int4.downloads import shown
 from glm_int4.errors import InputError
 from glm_int4.text.chat import prompts_v1, prompts_v2, prompts_v3
+from glm_int4.text.chat.any_order import as_rounds, split_beginning
 from glm_int4.text.chat.messages import Message
 from glm_int4.text.chat.replies import Reply, parse_reply_v3
 from glm_int4.text.chat.responses import CleaningStream, ResponseStream, fill_template
@@ -31,6 +32,16 @@ class ChatFormat(Protocol):
     ) -> list[int]:
         """Ids of the whole prompt; raises InputError for a conversation that the version cannot take."""
 
+    def encode_any_order(
+        self, tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Tool] | None = None
+    ) -> tuple[list[int], list[int]]:
+        """Ids of the prompt of a conversation whose roles come in any order (``any_order``), and behind them those
+        of the answer's beginning, where the last message is the assistant's.
+
+        Raises:
+            InputError: no question, or tools for a version without.
+        """
+
     def reply_decoder(self, tokenizer: Tokenizer) -> StreamDecoder:
         """Turns the ids of one answer into text."""
 
@@ -47,6 +58,7 @@ class _Rounds:
 
     version: str
     build_prompt: Callable[[Sequence[Message]], str]
+    write_prompt: Callable[[str, Sequence[tuple[str, str]], str], str]
     clean: Callable[[str], str]
     response_stream: Callable[[], ResponseStream]
 
@@ -54,9 +66,20 @@ class _Rounds:
         self, tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Tool] | None = None
     ) -> list[int]:
         prompt = self.build_prompt(messages)
+        self._check_tools(messages, tools)
+        return tokenizer.encode_prompt(prompt)
+
+    def encode_any_order(
+        self, tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Tool] | None = None
+    ) -> tuple[list[int], list[int]]:
+        self._check_tools(messages, tools)
+        before, beginning = split_beginning(messages)
+        prompt = tokenizer.encode_prompt(self.write_prompt(*as_rounds(before)))
+        return prompt, tokenizer.encode(beginning)
+
+    def _check_tools(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> None:
         if tools or any(message.get("tools") for message in messages):
             raise InputError(f"expected no tools for version {self.version}, got some; ask ChatGLM3-6B")
-        return tokenizer.encode_prompt(prompt)
 
     def reply_decoder(self, tokenizer: Tokenizer) -> StreamDecoder:
         return StreamDecoder(tokenizer)
@@ -77,6 +100,13 @@ class _Roles:
     ) -> list[int]:
         return prompts_v3.encode_messages(tokenizer, messages, tools)
 
+    def encode_any_order(
+        self, tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Tool] | None = None
+    ) -> tuple[list[int], list[int]]:
+        before, beginning = split_beginning(messages)
+        prompt = prompts_v3.encode_messages(tokenizer, before, tools, in_turn=False)
+        return prompt, prompts_v3.encode_beginning(tokenizer, beginning) if beginning else []
+
     def reply_decoder(self, tokenizer: Tokenizer) -> StreamDecoder:
         return StreamDecoder(prompts_v3.ReplyDecoder(tokenizer))
 
@@ -85,8 +115,10 @@ class _Roles:
 
 
 _FORMATS: dict[str, ChatFormat] = {
-    "1": _Rounds("1", prompts_v1.build_prompt, prompts_v1.process_response, prompts_v1.ResponseStream),
-    "2": _Rounds("2", prompts_v2.build_prompt, fill_template, CleaningStream),
+    "1": _Rounds(
+        "1", prompts_v1.build_prompt, prompts_v1.write_prompt, prompts_v1.process_response, prompts_v1.ResponseStream
+    ),
+    "2": _Rounds("2", prompts_v2.build_prompt, prompts_v2.write_prompt, fill_template, CleaningStream),
     "3": _Roles(),
 }
 

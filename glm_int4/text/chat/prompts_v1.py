@@ -20,7 +20,11 @@ def build_prompt(messages: Sequence[Message]) -> str:
     Raises:
         InputError: roles that do not alternate, or an empty question.
     """
-    system, rounds, question = split_rounds(messages)
+    return write_prompt(*split_rounds(messages))
+
+
+def write_prompt(system: str, rounds: Sequence[tuple[str, str]], question: str) -> str:
+    """The prompt of a conversation that is split already."""
     if not rounds:
         return system + question
     lines = [f"[Round {i}]\n问：{q}\n答：{a}\n" for i, (q, a) in enumerate(rounds)]

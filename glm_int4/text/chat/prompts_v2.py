@@ -14,6 +14,10 @@ def build_prompt(messages: Sequence[Message]) -> str:
     Raises:
         InputError: roles that do not alternate, or an empty question.
     """
-    system, rounds, question = split_rounds(messages)
+    return write_prompt(*split_rounds(messages))
+
+
+def write_prompt(system: str, rounds: Sequence[tuple[str, str]], question: str) -> str:
+    """The prompt of a conversation that is split already."""
     lines = [f"[Round {i}]\n\n问：{q}\n\n答：{a}\n\n" for i, (q, a) in enumerate(rounds, 1)]
     return f"{system}{''.join(lines)}[Round {len(rounds) + 1}]\n\n问：{question}\n\n答："

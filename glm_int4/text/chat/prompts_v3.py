@@ -25,7 +25,11 @@ _BEFORE = {  # roles that a role may follow; None is the beginning
 
 
 def encode_messages(
-    tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Tool] | None = None
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    tools: Sequence[Tool] | None = None,
+    *,
+    in_turn: bool = True,
 ) -> list[int]:
     """Return the ids of a conversation, ready for the assistant's answer.
 
@@ -34,16 +38,22 @@ def encode_messages(
             the last one the user's or an observation (what a tool answered); ``metadata`` names the tool,
             or ``interpreter``, that an assistant's message calls; ``tools`` of a system message are as below.
         tools: definitions (see ``tools.check_tools``) for the first system message, or one of their own.
+        in_turn: False takes roles in any order; every one has a token.
     Raises:
         InputError: unknown roles, roles out of order, an empty question, or faulty tools.
     """
     ids = [tokenizer.gmask_id, tokenizer.sop_id]
-    for role, metadata, content in _checked(messages, check_tools(tools) if tools is not None else []):
+    for role, metadata, content in _checked(messages, check_tools(tools) if tools is not None else [], in_turn):
         ids += [tokenizer.role_ids[role], *tokenizer.encode(f"{metadata}\n"), *tokenizer.encode(content)]
     return [*ids, tokenizer.role_ids["assistant"]]
 
 
-def _checked(messages: Sequence[Message], tools: list[dict[str, object]]) -> list[tuple[str, str, str]]:
+def encode_beginning(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of an answer's beginning, behind the assistant's role id."""
+    return [*tokenizer.encode("\n"), *tokenizer.encode(text)]
+
+
+def _checked(messages: Sequence[Message], tools: list[dict[str, object]], in_turn: bool) -> list[tuple[str, str, str]]:
     """Role, metadata and content of every message, with the tools written out."""
     checked: list[tuple[str, str, str]] = []
     for message in messages:
@@ -53,14 +63,8 @@ def _checked(messages: Sequence[Message], tools: list[dict[str, object]]) -> lis
         metadata = message.get("metadata") or ""
         if not isinstance(metadata, str) or "\n" in metadata:
             raise InputError(f"expected metadata of one line, got {shown(metadata)}")
-        before, before_metadata = checked[-1][:2] if checked else (None, "")
-        if before not in _BEFORE[role]:
-            raise InputError(f"expected messages in turn, got one of role {role!r} {_place(before)}")
-        if role == "observation" and not before_metadata.strip():
-            raise InputError(
-                "expected an observation to follow a call of a tool, got one after an answer; "
-                "give the assistant's message its metadata"
-            )
+        if in_turn:
+            _check_turn(role, *(checked[-1][:2] if checked else (None, "")))
         own_tools = check_tools(message["tools"]) if message.get("tools") is not None else []
         if own_tools and role != "system":
             raise InputError(f"expected tools in a system message, got them in one of role {role!r}")
@@ -68,9 +72,19 @@ def _checked(messages: Sequence[Message], tools: list[dict[str, object]]) -> lis
             raise InputError("expected tools once, got them as an argument and in a system message")
         checked.append((role, metadata, f"{content}\n{write_tools(own_tools)}" if own_tools else content))
     last = checked[-1] if checked else (None, "", "")
-    if last[0] != "observation":
+    if in_turn and last[0] != "observation":
         check_question(last[2] if last[0] == "user" else None)
     return _with_tools(checked, tools) if tools else checked
+
+
+def _check_turn(role: str, before: str | None, before_metadata: str) -> None:
+    if before not in _BEFORE[role]:
+        raise InputError(f"expected messages in turn, got one of role {role!r} {_place(before)}")
+    if role == "observation" and not before_metadata.strip():
+        raise InputError(
+            "expected an observation to follow a call of a tool, got one after an answer; "
+            "give the assistant's message its metadata"
+        )
 
 
 def _place(before: str | None) -> str:
@@ -80,7 +94,7 @@ def _place(before: str | None) -> str:
 def _with_tools(messages: list[tuple[str, str, str]], tools: list[dict[str, object]]) -> list[tuple[str, str, str]]:
     """Put tools behind the text of the first system message, or in front as one of their own."""
     content = ""
-    if messages[0][0] == "system":
+    if messages and messages[0][0] == "system":
         content, messages = messages[0][2], messages[1:]
     if TOOLS_SYSTEM_TEXT not in content:
         content = f"{content}\n{TOOLS_SYSTEM_TEXT}" if content else TOOLS_SYSTEM_TEXT

@@ -3,7 +3,6 @@
 import pytest
 
 from glm_int4.errors import GLMError, InputError
-from glm_int4.generation.engine import Engine
 
 
 def roles(conversation):
@@ -85,7 +84,7 @@ def test_a_question_that_is_too_long_drops_nothing(said):
 
 @pytest.mark.parametrize(("limit", "name"), [(3, "max_new_tokens"), (None, "max_length"), (10**6, "max_length")])
 def test_the_limit_that_cut_an_answer_is_named(conversation, limit, name, monkeypatch):
-    monkeypatch.setattr(Engine, "stop_ids", ())
+    monkeypatch.setattr(conversation.glm, "stop_ids", ())
     conversation.max_new_tokens = limit
     "".join(conversation.ask("hello"))
     turn = conversation.turns[-1]
