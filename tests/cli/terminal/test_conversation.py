@@ -3,6 +3,7 @@
 import pytest
 
 from glm_int4.errors import GLMError, InputError
+from glm_int4.generation.engine import Engine
 
 
 def roles(conversation):
