@@ -2,6 +2,7 @@
 
 import functools
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,6 +51,8 @@ def let_waiting_threads_sleep() -> None:
     GNU's OpenMP lets them spin for up to 20 ms, which uses up the time that a busy system has for this process; but
     only while it has no more threads than there are processors. So it is given some more, which sleep for ever.
     """
+    if sys.platform != "linux":  # other systems have another OpenMP
+        return
     parked = threading.Event()
     threading.Thread(target=_park, args=(parked,), name="glm-int4-parked", daemon=True).start()
     parked.wait()
