@@ -5,7 +5,7 @@ pytest benchmarks/speed/bench_busy.py --benchmark-json=build/busy.json --results
 Every measurement is taken on the quiet machine first and beside the others then, seven times each. Fair is what the
 processors' number divided by that of all busy threads leaves: a half, a quarter and, beside two programs whose OpenMP
 threads spin, a third. One row for each: medians, and the least of the seven as a share of what is fair.
-Choose with -k, for example -k "decode and six and 2-loops". It ends in 15 minutes; nothing else may run.
+Choose with -k, for example -k "decode and six and 2-loops". It takes half an hour on two cores; nothing else may run.
 """
 
 import os

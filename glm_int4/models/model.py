@@ -76,13 +76,10 @@ class Model(nn.Module, ABC):
         positions: Tensor,
         mask: AttentionMask,
         past: Past = None,
-        *,
-        last_only: bool = False,
         hidden_states: list[Tensor] | None = None,
     ) -> Tensor:
-        """Logits (B, T, V) float32 of T new tokens, or (B, 1, V) with ``last_only``; as ``last_hidden_state``."""
-        x = self.last_hidden_state(token_ids, positions, mask, past, hidden_states)
-        return self.head(x[:, -1:] if last_only else x)
+        """Logits (B, T, V) float32 of T new tokens; arguments as of ``last_hidden_state``."""
+        return self.head(self.last_hidden_state(token_ids, positions, mask, past, hidden_states))
 
     def last_hidden_state(
         self,
