@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,13 @@ LONG = (
 def pytest_addoption(parser):
     parser.addoption("--sample-of", metavar="COMMIT", help="of the slow tests, some that this commit's hash chooses")
     parser.addoption("--sample-seconds", type=float, default=180, help="how long they may take, by their marks")
+
+
+def pytest_configure():
+    """Programs under test heed signals, though ``nohup`` or ``&`` has pytest ignore them: a handler is not inherited."""
+    for number in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 def pytest_collection_modifyitems(config, items):
