@@ -51,7 +51,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure():
-    """Programs under test heed signals, though ``nohup`` or ``&`` has pytest ignore them: a handler is not inherited."""
+    """Programs under test heed signals though ``nohup`` or ``&`` has pytest ignore them: handlers are not inherited."""
     for number in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)

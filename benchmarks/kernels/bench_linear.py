@@ -24,7 +24,7 @@ import triton_kernels
 from benchmarks.machine import device_facts
 from benchmarks.peers.official import OfficialLinear
 from glm_int4.measuring import bandwidth
-from glm_int4.quantization.cpu.choose import choose_backend
+from glm_int4.quantization.cpu.instructions import choose_backend
 from glm_int4.quantization.linear import QuantizedLinear
 from glm_int4.quantization.scheme import QuantizationScheme, QuantizedWeight
 from triton_kernels.launch_search import graph_seconds

@@ -120,8 +120,7 @@ def loop() -> dict[str, Any]:
     except Exception as error:
         return facts | {"numba_error": first_line(error), "backend": "reference", "why": []}
     with logged() as lines:
-        from glm_int4.quantization.cpu.choose import choose_backend
-        from glm_int4.quantization.cpu.instructions import instruction_set
+        from glm_int4.quantization.cpu.instructions import choose_backend, instruction_set
 
         facts["backend"] = choose_backend()
         found = instruction_set()

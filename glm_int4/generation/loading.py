@@ -20,7 +20,7 @@ from glm_int4.generation.engine import Engine
 from glm_int4.generation.memory_plan import plan_memory
 from glm_int4.models.config import Config
 from glm_int4.models.past import Prefix
-from glm_int4.quantization.cpu.choose import choose_backend
+from glm_int4.quantization.cpu.instructions import choose_backend
 from glm_int4.quantization.gpu.matrix import choose_gpu_backend
 from glm_int4.system import total_bytes
 from glm_int4.text import Tokenizer

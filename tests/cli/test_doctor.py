@@ -18,7 +18,7 @@ import typer
 from glm_int4.cli import doctor
 from glm_int4.diagnosis import examination, folders, isolated, machine, packages, probes, verdicts
 from glm_int4.quantization import kernels
-from glm_int4.quantization.cpu import choose, compiled
+from glm_int4.quantization.cpu import compiled, instructions
 from glm_int4.quantization.cpu.integer import IntegerMatrix
 from tests.cli.test_commands import ROOT, glm
 from tests.read_only import in_read_only_system
@@ -275,7 +275,7 @@ def test_loops_that_python_runs(examined):
 
 def test_a_loop_that_gives_a_wrong_result(monkeypatch, facts):
     multiply = IntegerMatrix.forward
-    monkeypatch.setattr(choose, "choose_backend", lambda: "integer")
+    monkeypatch.setattr(instructions, "choose_backend", lambda: "integer")
     assert probes.product_error("integer", torch.device("cpu")) < verdicts.MOST_RELATIVE_ERROR
     monkeypatch.setattr(IntegerMatrix, "forward", lambda self, x: multiply(self, x) * 1.01)
     error = probes.product_error("integer", torch.device("cpu"))

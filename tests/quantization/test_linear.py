@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from glm_int4.errors import InputError
-from glm_int4.quantization.cpu import choose, instructions
+from glm_int4.quantization.cpu import instructions
 from glm_int4.quantization.cpu.float32 import Float32Matrix
 from glm_int4.quantization.embedding import QuantizedEmbedding
 from glm_int4.quantization.linear import QuantizedLinear
@@ -69,7 +69,7 @@ def test_held_to_avx2_the_integers_agree_too():
     environment = os.environ | {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
     code = (
         "import torch\n"
-        "from glm_int4.quantization.cpu.choose import choose_backend\n"
+        "from glm_int4.quantization.cpu.instructions import choose_backend\n"
         "from tests.quantization import test_linear as t\n"
         "from tests.quantization.cpu import test_integer as i\n"
         "assert torch.backends.cpu.get_cpu_capability() == 'AVX2'\n"
@@ -84,7 +84,7 @@ def test_held_to_avx2_the_integers_agree_too():
 
 def test_held_to_less_than_avx2_rows_are_multiplied():
     environment = os.environ | {"ATEN_CPU_CAPABILITY": "default"}
-    code = "from glm_int4.quantization.cpu.choose import choose_backend; assert choose_backend() == 'float32'"
+    code = "from glm_int4.quantization.cpu.instructions import choose_backend; assert choose_backend() == 'float32'"
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
@@ -99,8 +99,8 @@ def test_a_processor_that_numba_was_told_of_is_not_trusted_with_vectors(monkeypa
 
 
 def test_without_numba_the_reference_runs(monkeypatch):
-    monkeypatch.setattr(choose, "has_numba", lambda: False)
-    assert choose.choose_backend.__wrapped__() == "reference"
+    monkeypatch.setattr(instructions, "has_numba", lambda: False)
+    assert instructions.choose_backend.__wrapped__() == "reference"
 
 
 def test_foreign_kernels_are_refused_with_their_path(tmp_path):

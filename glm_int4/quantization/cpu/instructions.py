@@ -1,11 +1,14 @@
-"""Which integer instructions this processor has for the "integer" backend (``integer.py``)."""
+"""Which integer instructions this processor has, and which backend suits it."""
 
 import functools
+import logging
 from dataclasses import dataclass
 
 import torch
 
 from glm_int4.quantization.cpu.threads import has_numba
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,3 +51,17 @@ def instruction_set() -> InstructionSet | None:
         return None
     allowed = (AVX512_VNNI, AVX2) if capability.startswith("AVX512") else (AVX2,)
     return next((each for each in allowed if all(features.get(name) for name in each.features)), None)
+
+
+@functools.cache
+def choose_backend() -> str:
+    """What suits this machine: "integer", "float32" or "reference"."""
+    if not has_numba():
+        logger.warning("CPU backend: reference (plain torch, slow), because numba is not installed")
+        return "reference"
+    instructions = instruction_set()
+    if instructions is None:
+        logger.info("CPU backend: float32, because this processor has no AVX2 (or Numba or torch may not use it)")
+        return "float32"
+    logger.info("CPU backend: integer (%s)", instructions.name)
+    return "integer"

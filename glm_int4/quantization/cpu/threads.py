@@ -1,16 +1,15 @@
-"""One thread count for torch and Numba, one Numba loop at a time, and threads that sleep while they wait."""
+"""One thread count for torch and Numba, and one Numba loop at a time."""
 
 import functools
-import os
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
+from glm_int4.quantization.cpu.waiting import look_at_the_machine
+
 _LOCK = threading.Lock()
-_PARALLEL_ELEMENTS = 1 << 22  # so many that torch shares them out between all threads
 
 
 @functools.cache
@@ -33,7 +32,7 @@ def numba_threads() -> Iterator[int]:
     import numba
 
     with _LOCK:
-        let_waiting_threads_sleep()
+        look_at_the_machine()
         threads = torch.get_num_threads()
         usable = min(threads, numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
         numba.set_num_threads(usable)
@@ -42,26 +41,3 @@ def numba_threads() -> Iterator[int]:
         finally:
             if torch.get_num_threads() != threads:  # starting Numba's threads sets OpenMP's number, which is torch's
                 torch.set_num_threads(threads)
-
-
-@functools.cache
-def let_waiting_threads_sleep() -> None:
-    """Have OpenMP's threads, which are torch's and Numba's, spin for microseconds while they wait, and then sleep.
-
-    GNU's OpenMP lets them spin for up to 20 ms, which uses up the time that a busy system has for this process; but
-    only while it has no more threads than there are processors. So it is given some more, which sleep for ever.
-    """
-    if sys.platform != "linux":  # other systems have another OpenMP
-        return
-    parked = threading.Event()
-    threading.Thread(target=_park, args=(parked,), name="glm-int4-parked", daemon=True).start()
-    parked.wait()
-
-
-def _park(parked: threading.Event) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads((os.cpu_count() or 1) + 1)
-    torch.ones(_PARALLEL_ELEMENTS).mul_(2.0)
-    torch.set_num_threads(threads)  # the number is also that of threads that begin later
-    parked.set()
-    threading.Event().wait()
