@@ -230,6 +230,36 @@ def speed_of(place: str, result: dict[str, Any] | None, language: str = "en") ->
     return grid([f"tokens/s, {place.upper()}", *(name(WAYS[way], language) for way in ways)], rows, note)
 
 
+BUSY_WORK = {
+    "decode": "answer",
+    "prompt": "prompt of 128",
+    "server": "8 answers in the server",
+    "perplexity": "perplexity",
+    "training": "training a prefix",
+    "quantizing": "quantizing a matrix",
+}
+CROWDS = {"2-loops": "2 busy loops", "6-loops": "6 busy loops", "2-spinning": "2 programs with spinning threads"}
+
+
+def busy(_: str) -> str:
+    """What is left of the fair share beside other programs: a line for every kind of work, a column for every crowd."""
+    result = read("busy")["bench_busy"]
+    lines: dict[tuple[str, str, int], dict[str, str]] = {}
+    for row in result["rows"]:
+        line = lines.setdefault((row["kind"], row["model"], row["threads"]), {"": f"{row['quiet_rate']:.1f}"})
+        line[row["others"]] = f"{row['median_of_fair']:.2f} ({row['least_of_fair']:.2f})"
+    rows = (
+        [BUSY_WORK[kind], model, str(threads), line[""], *(line[crowd] for crowd in CROWDS)]
+        for (kind, model, threads), line in lines.items()
+    )
+    note = (
+        "Shares of what is fair: the median of seven runs and, in brackets, the least. Alone, an answer and a prompt "
+        "are counted in tokens, quantizing in millions of weights. Two processors, {cpu} ({capability}), torch "
+        "{torch}, {date}, commit {commit}."
+    ).format_map(result["machine"])
+    return grid(["", "model", "threads", "alone, per second", *CROWDS.values()], rows, note)
+
+
 def _requests(group: str, _: str) -> str:
     return cases.table(group)
 
@@ -246,6 +276,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "gptq": gptq,
     "pairs": pairs,
     "speed": speed,
+    "busy": busy,
     "floors": lambda _: gpu_tables.floors(read("floors")["rows"]),
     **{f"requests-{group}": partial(_requests, group) for group in cases.GROUPS},
 }

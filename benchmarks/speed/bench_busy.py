@@ -4,7 +4,9 @@ pytest benchmarks/speed/bench_busy.py --benchmark-json=build/busy.json --results
 
 Every measurement is taken on the quiet machine first and beside the others then, seven times each. Fair is what the
 processors' number divided by that of all busy threads leaves: a half, a quarter and, beside two programs whose OpenMP
-threads spin, a third. One row for each: medians, and the least of the seven as a share of what is fair.
+threads spin, a third. One row for each: medians, and the least of the seven as a share of what is fair. Rates are
+tokens a second, of a prompt, an answer, eight answers in the server, perplexity and training; of quantizing, millions
+of weights a second.
 Choose with -k, for example -k "decode and six and 2-loops". It takes half an hour on two cores; nothing else may run.
 """
 
@@ -22,15 +24,20 @@ import pytest
 import torch
 
 import glm_int4
-from benchmarks.machine import MINI
+from benchmarks.machine import EXAMPLES, MINI
 from glm_int4.generation.continuous import Batcher
 from glm_int4.generation.engine import Engine
 from glm_int4.generation.sampling import SamplingParams
 from glm_int4.measuring.speed import random_engine, random_row
+from glm_int4.models.prefix_encoder import PrefixEncoder
 from glm_int4.models.presets import CONFIGS
+from glm_int4.quantization.rounding.rtn import quantize_rtn
+from glm_int4.quantization.scheme import QuantizationScheme
+from glm_int4.tuning.loss import prefix_loss
 
 RUNS, PROMPT_TOKENS, ANSWERS = 7, 128, 8
 GREEDY = SamplingParams(temperature=0)
+INT4 = QuantizationScheme(bits=4, group_size=128, symmetric=False)
 NEW_TOKENS = {"mini": 64, "six": 16}
 LOOP = "while True: pass"
 SPINNING = "import torch\nx = torch.ones(300000)\nwhile True: x.mul_(1.0)"
@@ -95,8 +102,35 @@ def server(glm: Engine, new_tokens: int) -> float:
     return (sum(len(sequence.ids) for sequence in sequences) - before) / (time.perf_counter() - started)
 
 
+def perplexity(glm: Engine, new_tokens: int) -> float:
+    """Tokens of a text a second, in windows that overlap."""
+    text = (EXAMPLES / "heldout.txt").read_text(encoding="utf-8")[:1000]
+    started = time.perf_counter()
+    result = glm.perplexity(text, window=128, stride=64)
+    return result.tokens / (time.perf_counter() - started)
+
+
+def training(glm: Engine, new_tokens: int) -> float:
+    """Tokens a second of steps that train a prefix, four rows each."""
+    encoder = PrefixEncoder(glm.model.config, 16)
+    ids = torch.tensor([random_row(glm, 64, seed=i) for i in range(4)])
+    started = time.perf_counter()
+    for _ in range(2):
+        prefix_loss(glm, encoder, ids, ids).backward()
+    return 2 * ids.numel() / (time.perf_counter() - started)
+
+
+def quantizing(glm: Engine, new_tokens: int) -> float:
+    """Millions of weights a second that are rounded to INT4, of a matrix of ChatGLM2-6B."""
+    weight = torch.randn(4096, 4096, generator=torch.Generator().manual_seed(0))
+    started = time.perf_counter()
+    quantize_rtn(weight, INT4)
+    return weight.numel() / 1e6 / (time.perf_counter() - started)
+
+
 CASES = [(kind, model, 2) for kind in (decode, prompt, server) for model in NEW_TOKENS]
 CASES += [(decode, "six", threads) for threads in (1, 3, 4)]
+CASES += [(perplexity, "mini", 2), (training, "mini", 2), (quantizing, "six", 2)]
 
 
 @pytest.mark.parametrize("others", CROWDS)
@@ -127,8 +161,8 @@ def test_share(
         "model": {"mini": "mini", "six": "ChatGLM2-6B, 4 layers"}[model],
         "threads": threads,
         "others": others,
-        "quiet_tokens_per_s": statistics.median(quiet),
-        "busy_tokens_per_s": statistics.median(rates[1:]),
+        "quiet_rate": statistics.median(quiet),
+        "busy_rate": statistics.median(rates[1:]),
         "fair_share": fair,
         "median_of_fair": statistics.median(rates[1:]) / statistics.median(quiet) / fair,
         "least_of_fair": min(rates[1:]) / statistics.median(quiet) / fair,
