@@ -15,6 +15,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from glm_int4.errors import InputError
 from glm_int4.hf.official_prompts import History, as_messages
+from glm_int4.text import Tokenizer
 from glm_int4.text.chat.chat_format import chat_format
 from glm_int4.text.chat.replies import Reply
 
@@ -84,7 +85,7 @@ class Conversing:
             ids.append(token)
             if token not in tokenizer.inner.stop_ids and (piece := stream.push(decoder.push(token))):
                 text += piece
-                yield (text, _extended(tokenizer.version, history, query, role, text, [{"content": text}]), *rest)
+                yield (text, _extended(tokenizer.inner, history, query, role, text, [{"content": text}]), *rest)
         yield (*_finish(tokenizer, query, history, role, ids), *rest)
 
     def _prepare(
@@ -101,11 +102,11 @@ class Conversing:
         if len(arguments) > len(order):
             raise InputError(f"expected at most {3 + len(order)} arguments of {name}, got {3 + len(arguments)}")
         settings = _SAMPLING[version] | dict(zip(order, arguments, strict=False)) | options
-        role = settings.pop("role", "user") if version == "3" else "user"
+        role = settings.pop("role", "user") if tokenizer.inner.role_ids else "user"
         if not settings["do_sample"]:
             settings = {key: value for key, value in settings.items() if key not in ("top_p", "temperature")}
         settings["logits_processor"] = settings.pop("logits_processor", None) or []
-        messages = as_messages(version, query, history, role)
+        messages = as_messages(tokenizer.inner, query, history, role)
         return role, dict(tokenizer.apply_chat_template(messages, return_tensors="pt")), settings
 
 
@@ -115,9 +116,9 @@ def _finish(tokenizer: Any, query: str, history: Any, role: str, ids: list[int])
     ids = ids[:-1] if ids and ids[-1] in inner.stop_ids else ids
     decoder = chat.reply_decoder(inner)
     text = "".join([*map(decoder.push, ids), decoder.finish()])
-    tools = _tools(history) if tokenizer.version == "3" else None
+    tools = _tools(history) if inner.role_ids else None
     reply = chat.parse_reply(text, tools)
-    new = _extended(tokenizer.version, history, query, role, reply.content, reply.as_messages())
+    new = _extended(inner, history, query, role, reply.content, reply.as_messages())
     return _response(reply, tools), new
 
 
@@ -138,10 +139,10 @@ def _response(reply: Reply, tools: Any) -> Any:
 
 
 def _extended(
-    version: str, history: Any, query: str, role: str, response: str, answer: list[dict[str, Any]]
+    tokenizer: Tokenizer, history: Any, query: str, role: str, response: str, answer: list[dict[str, Any]]
 ) -> History:
     """The history with a question and its answer, which in version 3 may be several messages."""
-    if version != "3":
+    if not tokenizer.role_ids:
         return [*(history or ()), (query, response)]
     messages = [{"role": "assistant", "metadata": "", **message} for message in answer]
     return [*(history or ()), {"role": role, "content": query}, *messages]

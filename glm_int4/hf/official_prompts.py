@@ -13,18 +13,21 @@ from glm_int4.text.chat import prompts_v1, prompts_v2
 History = list[Any]
 
 
-def as_messages(version: str, query: str, history: Sequence[Any] | None, role: str = "user") -> list[dict[str, Any]]:
+def as_messages(
+    tokenizer: Tokenizer, query: str, history: Sequence[Any] | None, role: str = "user"
+) -> list[dict[str, Any]]:
     """The messages of an official history and of the question that follows it.
 
     Raises:
         InputError: the history is another version's.
     """
     messages: list[dict[str, Any]] = []
+    version = tokenizer.version
     for entry in history or ():
-        if version == "3":
+        if tokenizer.role_ids:
             if not isinstance(entry, dict):
                 raise InputError(
-                    f"expected a history of messages for version 3, got {entry!r:.80}; pass dicts with role"
+                    f"expected a history of messages for version {version}, got {entry!r:.80}; pass dicts with role"
                 )
             messages.append(entry)
         elif isinstance(entry, tuple | list) and len(entry) == 2:
@@ -42,18 +45,17 @@ class OfficialPrompts:
 
     def build_prompt(self, query: str, history: Sequence[Any] | None = None) -> str:
         """The text of versions 1 and 2 that asks a question after a history of pairs."""
-        version = self.inner.version
-        if version == "3":
+        if self.inner.role_ids:
             raise InputError(
                 "expected version 2 for build_prompt, got 3, whose prompt is no text; use build_chat_input"
             )
-        build = prompts_v1.build_prompt if version == "1" else prompts_v2.build_prompt
-        return build(as_messages(version, query, history))
+        build = prompts_v1.build_prompt if self.inner.version == "1" else prompts_v2.build_prompt
+        return build(as_messages(self.inner, query, history))
 
     def build_chat_input(self, query: str, history: Sequence[Any] | None = None, role: str = "user") -> BatchEncoding:
         """The inputs of version 3, one row, that ask a question after a history of messages."""
         self._only_3("build_chat_input", "tokenizer(tokenizer.build_prompt(query, history), return_tensors='pt')")
-        ids = chat_format("3").encode(self.inner, as_messages("3", query, history, role))
+        ids = chat_format("3").encode(self.inner, as_messages(self.inner, query, history, role))
         return self.pad({"input_ids": [ids]}, return_tensors="pt")
 
     def build_single_message(self, role: str, metadata: str, message: str) -> list[int]:
@@ -72,5 +74,5 @@ class OfficialPrompts:
         return self.inner.prefix_ids
 
     def _only_3(self, name: str, instead: str) -> None:
-        if self.inner.version != "3":
+        if not self.inner.role_ids:
             raise InputError(f"expected version 3 for {name}, got {self.inner.version}; use {instead}")

@@ -142,7 +142,7 @@ class ChatGLMTokenizer(OfficialPrompts, PreTrainedTokenizer):
         if skip_special_tokens and self.inner.added.tokens:
             special = set(self.all_special_ids)
             ids = [index for index in ids if index not in special]
-        if skip_special_tokens or (self.version != "3" and len(ids) != 1):
+        if skip_special_tokens or (not self.inner.role_ids and len(ids) != 1):
             return self.inner.decode(ids)
         return self._spell(ids, self.inner.encode("a"))
 
@@ -248,7 +248,7 @@ class ChatGLMTokenizer(OfficialPrompts, PreTrainedTokenizer):
         last = messages[-1] if messages else {}
         if not isinstance(last, Mapping) or last.get("role") != "assistant":
             return chat.encode(self.inner, messages, tools or None)
-        answer = f"{last.get('metadata') or ''}\n" if self.version == "3" else ""
+        answer = f"{last.get('metadata') or ''}\n" if self.inner.role_ids else ""
         ids = chat.encode(self.inner, messages[:-1], tools or None)
         ids += self.inner.encode(answer) + self.inner.encode(str(last.get("content", "")))
         return ids if continued else [*ids, self.inner.eos_id]

@@ -176,27 +176,27 @@ def source_ids(tokenizer: Tokenizer, row: Row, max_source_length: int, *, traini
     for question, answer in row.history or ():
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     messages.append({"role": "user", "content": row.prompt})
-    if tokenizer.version == "3":
-        ids = chat_format("3").encode(tokenizer, messages)
+    chat = chat_format(tokenizer.version)
+    if tokenizer.role_ids:  # the last one is the answer's role, which stays
+        ids = chat.encode(tokenizer, messages)
         return ids if len(ids) <= max_source_length else [*ids[: max_source_length - 1], ids[-1]]
-    if tokenizer.version == "2":
-        ids = chat_format("2").encode(tokenizer, messages)
-        return ids[:max_source_length]
+    if not tokenizer.suffix_ids:
+        return chat.encode(tokenizer, messages)[:max_source_length]
     if not row.history:
         ids = tokenizer.encode(
             f"[Round 0]\n问：{row.prompt}\n答：" if training and row.history is not None else row.prompt
         )
     else:
-        ids = chat_format("1").encode(tokenizer, messages)[: -len(tokenizer.suffix_ids)]
+        ids = chat.encode(tokenizer, messages)[: -len(tokenizer.suffix_ids)]
     return [*ids[: max_source_length - 1], *tokenizer.suffix_ids]
 
 
 def target_ids(tokenizer: Tokenizer, response: str, max_target_length: int) -> tuple[list[int], int]:
     """Ids of an answer with its end, and how many of its tokens were cut off."""
     ids = tokenizer.encode(response)
-    if tokenizer.version == "3":
+    if tokenizer.role_ids:
         ids = [*tokenizer.encode("\n"), *ids]  # the empty line of metadata that every answer begins with
-    kept = ids[: max_target_length - 2] if tokenizer.version == "1" else ids[:max_target_length]
+    kept = ids[: max_target_length - len(tokenizer.suffix_ids)]  # officially, as if the suffix were part of it
     return [*kept, tokenizer.eos_id], len(ids) - len(kept)
 
 
@@ -205,7 +205,7 @@ def make_sample(tokenizer: Tokenizer, row: Row, max_source_length: int, max_targ
     source = source_ids(tokenizer, row, max_source_length, training=True)
     target, num_cut = target_ids(tokenizer, row.response, max_target_length)
     num_ignored = len(source)
-    if tokenizer.version == "1":
+    if tokenizer.suffix_ids:
         num_ignored -= 1  # <sop> is learnt too
     ids = source + target
     return Sample(ids, [IGNORED] * num_ignored + ids[num_ignored:], num_cut)
