@@ -240,6 +240,14 @@ def user_cache_folder() -> Path | None:
         return None
 
 
+def name_a_temporary_folder() -> None:
+    """Let packages that only ask where temporary files would go be imported where there is no place for them."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        tempfile.tempdir = "/tmp"
+
+
 def own_temporary_folder() -> Path | None:
     """A temporary folder that no other user can write to, the same in every process; None where there is none."""
     try:

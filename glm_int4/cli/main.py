@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 import traceback
 from collections.abc import Sequence
 from io import TextIOWrapper
@@ -19,6 +18,7 @@ from glm_int4.cli import bench, chat, doctor, generate, info, perplexity, ptune,
 from glm_int4.cli.examples import epilog
 from glm_int4.cli.options import spread
 from glm_int4.errors import GLMError, is_out_of_memory
+from glm_int4.system import name_a_temporary_folder
 from glm_int4.version import __version__
 
 _MEMORY_ADVICE = "close other programs, choose a smaller model or a smaller --max-length"
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         os.environ["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"  # the shell is named: no need to guess it
     # Numba would have colorama, where that is installed, write an escape sequence to every terminal in the end.
     os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
-    _name_a_temporary_folder()
+    name_a_temporary_folder()
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"] or ["--help"]
     logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(message)s")
@@ -117,14 +117,6 @@ def _run_in_utf8() -> None:
         words = [os.fsencode(word) for word in sys.orig_argv[1:]]
     if sys.executable:
         os.execv(sys.executable, [os.fsencode(sys.executable), b"-X", b"utf8", *words])
-
-
-def _name_a_temporary_folder() -> None:
-    """Let packages that only ask where temporary files would go be imported where there is no place for them."""
-    try:
-        tempfile.gettempdir()
-    except FileNotFoundError:
-        tempfile.tempdir = "/tmp"
 
 
 def _use_utf8() -> None:

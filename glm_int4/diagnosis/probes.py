@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from glm_int4.diagnosis.faults import first_line
+from glm_int4.system import name_a_temporary_folder
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +27,7 @@ _SHAPE = (256, 256)
 
 def answer(probe: str) -> None:
     """Write what a probe finds as the last line of the output."""
+    name_a_temporary_folder()
     try:
         facts = _PROBES[probe]()
     except Exception as error:

@@ -433,8 +433,10 @@ def test_nothing_is_made_where_folders_are_looked_for(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_read_only_system(healthy):
-    result = in_read_only_system([sys.executable, "-m", "glm_int4", "doctor"], env={"XDG_STATE_HOME": ""})
+def test_a_read_only_system(healthy, tmp_path):
+    # torch imports dill where it is installed, which asks for the temporary folder.
+    (tmp_path / "dill.py").write_text("import tempfile\ntempfile.gettempdir()\ndef extend(use_dill): pass\n")
+    result = in_read_only_system([sys.executable, "-m", "glm_int4", "doctor"], tmp_path, env={"XDG_STATE_HOME": ""})
     assert result.returncode == 1
     assert result.stderr == ""
     faults = [line for line in result.stdout.splitlines() if line.startswith("fault")]
