@@ -54,7 +54,7 @@ def pytest_configure():
     """Programs under test heed signals though ``nohup`` or ``&`` has pytest ignore them: handlers are not inherited."""
     for number in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
         if signal.getsignal(number) is signal.SIG_IGN:
-            signal.signal(number, lambda *_: None)
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else lambda *_: None)
 
 
 def pytest_collection_modifyitems(config, items):

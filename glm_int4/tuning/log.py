@@ -35,10 +35,20 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OutputError: it cannot be written.
     """
+    with _replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Another name to write a file under; it gets its own when it is whole, and else nothing is left."""
     partial = path.with_name(path.name + ".tmp")
     with writing(path):
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        try:
+            yield partial
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -99,7 +109,5 @@ def draw_loss(entries: list[dict[str, Any]], path: Path) -> None:
     axes.plot([entry["step"] for entry in entries], [entry["loss"] for entry in entries])
     axes.set(xlabel="step", ylabel="loss (nats per token)", title="P-Tuning")
     axes.grid(alpha=0.3)
-    partial = path.with_name(path.name + ".tmp")
-    with writing(path):
+    with _replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=120)
-        os.replace(partial, path)

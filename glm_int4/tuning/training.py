@@ -189,10 +189,15 @@ class _Run:
             if self.step % settings.save_steps == 0 or last:
                 self._save()
                 if drawn:
-                    draw_loss(self.log.entries, self._output / PLOT_FILE)
+                    self._draw()
             if progress:
                 item = f"step {self.step} of {settings.max_steps}, loss {loss:.4f}, {speed:.0f} tokens/s"
                 progress(self.step - first, settings.max_steps - first, item)
+        if drawn and self.step == first:  # the run had ended but for what follows the last checkpoint
+            self._draw()
+
+    def _draw(self) -> None:
+        draw_loss(self.log.entries, self._output / PLOT_FILE)
 
     def _take_step(self, batches: Iterator[list[Sample]]) -> float:
         """Accumulate the gradients of one step and take it; returns its mean loss."""

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -53,13 +54,17 @@ def ask(url, **fields):
 
 
 @pytest.fixture
-def long_folder(small_checkpoints):
-    return small_checkpoints["2"]  # its answers go on to 256 tokens
+def long_folder(small_checkpoints, tmp_path):
+    """A model whose answers go on to 2048 tokens, which takes seconds."""
+    folder = shutil.copytree(small_checkpoints["2"], tmp_path / "long")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"seq_length": 2048}))
+    return folder
 
 
 def test_what_runs_is_finished_and_what_comes_later_is_refused(start, long_folder):
     process, url, line = start(long_folder, "--port", 0, "--device", "cpu", "--parallel", 1, "--served-name", "small")
-    assert line == f"serving small on {url} (1 answer at a time, 256 tokens each; Ctrl-C ends)\n"
+    assert line == f"serving small on {url} (1 answer at a time, 2048 tokens each; Ctrl-C ends)\n"
     with httpx.stream(
         "POST",
         f"{url}/v1/chat/completions",

@@ -80,3 +80,4 @@ def test_a_disk_that_is_full_from_any_call_of_a_training_run_on(ptune, mini_int4
         assert_same(learnt(place / "out"), expected)
         assert not list(place.glob("out/*.partial")), full.refused
         assert not list(place.glob("out/*.tmp")), full.refused
+        assert (place / "out" / "loss.png").is_file(), full.refused

@@ -1,5 +1,6 @@
 """Training runs on the mini model: what they learn, leave behind, resume from, and refuse."""
 
+import errno
 import hashlib
 import json
 import shutil
@@ -303,7 +304,8 @@ def test_what_is_not_installed_is_named(ptune, train_file, tmp_path, monkeypatch
 def test_a_plot_without_a_folder_for_matplotlib_is_left_out_in_one_line():
     """Not even a temporary folder can be made there."""
     program = (
-        "import logging; logging.basicConfig(); from glm_int4.tuning.log import has_matplotlib as has; print(has())"
+        "import logging; logging.basicConfig(); from glm_int4.system import name_a_temporary_folder as name; name();"
+        "from glm_int4.tuning.log import has_matplotlib as has; print(has())"
     )
     pytest.importorskip("matplotlib")
     result = in_read_only_system([sys.executable, "-c", program], env={"MPLCONFIGDIR": "/nonexistent/matplotlib"})
@@ -311,6 +313,23 @@ def test_a_plot_without_a_folder_for_matplotlib_is_left_out_in_one_line():
     (line,) = result.stderr.splitlines()
     assert "no loss.png: matplotlib has no folder to write to" in line
     assert line.endswith("set MPLCONFIGDIR to one")
+
+
+def test_a_disk_that_is_full_for_the_plot_leaves_nothing_and_resuming_draws_it(ptune, tmp_path, monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure").Figure
+
+    def half(self, path, **_):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(figure, "savefig", half)
+        with pytest.raises(OutputError, match="No space left on device"):
+            ptune(max_steps=2)
+    (output,) = (path.parent for path in tmp_path.rglob("trainer_log.jsonl"))
+    assert not list(output.glob("*.tmp"))
+    ptune(max_steps=2, resume=True)
+    assert (output / "loss.png").is_file()
 
 
 def test_an_unquantized_model_is_trained_too(ptune):

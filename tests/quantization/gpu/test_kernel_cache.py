@@ -20,6 +20,8 @@ PROGRAM = """
 import logging, os, sys
 import triton
 import triton.language as tl
+from glm_int4.system import name_a_temporary_folder
+name_a_temporary_folder()
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from glm_int4.quantization import kernels
