@@ -41,10 +41,14 @@ def gb_text(num_bytes: float) -> str:
 
 
 def free_bytes(device: "torch.device") -> int | None:
-    """Memory that is free for more, or None where the system does not say."""
+    """Memory that is free for more, or None where the system does not say.
+
+    On a GPU, blocks that torch has left over and keeps are given back first: the driver counts them as taken.
+    """
     if device.type == "cuda":
         import torch
 
+        torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
     return available_bytes()
 

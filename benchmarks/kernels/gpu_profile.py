@@ -26,7 +26,8 @@ from glm_int4.generation.cuda_graphs import GraphStepper
 from glm_int4.generation.engine import Engine
 from glm_int4.generation.padded_batch import Batch
 from glm_int4.generation.sampling import Sampler, SamplingParams
-from glm_int4.measuring.speed import FilledDecoder, random_engine, random_row, weight_bytes_per_step
+from glm_int4.measuring.speed import random_engine, weight_bytes_per_step
+from glm_int4.measuring.timing import FilledDecoder, random_row
 from glm_int4.models.presets import CONFIGS
 
 METRICS = (

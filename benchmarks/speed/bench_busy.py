@@ -28,7 +28,8 @@ from benchmarks.machine import EXAMPLES, MINI
 from glm_int4.generation.continuous import Batcher
 from glm_int4.generation.engine import Engine
 from glm_int4.generation.sampling import SamplingParams
-from glm_int4.measuring.speed import random_engine, random_row
+from glm_int4.measuring.speed import random_engine
+from glm_int4.measuring.timing import random_row
 from glm_int4.models.prefix_encoder import PrefixEncoder
 from glm_int4.models.presets import CONFIGS
 from glm_int4.quantization.rounding.rtn import quantize_rtn

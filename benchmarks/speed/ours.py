@@ -6,7 +6,7 @@ import time
 
 from glm_int4.generation.engine import Engine
 from glm_int4.generation.sampling import SamplingParams
-from glm_int4.measuring.speed import random_row
+from glm_int4.measuring.timing import random_row
 
 GREEDY = SamplingParams(temperature=0)
 

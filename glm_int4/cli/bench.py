@@ -38,7 +38,7 @@ def run(
     as_json: options.Json = False,
 ) -> None:
     """Measure reading, decoding, memory and the share of the memory's bandwidth."""
-    from glm_int4.measuring.speed import BATCHES, CONTEXTS, BenchSettings, bench
+    from glm_int4.measuring.speed import BATCHES, CONTEXTS, BenchSettings, UnfinishedError, bench
 
     if bits not in (None, 4, 8, 16):
         raise InputError(f"expected --bits 4, 8 or 16, got {bits}")
@@ -52,16 +52,24 @@ def run(
     )
     if tune:
         _tune(device)
-    result = bench(
-        options.find_model(model),
-        bits=bits,
-        device=device,
-        threads=threads,
-        kv_bits=kv_bits,
-        num_layers=layers,
-        settings=settings,
-        report=_say,
-    )
+    try:
+        result = bench(
+            options.find_model(model),
+            bits=bits,
+            device=device,
+            threads=threads,
+            kv_bits=kv_bits,
+            num_layers=layers,
+            settings=settings,
+            report=_say,
+        )
+    except UnfinishedError as stopped:
+        _show(stopped.result, as_json)
+        raise (stopped.__cause__ or stopped) from None
+    _show(result, as_json)
+
+
+def _show(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(result, indent=2))
     else:

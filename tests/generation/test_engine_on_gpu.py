@@ -12,7 +12,8 @@ from glm_int4.generation.cuda_graphs import GraphStepper
 from glm_int4.generation.decoding import _Sequence
 from glm_int4.generation.padded_batch import Batch
 from glm_int4.generation.sampling import SamplingParams
-from glm_int4.measuring.speed import random_engine, random_row
+from glm_int4.measuring.speed import random_engine
+from glm_int4.measuring.timing import random_row
 from glm_int4.models.presets import CONFIGS
 from tests.conftest import FIXTURES, MINI
 from tests.tolerances import FLOAT16_RELATIVE_RMS, relative_rms

@@ -1,24 +1,28 @@
 """The measurements of ``glm-int4 bench``, on models of any size."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from glm_int4.checkpoint.build import resident_bytes
 from glm_int4.checkpoint.formats import layout
 from glm_int4.errors import InputError
-from glm_int4.measuring import bandwidth, speed
+from glm_int4.measuring import bandwidth, speed, timing
 from glm_int4.measuring.random_weights import open_random
 from glm_int4.measuring.speed import (
     BenchSettings,
-    FilledDecoder,
+    UnfinishedError,
     bench,
     random_engine,
-    random_row,
     weight_bytes_per_step,
 )
+from glm_int4.measuring.timing import FilledDecoder, random_row
 from glm_int4.models.config_file import parse_config
 from glm_int4.models.kv_cache import kv_bytes_per_token
 from glm_int4.models.presets import CONFIGS
+from glm_int4.system import free_bytes
 from tests.conftest import FIXTURES, MINI
 
 QUICK = BenchSettings(prefill=(8, 16), batches=(1, 3), contexts=(20,))
@@ -41,6 +45,136 @@ SMALL = {
 @pytest.fixture(autouse=True)
 def small_bandwidth(monkeypatch):
     monkeypatch.setattr(bandwidth, "CPU_BYTES", 1 << 22)
+
+
+class SmallCard:
+    """Stands for torch on a GPU with so much free memory, of which not all may be had."""
+
+    def __init__(self, free, granted):
+        self.free, self.granted, self.taken, self.sizes = free, granted, 0, []
+        self.uint8, self.OutOfMemoryError, self.cuda = torch.uint8, torch.OutOfMemoryError, self
+        self.L2_cache_size = 32 << 20
+
+    def empty(self, size, dtype=None, device=None):
+        if self.taken + size > self.granted:
+            raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size} bytes")
+        self.taken += size
+        self.sizes.append(size)
+        return SimpleNamespace(copy_=lambda source: None, size=size)
+
+    def empty_like(self, tensor):
+        return self.empty(tensor.size)
+
+    def empty_cache(self):
+        self.taken = 0
+
+    def get_device_properties(self, device):
+        return self
+
+    def Event(self, enable_timing):  # noqa: N802 (torch's name)
+        return SimpleNamespace(record=lambda: None, synchronize=lambda: None, elapsed_time=lambda end: 1.0)
+
+
+@pytest.mark.parametrize(
+    ("free", "granted", "size"),
+    [
+        (80 << 30, 80 << 30, 1 << 30),
+        (1600 << 20, 1600 << 20, 400 << 20),  # beside a model on a card of 6 GB
+        (1600 << 20, 500 << 20, 200 << 20),  # what is free need not be in one piece
+        (1600 << 20, 200 << 20, None),  # what would be left is little more than the cache
+        (300 << 20, 300 << 20, None),
+    ],
+)
+def test_the_bandwidth_is_measured_in_the_memory_that_is_free(monkeypatch, free, granted, size):
+    card = SmallCard(free, granted)
+    monkeypatch.setattr(bandwidth, "torch", card)
+    monkeypatch.setattr(bandwidth, "free_bytes", lambda device: card.free, raising=False)
+    rate = bandwidth.measure_bandwidth(torch.device("cuda"))
+    assert rate == (2 * size / 1e-3 if size else 0)
+    if size:
+        assert card.sizes[-2:] == [size, size]
+    assert card.taken == 0
+
+
+def test_on_a_cpu_too_the_bandwidth_leaves_half_of_what_is_free(monkeypatch):
+    sizes, ones = [], torch.ones
+    monkeypatch.setattr(torch, "ones", lambda count, **options: sizes.append(4 * count) or ones(count, **options))
+    monkeypatch.setattr(bandwidth, "LEAST_BYTES", 1 << 18)
+    monkeypatch.setattr(bandwidth, "free_bytes", lambda device: 1 << 20, raising=False)
+    assert bandwidth.measure_bandwidth(torch.device("cpu")) > 0
+    monkeypatch.setattr(bandwidth, "free_bytes", lambda device: 1 << 18)
+    assert bandwidth.measure_bandwidth(torch.device("cpu")) == 0
+    assert sizes == [1 << 19]
+
+
+def test_blocks_that_torch_keeps_count_as_free(monkeypatch):
+    kept = [3 << 30]
+    monkeypatch.setattr(torch.cuda, "empty_cache", kept.clear)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: ((4 << 30) - sum(kept), 6 << 30))
+    assert free_bytes(torch.device("cuda")) == 4 << 30
+
+
+def run_out(*arguments):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def test_what_memory_does_not_suffice_for_is_left_out_and_the_rest_measured(monkeypatch):
+    real, lines = timing.FilledDecoder.new_cache, []
+
+    def new_cache(decoder, batch_size, length):
+        return run_out() if batch_size == 3 else real(decoder, batch_size, length)
+
+    monkeypatch.setattr(timing.FilledDecoder, "new_cache", new_cache)
+    settings = BenchSettings(prefill=(8,), batches=(1, 3, 2), contexts=(20,))
+    result = bench(FIXTURES / "v2_tiny", device="cpu", settings=settings, report=lines.append)
+    assert [row["batch"] for row in result["decode"]] == [1, 2]
+    assert "decoding 3 x 20 tokens left out: memory ran out" in lines
+
+
+def test_a_prompt_that_memory_does_not_suffice_for_is_left_out(monkeypatch):
+    read = timing.Decoder.prefill
+    monkeypatch.setattr(
+        timing.Decoder, "prefill", lambda self, batch, s: run_out() if batch.num_tokens == 16 else read(self, batch, s)
+    )
+    result = bench(FIXTURES / "v2_tiny", device="cpu", settings=QUICK, report=lambda line: None)
+    assert [row["tokens"] for row in result["prefill"]] == [8]
+    assert len(result["decode"]) == 2
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("CUDA error: an illegal instruction"), KeyboardInterrupt()])
+def test_what_was_measured_before_a_fault_is_not_lost(monkeypatch, fault):
+    measure, calls = bandwidth.measure_bandwidth, []
+
+    def once(device):
+        calls.append(device)
+        if len(calls) == 2:
+            raise fault
+        return measure(device)
+
+    monkeypatch.setattr(bandwidth, "measure_bandwidth", once)
+    with pytest.raises(UnfinishedError) as caught:
+        bench(FIXTURES / "v2_tiny", device="cpu", settings=QUICK, report=lambda line: None)
+    assert caught.value.__cause__ is fault
+    result = caught.value.result
+    assert [len(result[part]) for part in ("prefill", "decode")] == [2, 2]
+    assert all(row["share_of_bandwidth"] > 0 for row in result["decode"])
+    assert result["peak_bytes"] > 0
+
+
+def test_the_command_prints_what_was_measured_and_then_the_fault(monkeypatch, capsys):
+    from glm_int4.cli.main import main
+
+    def fail(*arguments):
+        raise RuntimeError("CUDA error: an illegal instruction")
+
+    monkeypatch.setattr(speed, "_decode", fail)
+    words = ["bench", str(FIXTURES / "v2_tiny"), "--device", "cpu", "--prefill", "8", "--json"]
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    assert left.value.code == 1
+    printed = capsys.readouterr()
+    assert [row["tokens"] for row in json.loads(printed.out)["prefill"]] == [8]
+    assert "CUDA error: an illegal instruction" in printed.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(("model", "bits"), [("v2_tiny", 16), ("v3_tiny_int8", 8), ("v1_tiny_int4_qe", 4)])
