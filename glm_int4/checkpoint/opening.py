@@ -148,12 +148,16 @@ def tensor_specs(matrix: MatrixSpec, scheme: QuantizationScheme, *, official: bo
     return (official_format if official else packed_format).tensor_specs(matrix, scheme)
 
 
-def read_weight(reader: CheckpointReader, info: CheckpointInfo, matrix: MatrixSpec) -> QuantizedWeight:
+def read_weight(
+    reader: CheckpointReader, info: CheckpointInfo, matrix: MatrixSpec, device: torch.device | None = None
+) -> QuantizedWeight:
     """Read a quantized matrix of an opened checkpoint.
 
+    Args:
+        device: where its bytes go as they are stored, to be checked and unpacked there; None leaves them mapped.
     Raises:
         CheckpointError: its scales or its shape make no sense.
     """
     scheme = info.schemes[matrix.name]
     assert scheme is not None
-    return (official_format if info.official else packed_format).read_weight(reader, matrix, scheme)
+    return (official_format if info.official else packed_format).read_weight(reader, matrix, scheme, device)

@@ -79,19 +79,21 @@ def check_scales(reader: CheckpointReader, schemes: Mapping[str, QuantizationSch
         )
 
 
-def read_weight(reader: CheckpointReader, matrix: MatrixSpec, scheme: QuantizationScheme) -> QuantizedWeight:
-    """Read a quantized matrix whose tensors have been checked, in our byte order.
+def read_weight(
+    reader: CheckpointReader, matrix: MatrixSpec, scheme: QuantizationScheme, device: torch.device | None = None
+) -> QuantizedWeight:
+    """Read a quantized matrix whose tensors have been checked, in our byte order, onto a device or None: the CPU.
 
     Raises:
         CheckpointError: a scale is negative or not finite.
     """
     name = f"{matrix.name}.weight_scale"
-    scales = half_scales(reader[name], name)
+    scales = half_scales(reader[name].to(device), name)
     if bool((scales < 0).any()):
         raise CheckpointError(f"expected finite scales of 0 or more in {name}, got others")
     return QuantizedWeight(
         scheme=scheme,
-        packed=from_official(reader[f"{matrix.name}.weight"], scheme.bits),
+        packed=from_official(reader[f"{matrix.name}.weight"].to(device), scheme.bits),
         scales=scales[:, None],
         zero_points=None,
     )

@@ -153,24 +153,28 @@ def stored_scheme(reader: CheckpointReader, matrix: MatrixSpec) -> QuantizationS
 
 
 def read_weight(
-    reader: CheckpointReader | Mapping[str, Tensor], matrix: MatrixSpec, scheme: QuantizationScheme
+    reader: CheckpointReader | Mapping[str, Tensor],
+    matrix: MatrixSpec,
+    scheme: QuantizationScheme,
+    device: torch.device | None = None,
 ) -> QuantizedWeight:
-    """Read a quantized matrix whose tensors have been checked; its bytes stay mapped."""
+    """Read a quantized matrix whose tensors have been checked, onto a device; with None its bytes stay mapped."""
     zero_points = None
     if not scheme.symmetric:
-        zero_points = unpack_zero_points(reader[f"{matrix.name}.weight_zero_point"], scheme.bits, matrix.out_features)
+        words = reader[f"{matrix.name}.weight_zero_point"].to(device)
+        zero_points = unpack_zero_points(words, scheme.bits, matrix.out_features)
     shape = tuple(reader[f"{matrix.name}.weight_shape"].tolist())
     if shape != (matrix.out_features, matrix.in_features):
         raise CheckpointError(
             f"expected {(matrix.out_features, matrix.in_features)} in {matrix.name}.weight_shape, got {shape}"
         )
     name = f"{matrix.name}.weight_scale"
-    scales = half_scales(reader[name], name)
+    scales = half_scales(reader[name].to(device), name)
     if bool((scales <= 0).any()):
         raise CheckpointError(f"expected positive, finite scales in {name}, got others")
     return QuantizedWeight(
         scheme=scheme,
-        packed=reader[f"{matrix.name}.weight_packed"].view(torch.uint8),
+        packed=reader[f"{matrix.name}.weight_packed"].to(device).view(torch.uint8),
         scales=scales,
         zero_points=zero_points,
     )

@@ -64,7 +64,11 @@ class ReferenceMatrix(nn.Module):
         if self._num_filled:
             self.group_size += self._num_filled  # such a row is one group
             packed = F.pad(packed, (0, 1))
-        self.register_buffer("qweight", packing.to_planar(packed) if self.bits == 4 else packed.clone())
+        if self.bits == 4:
+            packed = packing.to_planar(packed)
+        elif packed.device.type == "cpu" or not packed.is_contiguous():  # a file's bytes, or a view of others'
+            packed = packed.clone()
+        self.register_buffer("qweight", packed)
         self.register_buffer("scales", weight.scales.T.contiguous())
         self.register_buffer("zero_points", None if zeros is None else zeros.T.contiguous())
         self.register_buffer("bias", None if bias is None else bias.float())
