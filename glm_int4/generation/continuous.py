@@ -2,22 +2,24 @@
 
 ``Batcher`` is driven by one thread that calls ``step`` again and again; queues, clients and text are the
 server's. Every prompt is read alone, in the same pieces as by ``Decoder``, and every row picks its tokens by
-a sampler of its own, so that what runs beside a sequence does not change what it says.
+a sampler of its own, so that what runs beside a sequence does not change what it says. Rows whose samplers do the same
+are picked together all the same, bit for bit as alone.
 """
 
+import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from glm_int4.errors import InputError, NotFiniteError, PromptTooLongError
-from glm_int4.generation.cuda_graphs import make_stepper
+from glm_int4.generation.cuda_graphs import TokenReading, make_stepper
 from glm_int4.generation.decoding import PREFILL_ROWS, TRIM_TOKENS
 from glm_int4.generation.engine import Engine
 from glm_int4.generation.padded_batch import Batch
-from glm_int4.generation.sampling import Sampler, SamplingParams
+from glm_int4.generation.sampling import Sampler, SamplingParams, choose_together
 from glm_int4.models.kv_cache import KVCache, RunningRows, SlotCache, copy_columns, kv_bytes_per_token
 from glm_int4.system import trim_heap
 
@@ -228,32 +230,56 @@ class Batcher:
 
     def _pick(self, sequences: list[Sequence], logits: Tensor) -> list[Event]:
         """The next token of every sequence from its logits (B, V); a GPU is waited for once."""
-        events, choices = [], {}
-        for sequence, row in zip(sequences, logits, strict=True):
-            try:
-                choices[sequence] = sequence.sampler.choose(row[None], [sequence.seen])
-            except Exception as error:
-                self.remove(sequence)
-                events.append(Event(sequence, error=error))
-        tokens = torch.cat([*choices.values()]).tolist() if choices else []
-        for sequence, token in zip(choices, tokens, strict=True):
-            try:
-                sequence.sampler.accept([token])
-            except NotFiniteError as error:
-                self.remove(sequence)
-                events.append(Event(sequence, error=error))
-                continue
-            if token in sequence.stops:
-                self.remove(sequence)
-                events.append(Event(sequence, end="stop"))
-                continue
-            sequence.ids.append(token)
-            sequence.seen.append(token)
-            end = "length" if len(sequence.ids) >= sequence.limit else None
-            if end:
-                self.remove(sequence)
-            events.append(Event(sequence, token, end))
-        return events
+        groups: dict[Hashable, list[int]] = {}
+        for row, sequence in enumerate(sequences):
+            recipe = sequence.sampler.recipe
+            groups.setdefault(sequence if recipe is None else recipe, []).append(row)
+        choices: list[tuple[list[Sequence], Tensor]] = []
+        events = []
+        for rows in groups.values():
+            of_all = len(rows) == len(sequences)
+            group = logits if of_all else logits[torch.tensor(rows, device=logits.device)]
+            events += self._choose([sequences[row] for row in rows], group, choices)
+        tokens = TokenReading(torch.cat([chosen for _, chosen in choices])).read() if choices else []
+        members = itertools.chain.from_iterable(group for group, _ in choices)
+        picked = dict(zip(members, tokens, strict=True))
+        return events + [self._accept(sequence, picked[sequence]) for sequence in sequences if sequence in picked]
+
+    def _choose(
+        self, sequences: list[Sequence], logits: Tensor, choices: list[tuple[list[Sequence], Tensor]]
+    ) -> list[Event]:
+        """Add the choices of sequences with one recipe to ``choices``; a fault of one does not touch the others."""
+        samplers, seen = [sequence.sampler for sequence in sequences], [sequence.seen for sequence in sequences]
+        try:
+            if len(sequences) == 1:
+                chosen = samplers[0].choose(logits, seen)
+            else:
+                chosen = choose_together(samplers, logits, seen)
+        except Exception as error:
+            if len(sequences) > 1:
+                rows = zip(sequences, logits, strict=True)
+                return [event for one, row in rows for event in self._choose([one], row[None], choices)]
+            self.remove(sequences[0])
+            return [Event(sequences[0], error=error)]
+        choices.append((sequences, chosen))
+        return []
+
+    def _accept(self, sequence: Sequence, token: int) -> Event:
+        """Add a token that was chosen to its sequence, or end that."""
+        try:
+            sequence.sampler.accept([token])
+        except NotFiniteError as error:
+            self.remove(sequence)
+            return Event(sequence, error=error)
+        if token in sequence.stops:
+            self.remove(sequence)
+            return Event(sequence, end="stop")
+        sequence.ids.append(token)
+        sequence.seen.append(token)
+        end = "length" if len(sequence.ids) >= sequence.limit else None
+        if end:
+            self.remove(sequence)
+        return Event(sequence, token, end)
 
 
 def check_slots(num_slots: int) -> None:

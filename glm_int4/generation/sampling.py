@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 
@@ -18,6 +19,7 @@ OFFICIAL_DEFAULTS = {"1": (0.95, 0.7, 50), "2": (0.8, 0.8, 50), "3": (0.8, 0.8, 
 # top-p does not see those, and keeps them.
 _TIES = 64
 
+_WHOLE = 1 << 40  # the integer that stands for a probability of 1
 _LEAST_TEMPERATURE = 1e-3  # a lower one leaves the likeliest token alone, and overflows
 _NOT_FINITE = "expected finite logits, got nan or inf; the weights are damaged or overflow this dtype"
 
@@ -103,6 +105,13 @@ class Sampler:
         """Whether a choice depends on the tokens before it beyond their logits."""
         return self._penalty != 1.0 or bool(self._presence or self._frequency)
 
+    @property
+    def recipe(self) -> Hashable:
+        """What samplers have in common that ``choose_together`` takes; None for one that works alone."""
+        return (
+            self._temperature, self._top_p, self._top_k, self._min_p, self._penalty, self._presence, self._frequency
+        )  # fmt: skip
+
     def choose(self, logits: Tensor, seen: list[list[int]]) -> Tensor:
         """Choose a token for every row, without waiting for a GPU.
 
@@ -112,15 +121,26 @@ class Sampler:
         Returns:
             (B,) int64 on the logits' device, -1 for a row whose logits are nan or inf.
         """
+        return self._choose(logits, seen, self._counts(len(seen)), [self])
+
+    def _counts(self, num_rows: int) -> list[Counter[int]]:
+        """What every row has picked so far; empty where no penalty needs it."""
+        if self._presence or self._frequency:
+            self._picked = self._picked or [Counter() for _ in range(num_rows)]
+        return self._picked
+
+    def _choose(
+        self, logits: Tensor, seen: list[list[int]], picked: list[Counter[int]], samplers: "Sequence[Sampler]"
+    ) -> Tensor:
+        """As ``choose``; every one of the samplers draws for as many rows as any other, in their order."""
         finite = torch.isfinite(logits).all(-1)
-        if not logits.is_cuda and not bool(finite.all()):
-            logits = logits.masked_fill(~finite[:, None], 0.0)  # torch.multinomial refuses them
         if self._penalty != 1.0:
             logits = self._penalize(logits, seen)
-        if self._presence or self._frequency:
-            self._picked = self._picked or [Counter() for _ in seen]
-            logits = self._subtract_penalties(logits)
-        return torch.where(finite, self._draw(logits), -1)
+        if picked:
+            logits = self._subtract_penalties(logits, picked)
+        greedy = self._temperature == 0
+        tokens = logits.argmax(-1) if greedy else _draw(self.probabilities(logits), samplers)
+        return torch.where(finite, tokens, -1)
 
     def accept(self, tokens: list[int]) -> None:
         """Take note of tokens that were chosen.
@@ -133,20 +153,11 @@ class Sampler:
         for counts, token in zip(self._picked, tokens, strict=False):  # empty unless a penalty needs them
             counts[token] += 1
 
-    def _draw(self, logits: Tensor) -> Tensor:
-        if self._temperature == 0:
-            return logits.argmax(-1)
-        probabilities = self.probabilities(logits)
-        if logits.is_cuda:
-            return self._draw_without_waiting(probabilities)
-        return torch.multinomial(probabilities, 1, generator=self._generator).flatten()
-
-    def _draw_without_waiting(self, probabilities: Tensor) -> Tensor:
-        """The first of exponential clocks with these rates: torch.multinomial would wait to check its input."""
-        if self._generator.device != probabilities.device:
-            self._generator = torch.Generator(probabilities.device).manual_seed(self._generator.initial_seed())
-        clocks = torch.empty_like(probabilities).exponential_(generator=self._generator)
-        return (probabilities / clocks).argmax(-1)
+    def generator_on(self, device: torch.device) -> torch.Generator:
+        """The generator, on the device of the logits."""
+        if self._generator.device != device:
+            self._generator = torch.Generator(device).manual_seed(self._generator.initial_seed())
+        return self._generator
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Temperature, then top-k, top-p and min-p: (B, V) to probabilities (B, V)."""
@@ -154,32 +165,69 @@ class Sampler:
         size = logits.shape[-1]
         listed = min(self._top_k + _TIES, size) if self._top_k else size
         if 0 < self._top_k < size or self._top_p < 1:
-            values, order = logits.topk(listed) if listed < size else logits.sort(-1, descending=True)
+            values, order = _largest(logits, listed)
         if 0 < self._top_k < size:
             logits = logits.masked_fill(logits < values[:, self._top_k - 1, None], -torch.inf)
         if self._top_p < 1:
-            ordered = logits.softmax(-1).gather(-1, order)
+            # In integers: a GPU sums rows of floats in an order that depends on how many rows there are.
+            ordered = (logits.softmax(-1).gather(-1, order) * _WHOLE).long()
+            limit = round(self._top_p * _WHOLE)
             before = ordered.cumsum(-1) - ordered  # mass in front of a token
-            before[..., 0] = -1.0  # the first stays, also where top_p is 0 in float32
-            dropped = (ordered.sum(-1, keepdim=True) >= self._top_p).repeat(1, size)  # what is not listed comes after
-            logits = logits.masked_fill(dropped.scatter(-1, order, before >= self._top_p), -torch.inf)
+            before[..., 0] = -1  # the first stays, however small top_p is
+            dropped = (ordered.sum(-1, keepdim=True) >= limit).repeat(1, size)  # what is not listed comes after
+            logits = logits.masked_fill(dropped.scatter(-1, order, before >= limit), -torch.inf)
         probabilities = logits.softmax(-1)
         if self._min_p > 0:
             probabilities = probabilities * (probabilities >= self._min_p * probabilities.amax(-1, keepdim=True))
         return probabilities
 
     def _penalize(self, logits: Tensor, seen: list[list[int]]) -> Tensor:
-        logits = logits.clone()
-        for row, ids in zip(logits, seen, strict=True):
-            index = torch.tensor(sorted(set(ids)), device=logits.device)
-            values = row[index]
-            row[index] = torch.where(values < 0, values * self._penalty, values / self._penalty)
-        return logits
+        rows, ids = _places([sorted(set(row)) for row in seen], logits.device)
+        values = logits[rows, ids]
+        values = torch.where(values < 0, values * self._penalty, values / self._penalty)
+        return logits.index_put((rows, ids), values)
 
-    def _subtract_penalties(self, logits: Tensor) -> Tensor:
-        logits = logits.clone()
-        for row, counts in zip(logits, self._picked, strict=True):
-            index = torch.tensor(list(counts), dtype=torch.long, device=logits.device)
-            times = torch.tensor(list(counts.values()), dtype=logits.dtype, device=logits.device)
-            row[index] -= self._presence + self._frequency * times
-        return logits
+    def _subtract_penalties(self, logits: Tensor, picked: list[Counter[int]]) -> Tensor:
+        rows, ids = _places([list(counts) for counts in picked], logits.device)
+        times = torch.tensor(
+            [count for counts in picked for count in counts.values()], dtype=logits.dtype, device=logits.device
+        )
+        return logits.index_put((rows, ids), logits[rows, ids] - (self._presence + self._frequency * times))
+
+
+def choose_together(samplers: Sequence[Sampler], logits: Tensor, seen: list[list[int]]) -> Tensor:
+    """Choose a token for every row by its own sampler; the samplers' ``recipe`` is the same.
+
+    A row's token is the one that its sampler would choose for the row alone.
+
+    Args, returns: as of ``Sampler.choose``.
+    """
+    picked = [counts for sampler in samplers for counts in sampler._counts(1)]
+    return samplers[0]._choose(logits, seen, picked, samplers)
+
+
+def _draw(probabilities: Tensor, samplers: Sequence[Sampler]) -> Tensor:
+    """A token of every row: the first of exponential clocks with these rates.
+
+    torch.multinomial does the same, but waits for a GPU to check its input, and has one generator for all rows.
+    """
+    clocks = torch.empty_like(probabilities)
+    for rows, sampler in zip(clocks.chunk(len(samplers)), samplers, strict=True):
+        rows.exponential_(generator=sampler.generator_on(clocks.device))
+    return torch.div(probabilities, clocks, out=clocks).argmax(-1)
+
+
+def _largest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The largest logits (B, count) of every row and their ids; of equal ones the lower id comes first."""
+    if count < logits.shape[-1]:
+        ids = logits.topk(count).indices.sort(-1).values
+        values, places = logits.gather(-1, ids).sort(dim=-1, descending=True, stable=True)
+        return values, ids.gather(-1, places)
+    return logits.sort(dim=-1, descending=True, stable=True)
+
+
+def _places(ids: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Indices of some ids of every row: their rows and the ids."""
+    rows = [i for i, row in enumerate(ids) for _ in row]
+    places = torch.tensor([rows, [token for row in ids for token in row]], dtype=torch.long, device=device)
+    return places[0], places[1]

@@ -7,8 +7,9 @@ import torch
 from glm_int4.errors import InputError
 from glm_int4.generation.continuous import MAX_SLOTS, check_slots, slot_bytes
 from glm_int4.generation.engine import Engine
+from glm_int4.generation.slot_memory import slots_scratch_bytes
 from glm_int4.server.access.keys import Key
-from glm_int4.system import free_bytes, total_bytes
+from glm_int4.system import free_bytes, gb_text, total_bytes
 
 FORMATS = ("text", "json")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -77,15 +78,23 @@ def choose_slots(engine: Engine, wanted: int | None = None) -> int:
         InputError: the number that is wanted does not fit; the message has the figures.
     """
     each, left = slot_bytes(engine), available_bytes(engine.device)
+
+    def scratch(num_slots: int) -> int:
+        length = engine.max_length + (engine.prefix.length if engine.prefix else 0)
+        return slots_scratch_bytes(engine.config, engine.setup, num_slots, length)
+
+    numbers = range(MAX_SLOTS, 0, -1)
     if wanted is None:
-        return max(1, min(DEFAULT_SLOTS, int(_KV_SHARE * left / each)))
+        fitting = (n for n in numbers if n <= DEFAULT_SLOTS and n * each <= _KV_SHARE * (left - scratch(n)))
+        return next(fitting, 1)
     check_slots(wanted)
-    if wanted * each > left:
-        fits = min(int(left / each), MAX_SLOTS)
+    needed = wanted * each + scratch(wanted)
+    if needed > left:
+        fits = next((n for n in numbers if n * each + scratch(n) <= left), 0)
         advice = f"try --parallel {fits}, " if fits else "try "
         raise InputError(
-            f"expected room for {wanted} answers of {engine.max_length} tokens, which take {wanted * each / 1e9:.2f} "
-            f"GB, got {left / 1e9:.2f} GB; {advice}--kv-bits 8 or a smaller --max-length"
+            f"expected room for {wanted} answers of {engine.max_length} tokens, which take {gb_text(needed)} with "
+            f"scratch, got {gb_text(left)}; {advice}--kv-bits 8 or a smaller --max-length"
         )
     return wanted
 

@@ -7,7 +7,7 @@ import torch
 
 import glm_int4
 from glm_int4.errors import InputError, NotFiniteError
-from glm_int4.generation import continuous, decoding
+from glm_int4.generation import continuous, decoding, sampling
 from glm_int4.generation.continuous import Batcher
 from glm_int4.generation.sampling import SamplingParams
 from tests.conftest import MINI
@@ -197,12 +197,62 @@ def test_a_fault_of_one_row_ends_that_row_alone(mini_int4, monkeypatch):
     assert [sequences[0].ids, sequences[2].ids] == [alone[0], alone[2]]
 
 
-def test_logits_that_are_not_finite_end_one_answer(mini_int4):
+def test_rows_of_equal_parameters_are_sampled_together_and_read_in_one_copy(mini_int4, monkeypatch):
+    engine = glm_int4.load(mini_int4, device="cpu")
+    prompts = [engine.tokenizer.encode_prompt(question) for question in QUESTIONS]
+    kinds = [{}, {}, {"temperature": 0}, {}, {"temperature": 0}, {"top_k": 3}]
+    wishes = [SamplingParams(seed=7 + i, **kind) for i, kind in enumerate(kinds)]
+    alone = [generate_alone(engine, prompt, 9, wish, stop_ids=[]) for prompt, wish in zip(prompts, wishes, strict=True)]
+    batcher, sizes, readings = Batcher(engine, len(prompts)), [], []
+    draw, reading = sampling.Sampler._choose, continuous.TokenReading
+
+    def choose(self, logits, *others):
+        sizes[-1].append(len(logits))
+        return draw(self, logits, *others)
+
+    monkeypatch.setattr(sampling.Sampler, "_choose", choose)
+    monkeypatch.setattr(continuous, "TokenReading", lambda tokens: readings.append(len(tokens)) or reading(tokens))
+    sequences = [batcher.sequence(p, 9, wish, frozenset()) for p, wish in zip(prompts, wishes, strict=True)]
+    for sequence in sequences:
+        batcher.add(sequence)
+    while batcher.num_running or batcher.num_waiting:
+        sizes.append([])
+        batcher.step()
+    assert [sequence.ids for sequence in sequences] == alone
+    assert sizes[6] == [3, 2, 1]
+    assert readings[2 * 5 + 1] == 6  # two a step while prompts are read
+
+
+def test_where_sampling_together_fails_one_fault_ends_one_answer(mini_int4, monkeypatch):
+    engine = glm_int4.load(mini_int4, device="cpu")
+    prompts = [engine.tokenizer.encode_prompt(question) for question in QUESTIONS[:3]]
+    alone = [generate_alone(engine, prompt, 12 + i) for i, prompt in enumerate(prompts)]
+    batcher = Batcher(engine, 3)
+    sequences = make(batcher, engine, prompts, 12)
+    together = sampling.Sampler._choose
+
+    def choose(self, logits, seen, picked, samplers):
+        if sequences[1].sampler in samplers and len(sequences[1].ids) >= 2:
+            raise RuntimeError("boom")
+        return together(self, logits, seen, picked, samplers)
+
+    monkeypatch.setattr(sampling.Sampler, "_choose", choose)
+    errors = run(batcher, sequences)
+    assert [str(errors.pop(sequences[1])), errors] == ["boom", {}]
+    assert [sequences[0].ids, sequences[2].ids] == [alone[0], alone[2]]
+
+
+def test_logits_that_are_not_finite_end_one_answer(mini_int4, monkeypatch):
     engine = glm_int4.load(mini_int4, device="cpu")
     batcher = Batcher(engine, 2)
     bad, good = make(batcher, engine, [engine.tokenizer.encode_prompt("你好")] * 2, 4)
-    choose = bad.sampler.choose
-    bad.sampler.choose = lambda logits, seen: choose(logits * torch.nan, seen)
+    forward = batcher._forward
+
+    def poisoned(rows):
+        logits = forward(rows)
+        return torch.where(torch.tensor([[row is bad] for row in rows]), torch.nan, logits)
+
+    monkeypatch.setattr(batcher, "_forward", poisoned)
     ((sequence, error),) = run(batcher, [bad, good]).items()
     assert sequence is bad
     assert isinstance(error, NotFiniteError)

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from glm_int4.errors import InputError, NotFiniteError
+from glm_int4.generation import sampling
 from glm_int4.generation.sampling import Sampler, SamplingParams
 
 LOGITS = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
@@ -137,13 +139,91 @@ def test_numbers_of_numpy_are_numbers():
     assert SamplingParams(temperature=np.float32(0.5), top_k=np.int64(3)).top_k == 3
 
 
-def test_a_gpu_draws_without_waiting_from_the_same_probabilities():
+def test_draws_are_those_of_torch_and_wait_for_no_check():
     sampler = Sampler(SamplingParams(seed=0, temperature=1.0, top_p=0.9, top_k=0), "1")
     expected = sampler.probabilities(LOGITS)
-    draws = sampler._draw_without_waiting(expected.expand(20000, -1))
+    draws = sampler.choose(LOGITS.expand(20000, -1), [[]] * 20000)
     assert (draws.bincount(minlength=4) / 20000 - expected[0]).abs().max() < 4 * 0.5 / 20000**0.5
-    again = Sampler(SamplingParams(seed=0, temperature=1.0, top_p=0.9, top_k=0), "1")
-    assert torch.equal(again._draw_without_waiting(expected.expand(20000, -1)), draws)
+    generator = torch.Generator().manual_seed(0)
+    assert torch.equal(draws, torch.multinomial(expected.expand(20000, -1), 1, generator=generator).flatten())
+
+
+TOGETHER = [
+    {"temperature": 0},
+    {},
+    {"temperature": 1.3, "top_k": 0, "top_p": 0.9, "min_p": 0.02},
+    {"repetition_penalty": 1.3, "presence_penalty": 0.4, "frequency_penalty": -0.3},
+    {"temperature": 2.0, "top_k": 0, "top_p": 1.0},
+]
+
+
+def steps(size, num_rows, params, together, count=4):
+    """Tokens (count, B) of rows that are sampled together or alone, each by a sampler with a seed of its own."""
+    generator = torch.Generator().manual_seed(size)
+    samplers = [Sampler(SamplingParams(**params, seed=row), "2") for row in range(num_rows)]
+    seen, out = [list(range(row + 1)) for row in range(num_rows)], []
+    for _ in range(count):
+        logits = (4 * torch.randn(num_rows, size, generator=generator)).round(decimals=1)  # many are equal
+        if together:
+            tokens = sampling.choose_together(samplers, logits, seen).tolist()
+        else:
+            alone = zip(samplers, logits, seen, strict=True)
+            tokens = [sampler.choose(row[None], [ids]).item() for sampler, row, ids in alone]
+        for sampler, ids, token in zip(samplers, seen, tokens, strict=True):
+            sampler.accept([token])
+            ids.append(token)
+        out.append(tokens)
+    return out
+
+
+@pytest.mark.parametrize("params", TOGETHER, ids=str)
+@pytest.mark.parametrize(("size", "num_rows"), [(4097, 16), (65024, 3)])
+def test_rows_that_are_sampled_together_have_the_tokens_of_the_rows_alone(size, num_rows, params):
+    found = steps(size, num_rows, params, together=True)
+    assert found == steps(size, num_rows, params, together=False)
+    assert len(set(found[0])) > 1
+
+
+class Operations(TorchDispatchMode):
+    """Counts what is launched: everything but views."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("params", TOGETHER, ids=str)
+def test_a_further_row_costs_one_operation(params):
+    def count(num_rows):
+        samplers = [Sampler(SamplingParams(**params), "2") for _ in range(num_rows)]
+        with Operations() as mode:
+            sampling.choose_together(samplers, torch.randn(num_rows, 500), [[1, 2]] * num_rows)
+        return mode.count
+
+    assert count(16) - count(1) <= 15
+
+
+def test_what_top_p_keeps_does_not_depend_on_the_order_of_a_sum(monkeypatch):
+    """A GPU adds up one long row otherwise than many rows; here first to last, and last to first."""
+    cumsum = torch.Tensor.cumsum
+
+    def backwards(x, dim):
+        return x.sum(dim, keepdim=True) - cumsum(x.flip(dim), dim).flip(dim) + x
+
+    differing = 0
+    for row in 3 * torch.randn(20, 1, 900, generator=torch.Generator().manual_seed(1)):
+        mass = row.softmax(-1).sort(descending=True).values
+        differing += cumsum(mass, -1)[0, 40] != backwards(mass, -1)[0, 40]
+        sampler = Sampler(SamplingParams(temperature=1.0, top_k=0, top_p=cumsum(mass, -1)[0, 40].item()), "2")
+        plain = sampler.probabilities(row)
+        monkeypatch.setattr(torch.Tensor, "cumsum", backwards)
+        assert torch.equal(sampler.probabilities(row), plain)
+        monkeypatch.undo()
+    assert differing
 
 
 @pytest.mark.parametrize("temperature", [0, 1])

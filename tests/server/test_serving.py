@@ -15,6 +15,7 @@ import pytest
 
 import glm_int4
 from glm_int4.errors import InputError
+from glm_int4.generation.slot_memory import slots_scratch_bytes
 from glm_int4.server.access.waiting_room import answering_while_loading
 from glm_int4.server.serving import bind
 from glm_int4.server.settings import Settings, choose_slots
@@ -166,15 +167,20 @@ def test_answers_at_a_time_are_planned_from_the_memory_that_is_left(mini_int4, m
     engine = glm_int4.load(mini_int4, device="cpu")
     each = settings.slot_bytes(engine)
     assert each == 2 * 7 * 256 * 2 * 512
-    for left, slots in ((100 * each, 8), (8 * each, 4), (each // 2, 1)):
+    scratch = [slots_scratch_bytes(engine.config, engine.setup, number, engine.max_length) for number in range(9)]
+    for left, slots in ((100 * each + scratch[8], 8), (8 * each + scratch[4], 4), (each // 2, 1)):
         monkeypatch.setattr(settings, "available_bytes", lambda device, left=left: left)
         assert choose_slots(engine) == slots
-    monkeypatch.setattr(settings, "available_bytes", lambda device: 3 * each)
+    monkeypatch.setattr(settings, "available_bytes", lambda device: 3 * each + scratch[3])
     assert choose_slots(engine, 3) == 3
     with pytest.raises(
-        InputError, match=r"expected room for 4 answers of 512 tokens, which take 0.01 GB, got .*--parallel 3"
+        InputError,
+        match=r"expected room for 4 answers of 512 tokens, which take 0\.\d GB with scratch, got .*--parallel 3",
     ):
         choose_slots(engine, 4)
+    monkeypatch.setattr(settings, "available_bytes", lambda device: 3 * each)  # none for a prompt
+    with pytest.raises(InputError, match="try --kv-bits 8 or a smaller --max-length"):
+        choose_slots(engine, 3)
     with pytest.raises(InputError, match="expected from 1 to 16 answers at a time, got 17"):
         choose_slots(engine, 17)
     monkeypatch.undo()

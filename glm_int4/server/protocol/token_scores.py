@@ -2,7 +2,7 @@
 
 import re
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,11 @@ class ScoringSampler(Sampler):
         self._num_top, self._bias = num_top, bias
         self._picked_scores: tuple[Tensor, Tensor, Tensor] | None = None
         self._scored: deque[ScoredToken] = deque()
+
+    @property
+    def recipe(self) -> Hashable:
+        """None: what it adds and notes is its own."""
+        return None
 
     def choose(self, logits: Tensor, seen: list[list[int]]) -> Tensor:
         """As of ``Sampler``, for one row."""
