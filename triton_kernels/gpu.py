@@ -78,11 +78,15 @@ def run(row: Launch, splits: int, x: Tensor, matrix: Matrix, epilogue: Epilogue)
     return out if whole else finish(out, epilogue, dtype)
 
 
-def finish(parts: Tensor, epilogue: Epilogue, dtype: torch.dtype) -> Tensor:
-    """The sum of parts (splits, M, N), first split first, and what follows a product."""
+def finish(parts: Tensor, epilogue: Epilogue, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+    """The sum of parts (splits, M, N), first split first, and what follows a product.
+
+    ``out``, if given, receives it; it may be the only part where columns do not meet.
+    """
     num_splits, num_rows, columns = parts.shape
     width = epilogue.out_features(columns)
-    out = torch.empty(num_rows, width, dtype=dtype, device=parts.device)
+    if out is None:
+        out = torch.empty(num_rows, width, dtype=dtype, device=parts.device)
     finish_kernel[(num_rows, triton.cdiv(width, launch.FINISH_BLOCK))](
         parts,
         epilogue.bias,
@@ -103,7 +107,12 @@ def multiply_dequantized(x: Tensor, matrix: Matrix, epilogue: Epilogue) -> Tenso
     out = torch.empty(x.shape[0], matrix.out_features, dtype=x.dtype, device=x.device)
     for rows, weight in _weight_chunks(matrix):
         torch.mm(x, weight.T, out=out[:, rows])
-    return out if epilogue.empty else finish(out[None], epilogue, epilogue.dtype or x.dtype)
+        del weight  # the scratch goes with the last one
+    if epilogue.empty:
+        return out
+    dtype = epilogue.dtype or x.dtype
+    in_place = dtype == x.dtype and epilogue.activation != "swiglu"
+    return finish(out[None], epilogue, dtype, out if in_place else None)
 
 
 def multiply_transposed(grad_out: Tensor, matrix: Matrix) -> Tensor:

@@ -18,8 +18,16 @@ logger = logging.getLogger(__name__)
 # Rows of a prompt that run together, and rows of the feed-forward part; see ``decoding.py`` and ``models/layer.py``.
 _PROMPT_ROWS, _WIDE_ROWS = 512, {"cpu": 128, "cuda": 512}
 
-# Values of the hidden size that a row of a prompt takes at once: stream, norms, queries, keys, values, sums.
+# CPU: values of the hidden size that a row of a prompt takes at once: stream, norms, queries, keys, values, sums.
 _VALUES_A_ROW = 10
+
+# CUDA: values of the hidden size that a row takes beside the widest product, as counted by
+# tests/generation/test_prompt_memory.py: what a layer was given and its norm, and in the feed-forward part the sum and
+# the result too; in attention its result.
+_ROWS_AROUND = {"projection": 2, "attention": 3, "feed_forward": 4}
+
+# CUDA: a piece of dequantized weights, or the sums of a product that is split (``triton_kernels/gpu.py``).
+_PRODUCT_BYTES = 36_000_000
 
 # What libraries take when they start to work. CPU: heap, threads' buffers, compiled loops. CUDA: cuBLAS, graphs.
 _LIBRARY_BYTES = {"cpu": 150_000_000, "cuda": 250_000_000}
@@ -79,7 +87,7 @@ def plan_memory(
     def make(length: int) -> MemoryPlan:
         return MemoryPlan(
             weight_bytes=resident_bytes(info, plan),
-            scratch_bytes=scratch_bytes(config, plan, length),
+            scratch_bytes=scratch_bytes(config, plan, length, prefix_length),
             kv_bytes_per_token=per_token,
             max_length=length,
             prefix_length=prefix_length,
@@ -100,15 +108,31 @@ def plan_memory(
     return wanted
 
 
-def scratch_bytes(config: Config, plan: ComputeSetup, max_length: int) -> int:
+def scratch_bytes(config: Config, plan: ComputeSetup, max_length: int, prefix_length: int = 0) -> int:
     """Bytes that activations and libraries take at most, beside weights and cache."""
-    kind, itemsize = plan.device.type, plan.stream_dtype.itemsize
+    kind = plan.device.type
     rows = min(max_length, _PROMPT_ROWS) if config.is_causal else max_length
-    activations = itemsize * (
-        rows * config.hidden_size * _VALUES_A_ROW + min(rows, _WIDE_ROWS[kind]) * config.up_features * 2
-    )
+    if kind == "cuda":
+        activations = _gpu_activation_bytes(config, plan, rows, max_length + prefix_length)
+    else:
+        values = rows * config.hidden_size * _VALUES_A_ROW + min(rows, _WIDE_ROWS[kind]) * config.up_features * 2
+        activations = values * plan.stream_dtype.itemsize
     logits = 4 * 4 * config.vocab_size
     return activations + logits + _LIBRARY_BYTES[kind]
+
+
+def _gpu_activation_bytes(config: Config, plan: ComputeSetup, rows: int, columns: int) -> int:
+    """What so many rows of a prompt take at once on their way through a layer, behind a cache of so many columns."""
+    itemsize = plan.stream_dtype.itemsize
+    around = {part: rows * config.hidden_size * count for part, count in _ROWS_AROUND.items()}
+    projection = rows * config.qkv_features
+    read = 2 * columns * config.num_kv_heads * config.head_dim if plan.kv_dtype != plan.stream_dtype else 0
+    tables = 4 * rows * config.head_dim  # cosines and sines
+    return tables + max(
+        itemsize * (around["projection"] + projection) + _PRODUCT_BYTES,
+        itemsize * (around["attention"] + projection + read),
+        itemsize * (around["feed_forward"] + min(rows, _WIDE_ROWS["cuda"]) * config.up_features) + _PRODUCT_BYTES,
+    )
 
 
 def _longest(make: Callable[[int], MemoryPlan], limit: int) -> int:

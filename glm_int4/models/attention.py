@@ -140,7 +140,7 @@ def _causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     num_rows, num_columns = q.shape[2], k.shape[2]
     if num_rows == num_columns:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
-    if q.is_cuda and num_rows > 1:
+    if q.device.type != "cpu" and num_rows > 1:
         return _lower_right_attention(q, k, v)
     bias = None
     if num_rows > 1:  # as numbers: torch takes 3 times as long on a CPU for the same mask as booleans

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from glm_int4.models.attention import attend
 from glm_int4.models.config import ChatGLMConfig
-from glm_int4.models.layer import Layer, LayerParts, by_chunks
+from glm_int4.models.layer import Layer, LayerParts, by_chunks, turn_heads
 from glm_int4.models.model import Model, Positions
 from glm_int4.models.past import AttentionMask, Past
-from glm_int4.quantization.activation import linear_of_activation
+from glm_int4.quantization.activation import feed_forward
 from glm_int4.quantization.embedding import DenseEmbedding, QuantizedEmbedding
 from glm_int4.quantization.linear import LinearFactory, dense_linear
 
@@ -70,12 +70,14 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, past: Past) -> Tensor:
         """x (B, T, hidden) to the same shape; rotary: cos and sin, see ``apply_rotary_pos_emb_index``."""
+        return self.dense(self._attended(x, rotary, mask, past))
+
+    def _attended(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, past: Past) -> Tensor:
+        """What ``dense`` is given; the projection is gone by then."""
         qkv = self.query_key_value(x).unflatten(-1, (self.num_heads, 3 * self.head_dim))
         q, k, v = qkv.split(self.head_dim, dim=-1)  # each (B, T, H, D)
-        q = apply_rotary_pos_emb_index(q, *rotary)
-        k = apply_rotary_pos_emb_index(k, *rotary)
-        q, k, v = q.to(x.dtype), k.to(x.dtype), v.to(x.dtype)
-        return self.dense(attend(q, k, v, mask, past, self.layer_id))
+        q, k = (turn_heads(apply_rotary_pos_emb_index, part, rotary, x.dtype) for part in (q, k))
+        return attend(q, k, v.to(x.dtype), mask, past, self.layer_id)
 
 
 class GLU(nn.Module):
@@ -88,7 +90,7 @@ class GLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, hidden) to the same shape, some rows at a time."""
-        return by_chunks(x, lambda part: linear_of_activation(self.dense_4h_to_h, self.dense_h_to_4h(part), "gelu"))
+        return by_chunks(lambda part: feed_forward(self.dense_h_to_4h, self.dense_4h_to_h, part, "gelu"), x)
 
 
 class GLMBlock(Layer):

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from glm_int4.models.attention import attend
 from glm_int4.models.config import ChatGLM2Config
-from glm_int4.models.layer import Layer, LayerParts, by_chunks
+from glm_int4.models.layer import Layer, LayerParts, by_chunks, turn_heads
 from glm_int4.models.model import Model, Positions
 from glm_int4.models.past import AttentionMask, Past
-from glm_int4.quantization.activation import linear_of_activation
+from glm_int4.quantization.activation import feed_forward
 from glm_int4.quantization.embedding import DenseEmbedding, QuantizedEmbedding
 from glm_int4.quantization.linear import LinearFactory, dense_linear
 
@@ -82,11 +82,14 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, past: Past) -> Tensor:
         """x (B, T, hidden) to the same shape; rotary: cos and sin, see ``apply_rotary_pos_emb``."""
+        return self.dense(self._attended(x, rotary, mask, past))
+
+    def _attended(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, past: Past) -> Tensor:
+        """What ``dense`` is given; the projection is gone by then."""
         parts = self.query_key_value(x).split(self.sizes, dim=-1)
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in parts)  # (B, T, H or Hkv, D)
-        q, k = apply_rotary_pos_emb(q, *rotary), apply_rotary_pos_emb(k, *rotary)
-        q, k, v = q.to(x.dtype), k.to(x.dtype), v.to(x.dtype)
-        return self.dense(attend(q, k, v, mask, past, self.layer_id))
+        q, k = (turn_heads(apply_rotary_pos_emb, part, rotary, x.dtype) for part in (q, k))
+        return attend(q, k, v.to(x.dtype), mask, past, self.layer_id)
 
 
 class MLP(nn.Module):
@@ -99,7 +102,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, hidden) to the same shape, some rows at a time."""
-        return by_chunks(x, lambda part: linear_of_activation(self.dense_4h_to_h, self.dense_h_to_4h(part), "swiglu"))
+        return by_chunks(lambda part: feed_forward(self.dense_h_to_4h, self.dense_4h_to_h, part, "swiglu"), x)
 
 
 class GLMBlock(Layer):

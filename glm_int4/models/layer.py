@@ -53,12 +53,35 @@ class Layer(nn.Module, ABC):
         """x (B, T, hidden) to the same shape; rotary: as ``Model.rotary`` gives it."""
 
 
-def by_chunks(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """``function(x)`` of x (B, T, C), for a function that treats every token by itself."""
+def by_chunks(function: Callable[..., Tensor], x: Tensor, *others: Tensor, in_place: bool = False) -> Tensor:
+    """``function(x, *others)`` of tensors (B, T, ...), for a function that treats every token by itself.
+
+    ``in_place``: x's values are not needed any more, and the result has its shape and dtype.
+    """
     rows = _ROWS.get(x.device.type, _GPU_ROWS)
-    if x.shape[1] <= rows or (torch.is_grad_enabled() and x.requires_grad):
-        return function(x)
-    return torch.cat([function(part) for part in x.split(rows, dim=1)], dim=1)
+    if torch.is_grad_enabled() and x.requires_grad or x.shape[1] <= rows and not in_place:
+        return function(x, *others)
+    out = x if in_place else None
+    for first in range(0, x.shape[1], rows):
+        part = slice(first, first + rows)
+        some = function(*(each[:, part] for each in (x, *others)))
+        if out is None:
+            out = some.new_empty(*x.shape[:2], *some.shape[2:])
+        out[:, part] = some
+        del some  # before the next ones are made
+    assert out is not None
+    return out
+
+
+def turn_heads(
+    rotate: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor, rotary: tuple[Tensor, Tensor], dtype: torch.dtype
+) -> Tensor:
+    """Queries or keys (B, T, H, D) of a projection, turned by a rotary embedding and rounded to ``dtype``.
+
+    On a GPU they stay where they are: a second copy of a prompt's would be a tenth of what its activations take.
+    """
+    reused = x.device.type != "cpu" and x.dtype == dtype
+    return by_chunks(lambda part, cos, sin: rotate(part, cos, sin).to(dtype), x, *rotary, in_place=reused)
 
 
 def run_twice(layer: Layer, x: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, past: Past) -> Tensor:

@@ -12,21 +12,35 @@ from glm_int4.quantization.gpu.matrix import TritonMatrix
 from glm_int4.quantization.linear import QuantizedLinear
 
 
+def feed_forward(up: nn.Module, down: nn.Module, x: Tensor, activation: str) -> Tensor:
+    """``down(activation(up(x)))`` of x (..., K), with the activation in the pass of the one or of the other."""
+    if isinstance(_matrix(up), TritonMatrix):
+        out: Tensor = down(activation_of_linear(up, x, activation))
+        return out
+    return linear_of_activation(down, up(x), activation)
+
+
 def linear_of_activation(linear: nn.Module, x: Tensor, activation: str) -> Tensor:
     """``linear(activation(x))`` of x (..., K), or (..., 2 * K) for "swiglu"."""
-    matrix = linear.matrix if isinstance(linear, QuantizedLinear) else None  # not one with an adapter around it
+    matrix = _matrix(linear)
     if isinstance(matrix, IntegerMatrix) and not (torch.is_grad_enabled() and x.requires_grad):
         return matrix.multiply(x, activation)
-    out: Tensor = linear(_activate(x, activation))
+    x = _activate(x, activation)  # in its place: the wider one is not kept beside the product
+    out: Tensor = linear(x)
     return out
 
 
 def activation_of_linear(linear: nn.Module, x: Tensor, activation: str) -> Tensor:
     """``activation(linear(x))`` of x (..., K): (..., N), or (..., N // 2) for "swiglu"."""
-    matrix = linear.matrix if isinstance(linear, QuantizedLinear) else None
+    matrix = _matrix(linear)
     if isinstance(matrix, TritonMatrix):
         return matrix(x, activation=activation)
     return _activate(linear(x), activation)
+
+
+def _matrix(linear: nn.Module) -> nn.Module | None:
+    """The quantized matrix of a layer that is nothing else: without an adapter around it, say."""
+    return linear.matrix if isinstance(linear, QuantizedLinear) else None
 
 
 def _activate(x: Tensor, activation: str) -> Tensor:

@@ -9,6 +9,10 @@ from glm_int4.quantization.gpu.matrix import ReferenceMatrix
 from glm_int4.quantization.scheme import QuantizedWeight
 
 
+# Looked up at a time: dequantizing takes a dozen bytes a value.
+_ROWS = 128
+
+
 class DenseEmbedding(nn.Embedding):
     """An unquantized embedding of shape (V, hidden_size)."""
 
@@ -33,7 +37,13 @@ class QuantizedEmbedding(nn.Module):
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """Rows of ids: (...) to (..., hidden_size)."""
-        rows = self.matrix.dequantize(token_ids.flatten()).to(self.dtype)
+        ids = token_ids.flatten()
+        if len(ids) <= _ROWS:
+            rows = self.matrix.dequantize(ids).to(self.dtype)
+        else:
+            rows = torch.empty(len(ids), self.matrix.in_features, dtype=self.dtype, device=ids.device)
+            for out, part in zip(rows.split(_ROWS), ids.split(_ROWS), strict=True):
+                out.copy_(self.matrix.dequantize(part))
         return rows.view(*token_ids.shape, -1)
 
     def project(self, x: Tensor) -> Tensor:
