@@ -1,10 +1,11 @@
-"""A GPU that is not there: tensors on "meta", which have no values, kernels that compute nothing, and memory that is counted.
+"""A GPU that is not there: tensors on "meta" without values, kernels that compute nothing, memory that is counted.
 
 What a layer of the product allocates is what it would allocate on a card. Which attention torch takes there follows
 ``aten/src/ATen/native/transformers/cuda/sdp_utils.cpp`` of torch 2.13.
 """
 
 import weakref
+from collections import Counter
 from contextlib import ExitStack, contextmanager, nullcontext
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -36,17 +37,24 @@ SETUP = ComputeSetup(
 
 
 class Memory(TorchDispatchMode):
-    """Bytes of the tensors on "meta" that are alive, in the allocator's blocks of 512, and the most there were."""
+    """Bytes of the tensors on "meta" that are alive, in the allocator's blocks of 512, and the most there were.
+
+    ``launches``: how often each of torch's operations that a GPU runs was called, and each of the kernels.
+    """
 
     def __init__(self):
         super().__init__()
         self.live = self.peak = 0
+        self.launches = Counter()
         self._known = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func._can_decompose():  # else what it allocates inside would not be seen
             with self:
                 return func.decompose(*args, **kwargs or {})
+        name = func._schema.name.removeprefix("aten::")
+        if not func.is_view and name not in ("_unsafe_view", "empty", "empty_like", "new_empty"):
+            self.launches[name] += 1
         out = func(*args, **kwargs or {})
         for tensor in tree_iter(out):
             if isinstance(tensor, torch.Tensor) and tensor.is_meta:
@@ -64,8 +72,6 @@ class Memory(TorchDispatchMode):
 
         self._known[key] = weakref.ref(storage, forget)
         self.live += size
-        if self.live > self.peak and getattr(self,"debug",0):
-            import traceback; self.where = "".join(traceback.format_stack(limit=14)[:-2])
         self.peak = max(self.peak, self.live)
 
     def reset(self):
@@ -86,12 +92,15 @@ class Attention(TorchFunctionMode):
         return self._attend(*args, **kwargs or {})
 
     def _attend(self, q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
-        if attn_mask is not None and type(attn_mask).__name__ == "CausalBias":
-            with self:
-                return type(attn_mask)._dispatch(q, k, v, attn_mask, enable_gqa=enable_gqa)
         params = SimpleNamespace(
             query=q, key=k, value=v, attn_mask=attn_mask, is_causal=is_causal, enable_gqa=enable_gqa
         )
+        if isinstance(attn_mask, bias.CausalBias):  # which asks for the kernels itself
+            params.attn_mask = None
+            ways = {"flash": self.takes_flash, "efficient": self.takes_efficient}
+            self.paths += [way for way, takes in ways.items() if takes(params)][:1]
+            with self:
+                return bias.CausalBias._dispatch(q, k, v, attn_mask, enable_gqa=enable_gqa)
         if self.takes_flash(params):
             self.paths.append("flash")
             return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal)[0]
@@ -113,7 +122,7 @@ class Attention(TorchFunctionMode):
             and q.dtype in (torch.float16, torch.bfloat16)
             and q.dtype == k.dtype == v.dtype
             and q.shape[-1] <= 256
-            and (q.shape[1] == k.shape[1] or params.enable_gqa and q.shape[1] % k.shape[1] == 0)
+            and (q.shape[1] == k.shape[1] or (params.enable_gqa and q.shape[1] % k.shape[1] == 0))
             and not (params.is_causal and q.shape[2] != k.shape[2])
             and q.stride(-1) == k.stride(-1) == v.stride(-1) == 1
         )
@@ -154,10 +163,13 @@ def _lower_right(num_rows, num_columns, make=bias.causal_lower_right):
 
 
 class _NoKernel:
-    """Launches that compute nothing."""
+    """Launches that compute nothing, and are counted."""
+
+    def __init__(self, name, launches):
+        self._name, self._launches = name, launches
 
     def __getitem__(self, grid):
-        return lambda *args, **kwargs: None
+        return lambda *args, **kwargs: self._launches.update([self._name])
 
 
 @contextmanager
@@ -174,7 +186,7 @@ def fake_gpu(architecture=80, multiprocessors=82):
     with ExitStack() as stack:
         for module, names in kernels.items():
             for name in names:
-                stack.enter_context(patch.object(module, name, _NoKernel()))
+                stack.enter_context(patch.object(module, name, _NoKernel(name, memory.launches)))
         for target, name, value in (
             (torch.cuda, "get_device_properties", lambda device: properties),
             (torch.cuda, "get_device_capability", lambda device=None: divmod(architecture, 10)),
@@ -192,13 +204,13 @@ def fake_gpu(architecture=80, multiprocessors=82):
         yield memory, attention
 
 
-def fake_weight(out_features, in_features, bits, group_size, symmetric):
-    """A quantized matrix without values."""
+def fake_weight(out_features, in_features, bits, group_size, symmetric, device=META):
+    """A quantized matrix without values, or with any."""
     scheme = QuantizationScheme(bits=bits, group_size=group_size, symmetric=symmetric)
     groups = in_features // scheme.row_group_size(in_features)
-    packed = torch.empty(out_features, in_features * bits // 8, dtype=torch.uint8, device=META)
-    scales = torch.empty(out_features, groups, dtype=torch.float16, device=META)
-    zeros = None if symmetric else torch.empty(out_features, groups, dtype=torch.uint8, device=META)
+    packed = torch.empty(out_features, in_features * bits // 8, dtype=torch.uint8, device=device)
+    scales = torch.empty(out_features, groups, dtype=torch.float16, device=device)
+    zeros = None if symmetric else torch.empty(out_features, groups, dtype=torch.uint8, device=device)
     return QuantizedWeight(scheme=scheme, packed=packed, scales=scales, zero_points=zeros)
 
 
@@ -212,7 +224,6 @@ def fake_model(preset, num_layers=2, **changes):
         bias = torch.empty(out_features, device=META) if has_bias else None
         return QuantizedLinear(weight, bias, "triton")
 
-    embedding = QuantizedEmbedding(
-        fake_weight(config.vocab_size, config.hidden_size, 8, None, True), "triton", torch.float16
-    )
+    weight = fake_weight(config.vocab_size, config.hidden_size, 8, None, True)
+    embedding = QuantizedEmbedding(weight, "triton", torch.float16)
     return make_model(config, make_linear, embedding).to(META, torch.float16).eval()

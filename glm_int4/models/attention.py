@@ -139,7 +139,7 @@ def _causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The last T rows of a causal triangle over S columns."""
     num_rows, num_columns = q.shape[2], k.shape[2]
     if num_rows == num_columns:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+        return _attend(q, k, v, is_causal=True)
     if q.device.type != "cpu" and num_rows > 1:
         return _lower_right_attention(q, k, v)
     bias = None
@@ -150,14 +150,50 @@ def _causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _lower_right_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """As ``_causal_attention`` without a mask: with one, a GPU would expand shared keys and materialize the scores."""
+    """As ``_causal_attention`` without a mask, which only the slower one of a GPU's kernels takes."""
     # Here, because it imports torch's compiler and Triton: a second and 0.1 GB that nothing else needs.
     from torch.nn.attention.bias import causal_lower_right
 
-    bias = causal_lower_right(q.shape[2], k.shape[2])
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=q.shape[1] != k.shape[1])
+    return _attend(q, k, v, causal_lower_right(q.shape[2], k.shape[2]), flash_takes_mask=True)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    *,
+    is_causal: bool = False,
+    flash_takes_mask: bool = False,
+) -> Tensor:
     """Attention (B, H, T, D); the mask's third dimension may be 1 or T."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+    if q.shape[1] == k.shape[1]:
+        return _torch_attention(q, k, v, mask, is_causal=is_causal)
+    if q.device.type == "cpu" or ((mask is None or flash_takes_mask) and _flash_takes(q, k, v)):
+        return _torch_attention(q, k, v, mask, is_causal=is_causal, enable_gqa=True)
+    return _attend_by_key_head(q, k, v, mask, is_causal=is_causal)
+
+
+def _attend_by_key_head(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, is_causal: bool) -> Tensor:
+    """As ``_attend``, for kernels that know no shared keys: the heads that share some are given them as views.
+
+    Otherwise torch would write keys and values out for every head, and all scores in float32.
+    """
+    num_heads = q.shape[1] // k.shape[1]
+    parts = []
+    for query, keys, values in zip(q.split(num_heads, dim=1), k.split(1, dim=1), v.split(1, dim=1), strict=True):
+        keys, values = (x.expand(-1, num_heads, -1, -1) for x in (keys, values))
+        parts.append(_torch_attention(query, keys, values, mask, is_causal=is_causal).transpose(1, 2))
+    return torch.cat(parts, dim=2).transpose(1, 2)
+
+
+def _flash_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether flash attention, the one of a GPU's kernels that knows shared keys, runs here: from sm_80 on, in half."""
+    return torch.backends.cuda.can_use_flash_attention(torch.backends.cuda.SDPAParams(q, k, v, None, 0.0, False, True))
+
+
+def _torch_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, is_causal: bool, enable_gqa: bool = False
+) -> Tensor:
+    """The one call of torch's attention."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=enable_gqa)

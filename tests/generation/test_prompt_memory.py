@@ -1,5 +1,6 @@
 """What a prompt takes on a GPU, counted on tensors without values, is what the memory plan says."""
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -18,14 +19,19 @@ WEIGHT_BYTES = {"chatglm-6b": 3_490_659_264, "chatglm3-6b": 3_523_033_088}
 WORKSPACE_BYTES = {75: 8.6e6, 80: 8.6e6, 90: 33.6e6}
 
 
+@functools.cache
 def prompt_bytes(preset, num_tokens, architecture=80, kv_dtype=torch.float16, num_rows=1):
     """The most that a prompt takes beside weights and cache, the cache's bytes a token, and the ways of attention."""
     with fake_gpu(architecture) as (memory, attention):
         length = "max_sequence_length" if preset == "chatglm-6b" else "seq_length"
-        model = fake_model(preset, **{length: max(num_tokens, 2048)})
+        model = fake_model(preset, num_layers=1, **{length: max(num_tokens, 2048)})
         decoder = Decoder(model, replace(SETUP, kv_dtype=kv_dtype), num_tokens)
         sequence = _Sequence(decoder.new_cache(num_rows, num_tokens))
-        batch = Batch(model, [[5] * (num_tokens - 3 * i) for i in range(num_rows)], META)
+        rows = [[5] * (num_tokens - 3 * i) for i in range(num_rows)]
+        if model.config.is_causal and num_rows == 1:  # of its pieces, the last ones take most
+            sequence.ids = rows[0][:-1100]
+            sequence.cache.length = len(sequence.ids)
+        batch = Batch(model, rows, META)
         before = memory.live
         memory.reset()
         decoder.prefill(batch, sequence)
@@ -59,3 +65,19 @@ def peak_bytes(preset, num_tokens, architecture, kv_dtype):
 @pytest.mark.parametrize(("kv_dtype", "limit"), [(torch.float16, 4.6e9), (torch.int8, 4.2e9)], ids=["fp16", "int8"])
 def test_chatglm_6b_with_2048_tokens_stays_under_its_bar(kv_dtype, limit, architecture):
     assert peak_bytes("chatglm-6b", 2048, architecture, kv_dtype) <= limit
+
+
+@pytest.mark.parametrize(("architecture", "limit"), [(75, 8e9), (80, 5.2e9)])
+def test_chatglm3_6b_32k_with_32768_tokens_stays_under_its_bar(architecture, limit):
+    assert peak_bytes("chatglm3-6b", 32768, architecture, torch.float16) <= limit
+
+
+@pytest.mark.parametrize("architecture", [75, 80, 90])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_prompts_and_padded_batches_never_take_plain_attention(preset, architecture):
+    alone, _, paths = prompt_bytes(preset, 700, architecture)
+    assert "math" not in paths
+    together, config, paths = prompt_bytes(preset, 700, architecture, num_rows=2)
+    assert "math" not in paths
+    scores = 4 * 2 * config.num_heads * 700 * 700
+    assert together < 2 * alone + scores / 4

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from torch.nn.attention.bias import causal_lower_right
 
 from glm_int4.models import attention
 from glm_int4.models.attention import attention_fn, cached_attention
 from glm_int4.models.kv_cache import KVCache, kv_bytes_per_token
 from glm_int4.models.past import AttentionMask
+from tests.fake_gpu import fake_gpu
 from tests.tolerances import FLOAT32_RELATIVE_RMS, INT8_CACHE_RELATIVE_RMS, relative_rms
 
 SHAPES = {"v1": (4, 4), "v2": (8, 2)}  # query heads, key/value heads
@@ -96,3 +98,36 @@ def test_the_triangle_of_a_gpu_is_that_of_the_mask(num_kv_heads):
     q, k, v = torch.randn(2, 4, 3, 16), torch.randn(2, num_kv_heads, 7, 16), torch.randn(2, num_kv_heads, 7, 16)
     expected = attention._causal_attention(q, k, v)
     torch.testing.assert_close(attention._lower_right_attention(q, k, v), expected)
+
+
+@pytest.mark.parametrize("kind", ["all", "causal", "lower right", "bias", "padding"])
+def test_heads_that_share_keys_say_the_same_group_by_group(kind):
+    num_rows = {"causal": 7, "padding": 1}.get(kind, 3)
+    q, k, v = torch.randn(2, 6, num_rows, 16), torch.randn(2, 2, 7, 16), torch.randn(2, 2, 7, 16)
+    mask = {
+        "bias": torch.randn(2, 1, num_rows, 7),
+        "padding": torch.tensor([0, 3])[:, None, None, None] <= torch.arange(7),
+        "lower right": causal_lower_right(num_rows, 7),
+    }.get(kind)
+    expected = attention._attend(q, k, v, mask, is_causal=kind == "causal")
+    out = attention._attend_by_key_head(q, k, v, mask, is_causal=kind == "causal")
+    assert out.shape == expected.shape
+    torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize(("architecture", "path"), [(75, "efficient"), (80, "flash"), (90, "flash")])
+@pytest.mark.parametrize("num_rows", [1, 5, 9])
+def test_shared_keys_take_no_plain_attention_on_any_card(num_rows, architecture, path):
+    with fake_gpu(architecture) as (_, ways):
+        q = torch.empty(2, 32, num_rows, 128, device="meta", dtype=torch.float16)
+        k = torch.empty(2, 2, 9, 128, device="meta", dtype=torch.float16)
+        attention_fn(q, k, k, AttentionMask())
+        assert set(ways.paths) == {path}
+        padded = AttentionMask(padding=torch.zeros(2, dtype=torch.int64, device="meta"))
+        bias = AttentionMask(bias=torch.empty(2, 1, num_rows, 9, device="meta", dtype=torch.float16))
+        ways.paths.clear()
+        attention_fn(q, k, k, padded if num_rows == 1 else bias)
+        assert set(ways.paths) == {"efficient"}
+        ways.paths.clear()
+        attention_fn(q.float(), k.float(), k.float(), AttentionMask())
+        assert set(ways.paths) == {"efficient"}
