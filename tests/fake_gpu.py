@@ -182,7 +182,7 @@ def fake_gpu(architecture=80, multiprocessors=82):
     )
     attention, memory = Attention(architecture), Memory()
     kernels = {gpu: ("dequantize_kernel", "dot_kernel", "gemv_kernel", "finish_kernel")}
-    kernels[decode] = ("add_norm_kernel", "rotary_kernel", "attend_kernel", "merge_kernel")
+    kernels[decode] = ("add_norm_kernel", "rotary_kernel", "attend_kernel", "merge_kernel", "gather_kernel")
     with ExitStack() as stack:
         for module, names in kernels.items():
             for name in names:
@@ -214,7 +214,7 @@ def fake_weight(out_features, in_features, bits, group_size, symmetric, device=M
     return QuantizedWeight(scheme=scheme, packed=packed, scales=scales, zero_points=zeros)
 
 
-def fake_model(preset, num_layers=2, **changes):
+def fake_model(preset, num_layers=2, host_embedding=False, **changes):
     """A model of a preset's shapes as ``quantize`` writes it by default, with fewer layers; inside of ``fake_gpu``."""
     config = parse_config(CONFIGS[preset] | {"num_layers": num_layers} | changes)
 
@@ -224,6 +224,7 @@ def fake_model(preset, num_layers=2, **changes):
         bias = torch.empty(out_features, device=META) if has_bias else None
         return QuantizedLinear(weight, bias, "triton")
 
-    weight = fake_weight(config.vocab_size, config.hidden_size, 8, None, True)
-    embedding = QuantizedEmbedding(weight, "triton", torch.float16)
+    place = torch.device("cpu") if host_embedding else META
+    weight = fake_weight(config.vocab_size, config.hidden_size, 8, None, True, place)
+    embedding = QuantizedEmbedding(weight, "triton", torch.float16, META if host_embedding else None)
     return make_model(config, make_linear, embedding).to(META, torch.float16).eval()

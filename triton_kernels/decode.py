@@ -9,10 +9,23 @@ import triton
 from torch import Tensor
 
 from triton_kernels import launch
+from triton_kernels.gather import gather_kernel
 from triton_kernels.norm import add_norm_kernel
 from triton_kernels.one_token_attention import attend_kernel, merge_kernel
-from triton_kernels.operands import check_attention, check_norm, check_rotary
+from triton_kernels.operands import check_attention, check_gather, check_norm, check_rotary
 from triton_kernels.rotary import rotary_kernel
+
+
+def gather_rows(table: Tensor, ids: Tensor) -> Tensor:
+    """Rows (M, W) of a table in page-locked memory; see ``reference.gather_rows``."""
+    check_gather(table, ids)
+    out = torch.empty(len(ids), table.shape[1], dtype=table.dtype, device=ids.device)
+    source, target = table.view(torch.uint8), out.view(torch.uint8)
+    width = source.shape[1]
+    gather_kernel[(len(ids), triton.cdiv(width, launch.GATHER_BLOCK))](
+        source, ids, target, width, BLOCK_W=launch.GATHER_BLOCK, num_warps=4
+    )
+    return out
 
 
 def add_norm(

@@ -20,6 +20,9 @@ FINISH_BLOCK = 1024
 # Splits that are merged at a time by the second pass of attention; not timed.
 MERGE_BLOCK = 16
 
+# Bytes of a row that a program fetches, 16 a thread; not timed.
+GATHER_BLOCK = 2048
+
 # Every split of K gets at least this many blocks of 128 weights.
 _MIN_BLOCKS = 4
 

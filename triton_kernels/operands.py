@@ -97,6 +97,14 @@ def check_linear(x: Tensor, matrix: Matrix, epilogue: Epilogue) -> None:
             raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()}; call {name}.contiguous()")
 
 
+def check_gather(table: Tensor, ids: Tensor) -> None:
+    """Raise ValueError where the arguments of ``gather_rows`` do not agree."""
+    if table.ndim != 2 or not table.is_contiguous() or table.device.type == "cuda":
+        raise ValueError(f"table must be (V, W) in the host's memory and contiguous, got {_describe(table)}")
+    if ids.ndim != 1 or ids.dtype != torch.int64 or not ids.is_contiguous():
+        raise ValueError(f"ids must be (M,) int64 and contiguous, got {_describe(ids)}")
+
+
 def check_norm(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> None:
     """Raise ValueError where the arguments of ``add_norm`` do not agree."""
     _check(x.ndim == 2 and x.is_floating_point() and x.is_contiguous(), "x must be contiguous (M, K)", x)

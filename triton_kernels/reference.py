@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from triton_kernels.autograd import finish, quantized_linear
-from triton_kernels.operands import Epilogue, Matrix, check_attention, check_norm, check_rotary
+from triton_kernels.operands import Epilogue, Matrix, check_attention, check_gather, check_norm, check_rotary
 from triton_kernels.packing import unpack_planar
 
 _CHUNK_WEIGHTS = 1 << 24
@@ -72,6 +72,25 @@ def int8_linear(
     matrix = Matrix(bits=8, qweight=qweight, scales=scales, zero_points=zero_points, group_size=group_size)
     epilogue = Epilogue(bias=bias, activation=activation, residual=residual, alpha=alpha, dtype=out_dtype)
     return quantized_linear(x, matrix, epilogue, multiply, multiply_transposed)
+
+
+def gather_rows(table: Tensor, ids: Tensor) -> Tensor:
+    """Return ``table[ids]`` on the device of the ids.
+
+    Here the host waits for the ids, gathers the rows in page-locked memory and goes on while they are copied.
+
+    Args:
+        table: (V, W) in the host's memory, page-locked where the ids are on a GPU; last dim contiguous.
+        ids: (M,) int64.
+    Returns:
+        (M, W) of the table's dtype.
+    Raises:
+        ValueError: shapes, dtypes or devices do not agree.
+    """
+    check_gather(table, ids)
+    rows = torch.empty(len(ids), table.shape[1], dtype=table.dtype, pin_memory=ids.is_cuda)
+    torch.index_select(table, 0, ids.cpu(), out=rows)
+    return rows.to(ids.device, non_blocking=True)
 
 
 def add_norm(

@@ -8,6 +8,7 @@ from triton_kernels import launch
 from triton_kernels.dequantize import dequantize_kernel
 from triton_kernels.dot import dot_kernel
 from triton_kernels.epilogue import finish_kernel
+from triton_kernels.gather import gather_kernel
 from triton_kernels.gemv import gemv_kernel
 from triton_kernels.norm import add_norm_kernel
 from triton_kernels.one_token_attention import attend_kernel, merge_kernel
@@ -21,6 +22,7 @@ KERNELS = {
     "gemv": gemv_kernel,
     "dequantize": dequantize_kernel,
     "finish": finish_kernel,
+    "gather": gather_kernel,
     "norm": add_norm_kernel,
     "rotary": rotary_kernel,
     "attend": attend_kernel,
@@ -95,6 +97,8 @@ def product_cases(
 
 def decode_cases(architecture: int) -> Iterator[Case]:
     """The kernels of a one-token step that are no products with weights."""
+    types = {"table_ptr": "*u8", "out_ptr": "*u8"}
+    yield Case(kernel="gather", architecture=architecture, constants={"BLOCK_W": launch.GATHER_BLOCK}, types=types)
     for parts in ({}, {"bias_ptr": None}, {"bias_ptr": None, "residual_ptr": None, "total_ptr": None}):
         constants = {"BLOCK_K": HIDDEN_SIZE} | parts
         types = {"weight_ptr": "*fp16", "bias_ptr": "*fp16"}

@@ -12,7 +12,8 @@ from glm_int4.checkpoint.formats import layout
 from glm_int4.checkpoint.opening import CheckpointInfo, read_weight
 from glm_int4.models import Model, make_model
 from glm_int4.quantization.backends import matrix_class
-from glm_int4.quantization.embedding import DenseEmbedding, QuantizedEmbedding
+from glm_int4.quantization.embedding import DenseEmbedding, HostEmbedding, QuantizedEmbedding, TokenEmbedding
+from glm_int4.quantization.gpu.matrix import HostMatrix
 from glm_int4.quantization.linear import DenseLinear, QuantizedLinear
 from glm_int4.system import trim_heap
 
@@ -23,7 +24,7 @@ class ComputeSetup:
 
     backend: of quantized linears. dense_dtype: of unquantized matrices. stream_dtype: of the residual
     stream, norms and attention. kv_dtype: of the key/value cache. half_tables: rotary tables as in the
-    official half-precision model.
+    official half-precision model. host_embedding: the embedding stays in the host's memory.
     """
 
     device: torch.device
@@ -32,6 +33,7 @@ class ComputeSetup:
     stream_dtype: torch.dtype
     kv_dtype: torch.dtype
     half_tables: bool
+    host_embedding: bool = False
 
     @property
     def prefix_dtype(self) -> torch.dtype:
@@ -75,13 +77,17 @@ def build_model(reader: CheckpointReader, info: CheckpointInfo, setup: ComputeSe
         return linear
 
     embedding = layout.embedding(config)
-    embeddings: DenseEmbedding | QuantizedEmbedding
-    if info.schemes[embedding.name] is None:
+    embeddings: TokenEmbedding
+    if info.schemes[embedding.name] is not None:
+        host_for = setup.device if setup.host_embedding else None
+        quantized = read_weight(reader, info, embedding, None if setup.host_embedding else device)
+        embeddings = QuantizedEmbedding(quantized, setup.backend, setup.stream_dtype, host_for).to(setup.device)
+    elif setup.host_embedding:
+        check_finite(embedding.name, reader[f"{embedding.name}.weight"])
+        embeddings = HostEmbedding(reader[f"{embedding.name}.weight"].to(setup.dense_dtype, copy=True), setup.device)
+    else:
         weight = vector(f"{embedding.name}.weight", setup.dense_dtype)
         embeddings = DenseEmbedding.from_pretrained(weight, freeze=True)
-    else:
-        quantized = read_weight(reader, info, embedding, device)
-        embeddings = QuantizedEmbedding(quantized, setup.backend, setup.stream_dtype).to(setup.device)
     release(embedding.name)
     model = make_model(config, make_linear, embeddings, half_tables=setup.half_tables)
     for name, module in model.named_modules():
@@ -94,12 +100,14 @@ def build_model(reader: CheckpointReader, info: CheckpointInfo, setup: ComputeSe
 
 
 def resident_bytes(info: CheckpointInfo, setup: ComputeSetup) -> int:
-    """Bytes that the weights of a checkpoint take in memory; scratch is not counted."""
+    """Bytes that the weights of a checkpoint take on the device; scratch is not counted."""
     total, vectors = 0, layout.vectors(info.config)
     for name, matrix in layout.matrices(info.config).items():
         scheme, has_bias = info.schemes[name], vectors.pop(f"{name}.bias", None) is not None
         n, k = matrix.out_features, matrix.in_features
-        if scheme is None:
+        if setup.host_embedding and matrix.kind == "embedding":
+            total += HostMatrix.resident_bytes(n, k, scheme, has_bias=False) if scheme else 0
+        elif scheme is None:
             total += n * (k + has_bias) * setup.dense_dtype.itemsize
         else:
             total += matrix_class(setup.backend, n, k).resident_bytes(n, k, scheme, has_bias=has_bias)

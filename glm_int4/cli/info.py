@@ -63,13 +63,14 @@ def _plan_here(checkpoint: "CheckpointInfo", plan: "ComputeSetup", max_length: i
     import torch
 
     from glm_int4.errors import InputError
-    from glm_int4.generation.loading import check_max_length
+    from glm_int4.generation.loading import check_max_length, place_embedding
     from glm_int4.generation.memory_plan import plan_memory
     from glm_int4.system import free_bytes
 
     check_max_length(max_length, checkpoint.config)
     if plan.device.type == "cuda" and not torch.cuda.is_available():
         return None
+    plan = place_embedding(checkpoint, plan, "auto", max_length)
     try:
         memory = plan_memory(checkpoint, plan, max_length)
     except InputError as error:
@@ -77,7 +78,8 @@ def _plan_here(checkpoint: "CheckpointInfo", plan: "ComputeSetup", max_length: i
             raise
         return {"fits": False, "free_bytes": free_bytes(plan.device), "refusal": str(error)}
     names = ("free_bytes", "weight_bytes", "kv_bytes", "scratch_bytes", "total_bytes", "max_length")
-    return {"fits": True} | {name: getattr(memory, name) for name in names}
+    where = "cpu" if plan.host_embedding else plan.device.type
+    return {"fits": True, "embedding_device": where} | {name: getattr(memory, name) for name in names}
 
 
 def _describe(name: str, checkpoint: "CheckpointInfo", plans: "dict[int, ComputeSetup]") -> dict[str, Any]:

@@ -44,6 +44,12 @@ PromptLookup = Annotated[
     int, typer.Option(metavar="N", help="Guess up to N tokens at once from what was said before; same answer, faster.")
 ]
 KVBits = Annotated[int, typer.Option(help="Bits of the key/value cache: 16, or 8 for half the memory.")]
+EmbeddingDevice = Annotated[
+    str,
+    typer.Option(
+        help="Where a GPU's model keeps its embedding: cuda, cpu (versions 2 and 3), or auto, as memory allows."
+    ),
+]
 Greedy = Annotated[bool, typer.Option("--greedy", help="Always take the most likely token.")]
 Prefix = Annotated[
     Path | None,
@@ -79,6 +85,7 @@ class Loading:
     max_length: MaxLength = None
     kv_bits: KVBits = 16
     prefix: Prefix = None
+    embedding_device: EmbeddingDevice = "auto"
 
     def load(self, model: str | None) -> "Engine":
         """Load the model that the command line names."""

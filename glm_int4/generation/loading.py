@@ -2,6 +2,7 @@
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from glm_int4.checkpoint.tokenizer_check import load_checked_tokenizer
 from glm_int4.downloads import shown
 from glm_int4.errors import CheckpointError, InputError, check_whole_number
 from glm_int4.generation.engine import Engine
-from glm_int4.generation.memory_plan import plan_memory
+from glm_int4.generation.memory_plan import fits, plan_memory
 from glm_int4.models.config import Config
 from glm_int4.models.past import Prefix
 from glm_int4.quantization.cpu.instructions import choose_backend
@@ -41,6 +42,7 @@ def load(
     max_length: int | None = None,
     model_version: str = "auto",
     threads: int | None = None,
+    embedding_device: str = "auto",
 ) -> Engine:
     """Load a checkpoint: official half precision, or quantized by this package.
 
@@ -55,6 +57,8 @@ def load(
         max_length: most tokens of a sequence; None for what the model was made for and the memory holds.
         model_version: "auto", "1", "2" or "3".
         threads: CPU threads; None leaves torch's choice.
+        embedding_device: where the embedding of a model on a GPU is kept: "cuda", "cpu" for the host's memory, from
+            where the GPU reads the rows it needs (versions 2 and 3), or "auto": there if it does not fit otherwise.
     Raises:
         UserError: what is wrong with the checkpoint or the arguments, in one line.
     """
@@ -74,7 +78,9 @@ def load(
         return reader, info, tokenizer, setup, _read_prefix(folder, prefix, reader, info, setup)
 
     reader, info, tokenizer, setup, found = read_steadily(folder, read)
-    memory = plan_memory(info, setup, max_length, found.length if found else 0)
+    wanted = (max_length, found.length if found else 0)
+    setup = place_embedding(info, setup, embedding_device, *wanted)
+    memory = plan_memory(info, setup, *wanted)
     network = build_model(reader, info, setup)
     logger.info("loaded %s on %s: %s linears, %s stream", folder, place, setup.backend, setup.stream_dtype)
     return Engine(network, info, setup, tokenizer, memory.max_length, found)
@@ -145,6 +151,37 @@ def choose_device(device: str) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(device)
+
+
+def place_embedding(
+    info: CheckpointInfo, setup: ComputeSetup, device: str, max_length: int | None = None, prefix_length: int = 0
+) -> ComputeSetup:
+    """The setup with the embedding on "cuda", in the host's memory ("cpu"), or there if it does not fit ("auto").
+
+    Raises:
+        InputError: another device, or one where this model's embedding cannot be.
+    """
+    if device not in ("auto", "cuda", "cpu"):
+        raise InputError(f"expected the embedding device auto, cuda or cpu, got {device!r}")
+    if setup.device.type == "cpu":
+        if device == "cuda":
+            raise InputError(
+                "expected a model on a GPU for the embedding device cuda, got one on the CPU; leave it out"
+            )
+        return setup
+    if info.config.has_tied_head:
+        if device == "cpu":
+            raise InputError(
+                f"expected ChatGLM2-6B or ChatGLM3-6B for the embedding device cpu, got {info.config.model_name}, "
+                "which multiplies with its embedding for every token; leave it out"
+            )
+        return setup
+    on_host = replace(setup, host_embedding=True)
+    if device == "auto":
+        if fits(info, setup, max_length, prefix_length):
+            return setup
+        logger.info("the embedding stays in the host's memory, because memory on %s is short", setup.device)
+    return setup if device == "cuda" else on_host
 
 
 def choose_setup(

@@ -81,6 +81,29 @@ def plan_memory(
     Raises:
         InputError: it does not fit; with the numbers, and what to try.
     """
+    config = info.config
+    make = _planner(info, plan, prefix_length)
+    wanted = make(max_length or config.max_sequence_length)
+    if not wanted.fits:
+        longest = _longest(make, wanted.max_length)
+        if max_length is not None or longest < min(_SHORTEST, wanted.max_length):
+            raise InputError(_refusal(wanted, longest, _fits_in_int8(wanted, config, plan)))
+        logger.warning(
+            "taking a max length of %d tokens in place of %d: there is memory for no more (%s)",
+            longest, wanted.max_length, make(longest),
+        )  # fmt: skip
+        wanted = make(longest)
+    logger.info("memory: %s", wanted)
+    return wanted
+
+
+def fits(info: CheckpointInfo, plan: ComputeSetup, max_length: int | None = None, prefix_length: int = 0) -> bool:
+    """Whether a checkpoint fits as long as it is wanted; arguments as of ``plan_memory``."""
+    return _planner(info, plan, prefix_length)(max_length or info.config.max_sequence_length).fits
+
+
+def _planner(info: CheckpointInfo, plan: ComputeSetup, prefix_length: int) -> Callable[[int], MemoryPlan]:
+    """From a max length to its plan."""
     free, config = free_bytes(plan.device), info.config
     per_token = kv_bytes_per_token(config.num_layers, config.num_kv_heads, config.head_dim, plan.kv_dtype)
 
@@ -94,18 +117,7 @@ def plan_memory(
             free_bytes=free,
         )
 
-    wanted = make(max_length or config.max_sequence_length)
-    if not wanted.fits:
-        longest = _longest(make, wanted.max_length)
-        if max_length is not None or longest < min(_SHORTEST, wanted.max_length):
-            raise InputError(_refusal(wanted, longest, _fits_in_int8(wanted, config, plan)))
-        logger.warning(
-            "taking a max length of %d tokens in place of %d: there is memory for no more (%s)",
-            longest, wanted.max_length, make(longest),
-        )  # fmt: skip
-        wanted = make(longest)
-    logger.info("memory: %s", wanted)
-    return wanted
+    return make
 
 
 def scratch_bytes(config: Config, plan: ComputeSetup, max_length: int, prefix_length: int = 0) -> int:

@@ -3,14 +3,14 @@
 from glm_int4.models import chatglm, chatglm2
 from glm_int4.models.config import ChatGLMConfig, Config
 from glm_int4.models.model import Model as Model
-from glm_int4.quantization.embedding import DenseEmbedding, QuantizedEmbedding
+from glm_int4.quantization.embedding import HostEmbedding, TokenEmbedding
 from glm_int4.quantization.linear import LinearFactory, dense_linear
 
 
 def make_model(
     config: Config,
     make_linear: LinearFactory = dense_linear,
-    embeddings: DenseEmbedding | QuantizedEmbedding | None = None,
+    embeddings: TokenEmbedding | None = None,
     *,
     half_tables: bool = True,
 ) -> Model:
@@ -22,5 +22,6 @@ def make_model(
         half_tables: rotary angles as officially in half precision.
     """
     if isinstance(config, ChatGLMConfig):
+        assert not isinstance(embeddings, HostEmbedding), "version 1 multiplies with its embedding"
         return chatglm.ChatGLMForConditionalGeneration(config, make_linear, embeddings, half_tables=half_tables)
     return chatglm2.ChatGLMForConditionalGeneration(config, make_linear, embeddings, half_tables=half_tables)

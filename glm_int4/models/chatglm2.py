@@ -17,7 +17,7 @@ from glm_int4.models.layer import Layer, LayerParts, by_chunks, turn_heads
 from glm_int4.models.model import Model, Positions
 from glm_int4.models.past import AttentionMask, Past
 from glm_int4.quantization.activation import feed_forward
-from glm_int4.quantization.embedding import DenseEmbedding, QuantizedEmbedding
+from glm_int4.quantization.embedding import DenseEmbedding, TokenEmbedding
 from glm_int4.quantization.linear import LinearFactory, dense_linear
 
 ROTARY_BASE = 10000.0
@@ -140,7 +140,7 @@ class GLMTransformer(nn.Module):
 class Embedding(nn.Module):
     """Holds the embedding matrix under its official name."""
 
-    def __init__(self, word_embeddings: DenseEmbedding | QuantizedEmbedding) -> None:
+    def __init__(self, word_embeddings: TokenEmbedding) -> None:
         super().__init__()
         self.word_embeddings = word_embeddings
 
@@ -152,7 +152,7 @@ class ChatGLMModel(nn.Module):
         self,
         config: ChatGLM2Config,
         make_linear: LinearFactory,
-        word_embeddings: DenseEmbedding | QuantizedEmbedding,
+        word_embeddings: TokenEmbedding,
         *,
         half_tables: bool,
     ) -> None:
@@ -173,7 +173,7 @@ class ChatGLMForConditionalGeneration(Model):
         self,
         config: ChatGLM2Config,
         make_linear: LinearFactory = dense_linear,
-        word_embeddings: DenseEmbedding | QuantizedEmbedding | None = None,
+        word_embeddings: TokenEmbedding | None = None,
         *,
         half_tables: bool = True,
     ) -> None:
@@ -184,7 +184,7 @@ class ChatGLMForConditionalGeneration(Model):
         self.transformer = ChatGLMModel(config, make_linear, word_embeddings, half_tables=half_tables)
 
     @property
-    def embedding(self) -> DenseEmbedding | QuantizedEmbedding:
+    def embedding(self) -> TokenEmbedding:
         """As of ``Model``."""
         return self.transformer.embedding.word_embeddings
 

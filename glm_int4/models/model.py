@@ -13,7 +13,7 @@ from glm_int4.models.cpu_step import FusedLayers
 from glm_int4.models.kv_cache import KVCache, RunningRows
 from glm_int4.models.layer import Layer, run_twice
 from glm_int4.models.past import AttentionMask, Past
-from glm_int4.quantization.embedding import DenseEmbedding, QuantizedEmbedding
+from glm_int4.quantization.embedding import TokenEmbedding
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Model(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def embedding(self) -> DenseEmbedding | QuantizedEmbedding:
+    def embedding(self) -> TokenEmbedding:
         """Ids (...) to (..., hidden_size)."""
 
     @property

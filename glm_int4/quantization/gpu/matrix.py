@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from glm_int4.quantization import kernels
 from glm_int4.quantization.gpu import launch_table
 from glm_int4.quantization.gpu.kernel_cache import prepare_kernel_cache
+from glm_int4.quantization.host_rows import HostRows
 from glm_int4.quantization.kernels import obstacle, packing, reference
 from glm_int4.quantization.scheme import QuantizationScheme, QuantizedWeight
 
@@ -88,8 +89,11 @@ class ReferenceMatrix(nn.Module):
         """The chosen rows in float32."""
         dequantize = reference.dequantize_int4 if self.bits == 4 else reference.dequantize_int8
         zeros = None if self.zero_points is None else self.zero_points[:, rows]
-        weights = dequantize(self.qweight[rows], self.scales[:, rows], zeros, self.group_size)
+        weights = dequantize(self._integers(rows), self.scales[:, rows], zeros, self.group_size)
         return weights[:, : self.in_features]
+
+    def _integers(self, rows: slice | Tensor) -> Tensor:
+        return self.qweight[rows]
 
     def _run(self, path: ModuleType, x: Tensor, out_dtype: torch.dtype | None, activation: str | None) -> Tensor:
         linear = path.int4_linear if self.bits == 4 else path.int8_linear
@@ -97,6 +101,29 @@ class ReferenceMatrix(nn.Module):
         arguments = (x, self.qweight, self.scales, self.zero_points, self.bias)
         out: Tensor = linear(*arguments, group_size=self.group_size, activation=activation, out_dtype=out_dtype)
         return out
+
+
+class HostMatrix(ReferenceMatrix):
+    """A quantized matrix whose integers stay in the host's memory: rows can be looked up, and nothing multiplied.
+
+    Args:
+        device: where the rows are wanted.
+    """
+
+    def __init__(self, weight: QuantizedWeight, device: torch.device) -> None:
+        super().__init__(weight)
+        self._rows = HostRows(self.qweight, device)
+        del self.qweight
+
+    @staticmethod
+    def resident_bytes(out_features: int, in_features: int, scheme: QuantizationScheme, *, has_bias: bool) -> int:
+        """As of ``ReferenceMatrix``, on the device alone: scales and zero points."""
+        num_groups = in_features // scheme.row_group_size(in_features)
+        return out_features * num_groups * (2 if scheme.symmetric else 3)
+
+    def _integers(self, rows: slice | Tensor) -> Tensor:
+        assert isinstance(rows, Tensor)
+        return self._rows[rows]
 
 
 class TritonMatrix(ReferenceMatrix):

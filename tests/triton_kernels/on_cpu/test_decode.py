@@ -41,6 +41,13 @@ def cache(num_kv_heads, head_dim, length, kind, num_slots=3):
     return (*parts, *scales), valid
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.float16], ids=str)
+@pytest.mark.parametrize("columns", [30, 3000])
+def test_rows_of_a_table_by_their_numbers(columns, dtype):
+    table, ids = (100 * random(5, columns)).to(dtype), torch.tensor([4, 0, 4])
+    assert torch.equal(decode.gather_rows(table, ids), table[ids])
+
+
 @pytest.mark.parametrize("columns", [64, 100, 256])
 @pytest.mark.parametrize("residual", [False, True], ids=["alone", "residual"])
 @pytest.mark.parametrize("bias", [False, True], ids=["rms", "layer"])
