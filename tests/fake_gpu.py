@@ -192,6 +192,7 @@ def fake_gpu(architecture=80, multiprocessors=82):
             (torch.cuda, "get_device_capability", lambda device=None: divmod(architecture, 10)),
             (torch.cuda, "device", lambda device: nullcontext()),
             (torch.backends.cuda, "can_use_flash_attention", lambda params, debug=False: attention.takes_flash(params)),
+            (gpu, "num_multiprocessors", lambda device: multiprocessors),
             (dispatch, "gpu", gpu),
             (dispatch, "obstacle", lambda device: None),
         ):

@@ -18,7 +18,7 @@ from triton_kernels.launch import Launch
 from triton_kernels.operands import Epilogue, Matrix
 from triton_kernels.packing import RUN
 
-# Memory for a dequantized piece of a matrix.
+# Memory for a dequantized piece of a matrix, at most.
 SCRATCH_BYTES = 32 << 20
 # Between rows of x; offsets inside a tile have 32 bits.
 _MAX_STRIDE = 1 << 24
@@ -105,7 +105,7 @@ def finish(parts: Tensor, epilogue: Epilogue, dtype: torch.dtype, out: Tensor | 
 def multiply_dequantized(x: Tensor, matrix: Matrix, epilogue: Epilogue) -> Tensor:
     """As ``multiply``, with the weights dequantized in chunks for torch's own product."""
     out = torch.empty(x.shape[0], matrix.out_features, dtype=x.dtype, device=x.device)
-    for rows, weight in _weight_chunks(matrix):
+    for rows, weight in _weight_chunks(matrix, x.shape[0]):
         torch.mm(x, weight.T, out=out[:, rows])
         del weight  # the scratch goes with the last one
     if epilogue.empty:
@@ -124,19 +124,25 @@ def multiply_transposed(grad_out: Tensor, matrix: Matrix) -> Tensor:
     shares = (grad_out / largest).half()
     grad_x = torch.zeros(grad_out.shape[0], matrix.in_features, device=grad_out.device)
     with torch.cuda.device_of(grad_out):
-        for rows, weight in _weight_chunks(matrix):
+        for rows, weight in _weight_chunks(matrix, shares.shape[0]):
             grad_x += shares[:, rows] @ weight
     return (grad_x * largest).to(grad_out.dtype)
 
 
-def _weight_chunks(matrix: Matrix) -> Iterator[tuple[slice, Tensor]]:
-    """Runs of rows and their fp16 weights, all in the same scratch."""
-    columns, in_features = matrix.out_features, matrix.in_features
-    step = max(min(SCRATCH_BYTES // (2 * in_features), columns), 1)
-    scratch = torch.empty(step, in_features, dtype=torch.float16, device=matrix.qweight.device)
+def _weight_chunks(matrix: Matrix, num_rows: int) -> Iterator[tuple[slice, Tensor]]:
+    """Runs of rows and their fp16 weights, all in the same scratch, for a product with so many rows of x."""
+    columns, in_features, device = matrix.out_features, matrix.in_features, matrix.qweight.device
+    wanted = launch.piece_rows(num_rows, num_multiprocessors(device))
+    step = max(min(SCRATCH_BYTES // (2 * in_features), wanted, columns), 1)
+    scratch = torch.empty(step, in_features, dtype=torch.float16, device=device)
     for start in range(0, columns, step):
         rows = slice(start, min(start + step, columns))
         yield rows, dequantize(matrix, rows, scratch[: rows.stop - start])
+
+
+def num_multiprocessors(device: torch.device) -> int:
+    """Of a GPU; 1 for what stands in for one."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def dequantize(matrix: Matrix, rows: slice, out: Tensor) -> Tensor:

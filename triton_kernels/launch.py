@@ -20,6 +20,10 @@ FINISH_BLOCK = 1024
 # Splits that are merged at a time by the second pass of attention; not timed.
 MERGE_BLOCK = 16
 
+# What a library's product computes at a time in one multiprocessor, rows of x by rows of weights; and how many of the
+# latter a piece has at least. Estimates; not timed on a GPU.
+_TILE, _LEAST_TILES = (128, 256), 4
+
 # Bytes of a row that a program fetches, 16 a thread; not timed.
 GATHER_BLOCK = 2048
 
@@ -126,6 +130,13 @@ def num_splits(launch: Launch, in_features: int, out_features: int, num_multipro
     tiles = -(-out_features // launch.block_n)
     wanted = launch.programs_per_sm * num_multiprocessors // tiles
     return max(1, min(wanted, in_features // 128 // _MIN_BLOCKS))
+
+
+def piece_rows(num_rows: int, num_multiprocessors: int) -> int:
+    """Rows of weights to dequantize at a time for so many rows of x: what fills the GPU once, or a few times."""
+    tall = max(-(-num_rows // _TILE[0]), 1)
+    waves = max(-(-_LEAST_TILES * tall // num_multiprocessors), 1)
+    return waves * num_multiprocessors // tall * _TILE[1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

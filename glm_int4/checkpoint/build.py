@@ -25,6 +25,7 @@ class ComputeSetup:
     backend: of quantized linears. dense_dtype: of unquantized matrices. stream_dtype: of the residual
     stream, norms and attention. kv_dtype: of the key/value cache. half_tables: rotary tables as in the
     official half-precision model. host_embedding: the embedding stays in the host's memory.
+    prompt_rows: of a causal prompt that run together.
     """
 
     device: torch.device
@@ -34,6 +35,7 @@ class ComputeSetup:
     kv_dtype: torch.dtype
     half_tables: bool
     host_embedding: bool = False
+    prompt_rows: int = 512
 
     @property
     def prefix_dtype(self) -> torch.dtype:

@@ -64,13 +64,13 @@ def _plan_here(checkpoint: "CheckpointInfo", plan: "ComputeSetup", max_length: i
 
     from glm_int4.errors import InputError
     from glm_int4.generation.loading import check_max_length, place_embedding
-    from glm_int4.generation.memory_plan import plan_memory
+    from glm_int4.generation.memory_plan import plan_memory, size_pieces
     from glm_int4.system import free_bytes
 
     check_max_length(max_length, checkpoint.config)
     if plan.device.type == "cuda" and not torch.cuda.is_available():
         return None
-    plan = place_embedding(checkpoint, plan, "auto", max_length)
+    plan = size_pieces(checkpoint, place_embedding(checkpoint, plan, "auto", max_length), max_length)
     try:
         memory = plan_memory(checkpoint, plan, max_length)
     except InputError as error:

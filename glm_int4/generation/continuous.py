@@ -16,7 +16,7 @@ from torch import Tensor
 
 from glm_int4.errors import InputError, NotFiniteError, PromptTooLongError
 from glm_int4.generation.cuda_graphs import TokenReading, make_stepper
-from glm_int4.generation.decoding import PREFILL_ROWS, TRIM_TOKENS
+from glm_int4.generation.decoding import TRIM_TOKENS
 from glm_int4.generation.engine import Engine
 from glm_int4.generation.padded_batch import Batch
 from glm_int4.generation.sampling import Sampler, SamplingParams, choose_together
@@ -26,6 +26,10 @@ from glm_int4.system import trim_heap
 # Up to so many rows the quantized linears of a CPU run the same kernel for every row (``quantization/cpu``), so a row's
 # bits do not depend on how many others there are.
 MAX_SLOTS = 16
+
+
+# Rows of a causal prompt that run together, at most: the other sequences wait for a piece, and whole pieces are shared.
+_MOST_ROWS = 512
 
 
 @dataclass(slots=True, eq=False)
@@ -77,6 +81,7 @@ class Batcher:
         if engine.prefix:
             self._cache.write_prefix(engine.prefix.k, engine.prefix.v)
         self._stepper = make_stepper(engine.model, setup)
+        self._piece = min(setup.prompt_rows, _MOST_ROWS)
         self.num_slots = num_slots
         self._free = deque(range(num_slots))  # the one that was left first comes first
         self._kept: list[list[int]] = [[] for _ in range(num_slots)]  # ids that a slot has read in whole pieces
@@ -146,10 +151,10 @@ class Batcher:
 
     def _num_kept(self, slot: int, prompt: list[int]) -> int:
         """Tokens of a causal prompt that a slot holds, in whole pieces: their bits are the ones a reading gives."""
-        kept, length = self._kept[slot], 0
-        while prompt[length : length + PREFILL_ROWS] == kept[length : length + PREFILL_ROWS] != []:
-            length += PREFILL_ROWS
-        return min(length, len(kept), (len(prompt) - 1) // PREFILL_ROWS * PREFILL_ROWS)
+        kept, length, rows = self._kept[slot], 0, self._piece
+        while prompt[length : length + rows] == kept[length : length + rows] != []:
+            length += rows
+        return min(length, len(kept), (len(prompt) - 1) // rows * rows)
 
     def _read(self, sequence: Sequence) -> list[Event]:
         """One piece of the prompt; after the last one, the first token."""
@@ -178,19 +183,20 @@ class Batcher:
             yield twin.first_logits
             return
         is_causal = self._model.config.is_causal
-        rows = PREFILL_ROWS if is_causal else batch.num_tokens
+        rows = self._piece if is_causal else batch.num_tokens
         kept = self._kept[sequence.slot] = prompt[:num_kept]
         cache.length = self.prefix_length + num_kept
         for first in range(num_kept, batch.num_tokens, rows):
             part = slice(first, first + rows)
-            x = self._model.last_hidden_state(batch.token_ids[:, part], batch.positions[:, :, part], mask, cache)
+            x = self._stepper.last_hidden_state(batch.token_ids[:, part], batch.positions[:, :, part], mask, cache)
+            x = x[:, -1].clone()  # the rest of the piece is not kept
             if is_causal and first + rows <= batch.num_tokens:
                 kept += prompt[part]
             if first + rows < batch.num_tokens:
                 yield None
         if self._setup.device.type == "cpu" and batch.num_tokens >= TRIM_TOKENS:
             trim_heap()
-        logits = self._model.head(x[:, -1])
+        logits = self._model.head(x)
         if any(other.prompt is prompt for other in (*self._reading, *self._waiting) if other is not sequence):
             sequence.first_logits = logits
         yield logits

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from glm_int4.checkpoint.build import ComputeSetup
 from glm_int4.models import Model
-from glm_int4.models.gpu_step import DecodeStep
+from glm_int4.models.gpu_step import DecodeStep, PromptPass
 from glm_int4.models.kv_cache import KVCache, RunningRows
+from glm_int4.models.past import AttentionMask, Past
 from glm_int4.quantization.kernels import capture_graph, decode_kernels
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,9 @@ class Stepper(Protocol):
         Raises:
             ValueError: the cache is full.
         """
+
+    def last_hidden_state(self, token_ids: Tensor, positions: Tensor, mask: AttentionMask, past: Past) -> Tensor:
+        """Read a prompt or a piece of one; as of ``Model``."""
 
 
 def make_stepper(model: Model, setup: ComputeSetup) -> Stepper:
@@ -103,6 +107,7 @@ class GraphStepper:
         self._model, self._ops = model, ops
         self._capture = capture or partial(capture_graph, pool=torch.cuda.graph_pool_handle())
         self._caches: WeakKeyDictionary[KVCache, _Graphs] = WeakKeyDictionary()
+        self._prompt = PromptPass(model, ops)
         self.fused = self.captures = True
 
     def step(self, tokens: Tensor, positions: Tensor, cache: KVCache | RunningRows) -> Tensor:
@@ -122,6 +127,19 @@ class GraphStepper:
                 self._caches.clear()
                 logger.warning("GPU decoding: layer by layer in torch, because a fused step failed: %s", _cause(error))
         return self._model.step(tokens, positions, cache)
+
+    def last_hidden_state(self, token_ids: Tensor, positions: Tensor, mask: AttentionMask, past: Past) -> Tensor:
+        """As of ``Stepper``."""
+        if self.fused and PromptPass.takes(token_ids, mask, past):
+            try:
+                return self._prompt(token_ids, positions, mask, past)  # type: ignore[arg-type]
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # as above
+                self.fused = False
+                self._caches.clear()
+                logger.warning("GPU prompts: layer by layer in torch, because a fused pass failed: %s", _cause(error))
+        return self._model.last_hidden_state(token_ids, positions, mask, past)
 
     def _fused_step(self, tokens: Tensor, positions: Tensor, past: KVCache | RunningRows) -> Tensor:
         num_rows = row_bucket(len(tokens))

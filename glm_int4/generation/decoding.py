@@ -25,9 +25,6 @@ from glm_int4.system import trim_heap
 
 logger = logging.getLogger(__name__)
 
-# Rows of a causal prompt that run together: bounds the activations of a long prompt.
-PREFILL_ROWS = 512
-
 # After a prompt of so many tokens the activations that it left on the heap go back to the system.
 TRIM_TOKENS = 128
 
@@ -94,7 +91,7 @@ class Decoder:
         cache, mask = sequence.cache, batch.prefill_mask(self._setup.stream_dtype)
         start, rows = 0, batch.num_tokens
         if self._model.config.is_causal and batch.size == 1:
-            rows, held = PREFILL_ROWS, sequence.ids[: max(cache.length - batch.prefix_length, 0)]
+            rows, held = self._setup.prompt_rows, sequence.ids[: max(cache.length - batch.prefix_length, 0)]
             start = min(_common_length(held, batch.rows[0]), batch.num_tokens - 1) if held else 0
         self.num_reused = start
         del sequence.ids[start:]  # before the cache: whatever interrupts this, ids never claim more than it holds
@@ -102,11 +99,12 @@ class Decoder:
         x = torch.empty(0)
         for first in range(start, batch.num_tokens, rows):
             part = slice(first, first + rows)
-            x = self._model.last_hidden_state(batch.token_ids[:, part], batch.positions[:, :, part], mask, cache)
+            x = self._stepper.last_hidden_state(batch.token_ids[:, part], batch.positions[:, :, part], mask, cache)
+            x = x[:, -1].clone()  # the rest of the piece is not kept
             sequence.ids += batch.rows[0][part]
         if self._setup.device.type == "cpu" and batch.num_tokens - start >= TRIM_TOKENS:
             trim_heap()
-        return self._model.head(x[:, -1])
+        return self._model.head(x)
 
     @torch.inference_mode()
     def decode_one(self, batch: Batch, sequence: _Sequence, tokens: Tensor, step: int) -> Tensor:

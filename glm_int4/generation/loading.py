@@ -18,7 +18,7 @@ from glm_int4.checkpoint.tokenizer_check import load_checked_tokenizer
 from glm_int4.downloads import shown
 from glm_int4.errors import CheckpointError, InputError, check_whole_number
 from glm_int4.generation.engine import Engine
-from glm_int4.generation.memory_plan import fits, plan_memory
+from glm_int4.generation.memory_plan import fits, plan_memory, size_pieces
 from glm_int4.models.config import Config
 from glm_int4.models.past import Prefix
 from glm_int4.quantization.cpu.instructions import choose_backend
@@ -80,6 +80,7 @@ def load(
     reader, info, tokenizer, setup, found = read_steadily(folder, read)
     wanted = (max_length, found.length if found else 0)
     setup = place_embedding(info, setup, embedding_device, *wanted)
+    setup = size_pieces(info, setup, *wanted)
     memory = plan_memory(info, setup, *wanted)
     network = build_model(reader, info, setup)
     logger.info("loaded %s on %s: %s linears, %s stream", folder, place, setup.backend, setup.stream_dtype)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -15,16 +15,21 @@ from glm_int4.system import free_bytes, gb_text
 
 logger = logging.getLogger(__name__)
 
-# Rows of a prompt that run together, and rows of the feed-forward part; see ``decoding.py`` and ``models/layer.py``.
-_PROMPT_ROWS, _WIDE_ROWS = 512, {"cpu": 128, "cuda": 512}
+# Rows of the feed-forward part that run together (``models/layer.py``), and on fused kernels those of a prompt in one
+# piece (``models/gpu_step.py``).
+_WIDE_ROWS, _FUSED_WIDE_ROWS = {"cpu": 128, "cuda": 512}, 704
+
+# Rows of a causal prompt that run together on a GPU, where there is memory for their activations: every piece
+# dequantizes every matrix.
+_PIECES = (2048, 1024)
 
 # CPU: values of the hidden size that a row of a prompt takes at once: stream, norms, queries, keys, values, sums.
 _VALUES_A_ROW = 10
 
 # CUDA: values of the hidden size that a row takes beside the widest product, as counted by
-# tests/generation/test_prompt_memory.py: what a layer was given and its norm, and in the feed-forward part the sum and
-# the result too; in attention its result.
-_ROWS_AROUND = {"projection": 2, "attention": 3, "feed_forward": 4}
+# tests/generation/test_prompt_memory.py: what a layer was given and its norm; in attention its result too; in the
+# feed-forward part sum and result. Fused kernels drop what a layer was given, or what has become a sum.
+_ROWS_AROUND = {"projection": 2, "attention": 3, "feed_forward": 4, "fused_feed_forward": 3, "fused_activation": 2}
 
 # CUDA: a piece of dequantized weights, or the sums of a product that is split (``triton_kernels/gpu.py``).
 _PRODUCT_BYTES = 36_000_000
@@ -102,6 +107,16 @@ def fits(info: CheckpointInfo, plan: ComputeSetup, max_length: int | None = None
     return _planner(info, plan, prefix_length)(max_length or info.config.max_sequence_length).fits
 
 
+def size_pieces(
+    info: CheckpointInfo, plan: ComputeSetup, max_length: int | None = None, prefix_length: int = 0
+) -> ComputeSetup:
+    """The setup with as many rows of a prompt together as there is memory for; arguments as of ``plan_memory``."""
+    if plan.device.type == "cuda" and info.config.is_causal:
+        larger = (replace(plan, prompt_rows=rows) for rows in _PIECES)
+        return next((each for each in larger if fits(info, each, max_length, prefix_length)), plan)
+    return plan
+
+
 def _planner(info: CheckpointInfo, plan: ComputeSetup, prefix_length: int) -> Callable[[int], MemoryPlan]:
     """From a max length to its plan."""
     free, config = free_bytes(plan.device), info.config
@@ -123,7 +138,7 @@ def _planner(info: CheckpointInfo, plan: ComputeSetup, prefix_length: int) -> Ca
 def scratch_bytes(config: Config, plan: ComputeSetup, max_length: int, prefix_length: int = 0) -> int:
     """Bytes that activations and libraries take at most, beside weights and cache."""
     kind = plan.device.type
-    rows = min(max_length, _PROMPT_ROWS) if config.is_causal else max_length
+    rows = min(max_length, plan.prompt_rows) if config.is_causal else max_length
     if kind == "cuda":
         activations = _gpu_activation_bytes(config, plan, rows, max_length + prefix_length)
     else:
@@ -135,16 +150,21 @@ def scratch_bytes(config: Config, plan: ComputeSetup, max_length: int, prefix_le
 
 def _gpu_activation_bytes(config: Config, plan: ComputeSetup, rows: int, columns: int) -> int:
     """What so many rows of a prompt take at once on their way through a layer, behind a cache of so many columns."""
-    itemsize = plan.stream_dtype.itemsize
     around = {part: rows * config.hidden_size * count for part, count in _ROWS_AROUND.items()}
-    projection = rows * config.qkv_features
+    projection, up = rows * config.qkv_features, config.up_features
     read = 2 * columns * config.num_kv_heads * config.head_dim if plan.kv_dtype != plan.stream_dtype else 0
-    tables = 4 * rows * config.head_dim  # cosines and sines
-    return tables + max(
-        itemsize * (around["projection"] + projection) + _PRODUCT_BYTES,
-        itemsize * (around["attention"] + projection + read),
-        itemsize * (around["feed_forward"] + min(rows, _WIDE_ROWS["cuda"]) * config.up_features) + _PRODUCT_BYTES,
+    wide = rows if config.is_causal else min(rows, _FUSED_WIDE_ROWS)
+    halves = up // 2 if config.activation == "swiglu" else 0  # written beside what they are made of
+    product = _PRODUCT_BYTES // plan.stream_dtype.itemsize
+    values = max(
+        around["projection"] + projection + product,
+        around["attention"] + projection + read,
+        around["feed_forward"] + min(rows, _WIDE_ROWS["cuda"]) * up + product,
+        around["fused_feed_forward"] + wide * up + product,
+        around["fused_activation"] + wide * (up + halves),
     )
+    tables = 4 * rows * config.head_dim  # cosines and sines
+    return tables + values * plan.stream_dtype.itemsize
 
 
 def _longest(make: Callable[[int], MemoryPlan], limit: int) -> int:

@@ -10,7 +10,7 @@ from glm_int4.checkpoint.opening import tensor_specs
 from glm_int4.errors import TokenizerError
 from glm_int4.generation.engine import Engine
 from glm_int4.generation.loading import choose_setup
-from glm_int4.quantization.embedding import DenseEmbedding, QuantizedEmbedding
+from glm_int4.quantization.embedding import HostEmbedding, QuantizedEmbedding, TokenEmbedding
 from glm_int4.quantization.linear import DenseLinear, QuantizedLinear
 from glm_int4.quantization.rounding.rtn import quantize_rtn
 from glm_int4.quantization.scheme import QuantizationScheme
@@ -28,8 +28,9 @@ class _QuantizedHead(nn.Module):
         return self._embedding[0].project(x)
 
 
-def tied_head(embedding: DenseEmbedding | QuantizedEmbedding) -> nn.Module:
+def tied_head(embedding: TokenEmbedding) -> nn.Module:
     """Version 1's head as a module of its own, on the embedding's matrix."""
+    assert not isinstance(embedding, HostEmbedding), "version 1 multiplies with its embedding"
     if isinstance(embedding, QuantizedEmbedding):
         return _QuantizedHead(embedding)
     head = DenseLinear(embedding.embedding_dim, embedding.num_embeddings, bias=False, device="meta")

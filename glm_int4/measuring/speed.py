@@ -23,6 +23,7 @@ from glm_int4.checkpoint.opening import CheckpointInfo, open_checkpoint
 from glm_int4.errors import GLMError, is_out_of_memory
 from glm_int4.generation.engine import Engine
 from glm_int4.generation.loading import check_threads, choose_device, choose_setup, load
+from glm_int4.generation.memory_plan import size_pieces
 from glm_int4.generation.recovery import release_memory
 from glm_int4.measuring import bandwidth
 from glm_int4.measuring.random_weights import open_random
@@ -168,7 +169,7 @@ def random_engine(
 ) -> Engine:
     """An engine with random weights in the shapes of a config; without a tokenizer."""
     reader, info = open_random(name, raw, bits, device, num_layers)
-    setup = choose_setup(info, device, kv_bits=kv_bits)
+    setup = size_pieces(info, choose_setup(info, device, kv_bits=kv_bits))
     return Engine(build_model(reader, info, setup), info, setup, None, info.config.max_sequence_length)
 
 

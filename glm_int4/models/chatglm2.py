@@ -82,14 +82,15 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, past: Past) -> Tensor:
         """x (B, T, hidden) to the same shape; rotary: cos and sin, see ``apply_rotary_pos_emb``."""
-        return self.dense(self._attended(x, rotary, mask, past))
+        return self.dense(self._attended(self.query_key_value(x), x.dtype, rotary, mask, past))
 
-    def _attended(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, past: Past) -> Tensor:
-        """What ``dense`` is given; the projection is gone by then."""
-        parts = self.query_key_value(x).split(self.sizes, dim=-1)
-        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in parts)  # (B, T, H or Hkv, D)
-        q, k = (turn_heads(apply_rotary_pos_emb, part, rotary, x.dtype) for part in (q, k))
-        return attend(q, k, v.to(x.dtype), mask, past, self.layer_id)
+    def _attended(
+        self, qkv: Tensor, dtype: torch.dtype, rotary: tuple[Tensor, Tensor], mask: AttentionMask, past: Past
+    ) -> Tensor:
+        """What ``dense`` is given, for a projection that is gone by then."""
+        parts = [part.unflatten(-1, (-1, self.head_dim)) for part in qkv.split(self.sizes, dim=-1)]
+        q, k = (turn_heads(apply_rotary_pos_emb, part, rotary, dtype) for part in parts[:2])  # (B, T, H or Hkv, D)
+        return attend(q, k, parts[2].to(dtype), mask, past, self.layer_id)
 
 
 class MLP(nn.Module):

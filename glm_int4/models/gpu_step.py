@@ -1,9 +1,10 @@
-"""One new token for every row of a cache, on fused kernels: what a GPU does between two tokens.
+"""A prompt, or one new token for every row of a cache, on fused kernels: what a GPU does.
 
 The same arithmetic as the modules' own ``forward``, in a fifth of the launches: the residual is added where
-the next norm is computed, queries are rotated where keys and values are written to the cache, and attention
-reads the cache as it is stored. Shapes do not depend on where a row's cache is, nor on its length, which are
-tensors, so that a CUDA graph of a step serves many tokens. ``generation/cuda_graphs.py`` makes the graphs.
+the next norm is computed, and queries are rotated where keys and values are written to the cache. Attention of a prompt
+is torch's; that of a step reads the cache as it is stored. A step's shapes do not depend on where a row's cache is, nor
+on its length, which are tensors, so that a CUDA graph of it serves many tokens. ``generation/cuda_graphs.py`` makes
+the graphs.
 """
 
 from types import ModuleType
@@ -11,10 +12,111 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
+from glm_int4.models.attention import attention_fn
 from glm_int4.models.kv_cache import KVCache
-from glm_int4.models.layer import LayerParts
+from glm_int4.models.layer import LayerParts, by_chunks
 from glm_int4.models.model import Model
-from glm_int4.quantization.activation import activation_of_linear
+from glm_int4.models.past import AttentionMask, Past
+from glm_int4.quantization.activation import activation_of_linear, feed_forward
+
+# Of the feed-forward part of a prompt that is read in one piece, rows at a time: what they take is less than what the
+# projection to queries, keys and values takes of all rows.
+_WIDE_ROWS = 704
+
+
+class PromptPass:
+    """Prompts of one sequence at a time.
+
+    Args:
+        model: of any version, in float16. ops: ``triton_kernels.decode`` or ``triton_kernels.reference``.
+    """
+
+    def __init__(self, model: Model, ops: ModuleType) -> None:
+        self._model, self._ops = model, ops
+        self._layers = [layer.parts for layer in model.layers]
+
+    @staticmethod
+    def takes(token_ids: Tensor, mask: AttentionMask, cache: Past) -> bool:
+        """Whether it computes this: several tokens of a sequence that is not padded."""
+        return isinstance(cache, KVCache) and len(token_ids) == 1 and token_ids.shape[1] > 1 and mask.bias is None
+
+    def __call__(self, token_ids: Tensor, positions: Tensor, mask: AttentionMask, cache: KVCache) -> Tensor:
+        """Write the tokens' keys and values to the cache; arguments and result as of ``Model.last_hidden_state``."""
+        model, num_rows = self._model, token_ids.shape[1]
+        cache.check_room(num_rows)
+        # One line of the tables for every row and kind of position.
+        cos, sin = (table.reshape(-1, table.shape[-1]).contiguous() for table in model.rotary(positions))
+        lines = torch.arange(len(cos), device=cos.device).view(num_rows, -1)
+        rotary = (cos, sin, lines, *_places(cache, num_rows, cos.device))
+        is_normed = model.config.residual_is_normed
+        norms = [layer.input_norm for layer in self._layers] + [model.norm]
+        total, x = _add_norm(model, self._ops, model.embedding(token_ids[0]).half(), norms[0])
+        residual = x if is_normed else total
+        del total
+        for i, layer in enumerate(self._layers):
+            for part, norm in ((self._attended, layer.post_attention_norm), (self._fed, norms[i + 1])):
+                total, x = _add_norm(model, self._ops, part(layer, i, x, rotary, mask, cache), norm, residual)
+                residual = x if is_normed else total
+                del total  # of which the next part has no use in version 1
+        cache.advance(num_rows)
+        return x[None]
+
+    def _attended(
+        self,
+        layer: LayerParts,
+        layer_id: int,
+        x: Tensor,
+        rotary: tuple[Tensor, ...],
+        mask: AttentionMask,
+        cache: KVCache,
+    ) -> Tensor:
+        config = self._model.config
+        stored = [part[layer_id] for part in (cache.k, cache.v, cache.k_scales, cache.v_scales)]
+        q = self._ops.rotary_to_cache(
+            layer.attention.query_key_value(x).half(),  # type: ignore[operator]
+            *rotary,
+            *stored,
+            num_heads=config.num_heads,
+            two_dimensional=config.position_kinds == 2,
+        )
+        keys, values = cache.read(layer_id, cache.length + len(x), q.dtype)
+        out = attention_fn(q[None].transpose(1, 2), keys, values, mask)[0]
+        del q, keys, values
+        return layer.attention.dense(out)  # type: ignore[operator]
+
+    def _fed(
+        self,
+        layer: LayerParts,
+        layer_id: int,
+        x: Tensor,
+        rotary: tuple[Tensor, ...],
+        mask: AttentionMask,
+        cache: KVCache,
+    ) -> Tensor:
+        config, mlp = self._model.config, layer.mlp
+        rows = len(x) if config.is_causal else _WIDE_ROWS
+
+        def feed(part: Tensor) -> Tensor:
+            return feed_forward(mlp.dense_h_to_4h, mlp.dense_4h_to_h, part, config.activation).half()  # type: ignore[arg-type]
+
+        return by_chunks(feed, x[None], rows=rows)[0]
+
+
+def _places(cache: KVCache, num_rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of every row of a piece, the sequence's place in the cache and the row's column."""
+    columns = torch.arange(cache.length, cache.length + num_rows, device=device)
+    return torch.zeros_like(columns), columns
+
+
+def _add_norm(
+    model: Model, ops: ModuleType, x: Tensor, norm: nn.Module, residual: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """``x + alpha * residual`` and its norm."""
+    bias = getattr(norm, "bias", None)
+    out: tuple[Tensor, Tensor] = ops.add_norm(
+        x.half(), norm.weight, bias, residual, alpha=model.config.residual_alpha, eps=norm.eps
+    )
+    return out
 
 
 class DecodeStep:
@@ -70,9 +172,7 @@ class DecodeStep:
         return self._model.head(x)
 
     def _add_norm(self, x: Tensor, norm: nn.Module, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        bias = getattr(norm, "bias", None)
-        alpha = self._model.config.residual_alpha
-        return self._ops.add_norm(x.half(), norm.weight, bias, residual, alpha=alpha, eps=norm.eps)
+        return _add_norm(self._model, self._ops, x, norm, residual)
 
     def _attend(
         self,

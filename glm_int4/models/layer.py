@@ -53,13 +53,16 @@ class Layer(nn.Module, ABC):
         """x (B, T, hidden) to the same shape; rotary: as ``Model.rotary`` gives it."""
 
 
-def by_chunks(function: Callable[..., Tensor], x: Tensor, *others: Tensor, in_place: bool = False) -> Tensor:
+def by_chunks(
+    function: Callable[..., Tensor], x: Tensor, *others: Tensor, in_place: bool = False, rows: int | None = None
+) -> Tensor:
     """``function(x, *others)`` of tensors (B, T, ...), for a function that treats every token by itself.
 
-    ``in_place``: x's values are not needed any more, and the result has its shape and dtype.
+    ``in_place``: x's values are not needed any more, and the result has its shape and dtype. ``rows``: at a time; None
+    for what suits the device.
     """
-    rows = _ROWS.get(x.device.type, _GPU_ROWS)
-    if torch.is_grad_enabled() and x.requires_grad or x.shape[1] <= rows and not in_place:
+    rows = rows or _ROWS.get(x.device.type, _GPU_ROWS)
+    if (torch.is_grad_enabled() and x.requires_grad) or (x.shape[1] <= rows and not in_place):
         return function(x, *others)
     out = x if in_place else None
     for first in range(0, x.shape[1], rows):

@@ -34,7 +34,8 @@ class HostRows:
     def __getitem__(self, ids: Tensor) -> Tensor:
         """Rows (M, W) of ids (M,), where the ids are."""
         try:
-            return self._ops.gather_rows(self.rows, ids)  # type: ignore[no-any-return]
+            rows: Tensor = self._ops.gather_rows(self.rows, ids)
+            return rows
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # of Triton, its compiler or the driver: any type

@@ -1,14 +1,16 @@
 """Continuous batching: whoever runs beside a sequence, it says what it says alone."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 
 import glm_int4
 from glm_int4.errors import InputError, NotFiniteError
-from glm_int4.generation import continuous, decoding, sampling
+from glm_int4.generation import continuous, sampling
 from glm_int4.generation.continuous import Batcher
+from glm_int4.generation.decoding import Decoder
 from glm_int4.generation.sampling import SamplingParams
 from tests.conftest import MINI
 
@@ -26,6 +28,13 @@ def run(batcher, sequences, seed=0):
             if event.error:
                 errors[event.sequence] = event.error
     return errors
+
+
+def with_pieces(engine, rows):
+    """An engine that reads prompts in pieces of so many rows."""
+    engine.setup = replace(engine.setup, prompt_rows=rows)
+    engine._decoder = Decoder(engine.model, engine.setup, engine.max_length)
+    return engine
 
 
 def make(batcher, engine, prompts, limit, sampling=GREEDY):
@@ -106,9 +115,8 @@ def test_a_prefix_stands_in_front_of_every_slot(mini_int4, tmp_path):
     check(engine, prompts, 12, 3)
 
 
-def test_long_causal_prompts_are_read_in_pieces_between_the_tokens_of_others(small_checkpoints, monkeypatch):
-    monkeypatch.setattr(continuous, "PREFILL_ROWS", 16)
-    engine = glm_int4.load(small_checkpoints["3"], device="cpu")
+def test_long_causal_prompts_are_read_in_pieces_between_the_tokens_of_others(small_checkpoints):
+    engine = with_pieces(glm_int4.load(small_checkpoints["3"], device="cpu"), 16)
     batcher = Batcher(engine, 2)
     short, long = make(batcher, engine, [[5, 6, 7], list(range(5, 105))], 30)
     batcher.add(short)
@@ -121,8 +129,7 @@ def test_long_causal_prompts_are_read_in_pieces_between_the_tokens_of_others(sma
 
 
 def test_a_slot_that_has_read_whole_pieces_of_a_prompt_does_not_read_them_again(small_checkpoints, monkeypatch):
-    monkeypatch.setattr(continuous, "PREFILL_ROWS", 16)
-    engine = glm_int4.load(small_checkpoints["2"], device="cpu")
+    engine = with_pieces(glm_int4.load(small_checkpoints["2"], device="cpu"), 16)
     prompts = [list(range(5, 45)), [*range(5, 45), 9, 9], list(range(5, 25)), list(range(5, 37))]
     fresh = []
     for prompt in prompts:
@@ -139,7 +146,6 @@ def test_a_slot_that_has_read_whole_pieces_of_a_prompt_does_not_read_them_again(
         monkeypatch.setattr(batcher, "_prefill", lambda s, kept, read=prefill: reused.append(kept) or read(s, kept))
         run(batcher, [])
         monkeypatch.undo()
-        monkeypatch.setattr(continuous, "PREFILL_ROWS", 16)
         assert sequence.ids == fresh[len(reused) - 1]
     assert reused == [0, 32, 16, 16]
 
@@ -279,10 +285,7 @@ def test_an_answer_ends_where_the_context_ends(mini_int4):
 @pytest.mark.parametrize(("version", "pieces"), [("1", [40]), ("3", [16, 16, 8])])
 def test_a_prompt_is_read_in_the_pieces_in_which_it_is_read_alone(small_checkpoints, monkeypatch, version, pieces):
     """Another cut would round otherwise: an answer's bits would depend on who reads the prompt."""
-    assert continuous.PREFILL_ROWS == decoding.PREFILL_ROWS
-    for module in (continuous, decoding):
-        monkeypatch.setattr(module, "PREFILL_ROWS", 16)
-    engine = glm_int4.load(MINI if version == "1" else small_checkpoints[version], device="cpu")
+    engine = with_pieces(glm_int4.load(MINI if version == "1" else small_checkpoints[version], device="cpu"), 16)
     prompt = [*range(9, 47), engine.tokenizer.gmask_id, engine.tokenizer.bos_id]
     widths = []
     read = engine.model.last_hidden_state

@@ -4,7 +4,7 @@ import torch
 
 import glm_int4
 from glm_int4.generation.padded_batch import Batch
-from glm_int4.models.gpu_step import DecodeStep
+from glm_int4.models.gpu_step import DecodeStep, PromptPass
 from glm_int4.models.kv_cache import KVCache
 from tests.conftest import FIXTURES
 from tests.tolerances import FLOAT16_RELATIVE_RMS, relative_rms
@@ -31,17 +31,23 @@ def compare(version, ops, kv_bits=16, batch_size=2, prefix_length=0, num_steps=3
     return fused
 
 
-@torch.inference_mode()
-def run(engine, rows, num_steps, prefix_length, ops):
-    """Logits (B, V) of steps behind prompts, by the modules or by a DecodeStep."""
-    model, config, setup = engine.model, engine.config, engine.setup
-    batch = Batch(model, rows, engine.device, prefix_length)
-    heads = (config.num_layers, len(rows), config.num_kv_heads, config.head_dim)
-    cache = KVCache(*heads, 40, dtype=setup.kv_dtype)
+def prepared_cache(engine, batch_size, prefix_length):
+    """A cache of 40 columns, the first of which may be a prefix's."""
+    config, setup = engine.config, engine.setup
+    cache = KVCache(config.num_layers, batch_size, config.num_kv_heads, config.head_dim, 40, dtype=setup.kv_dtype)
     if prefix_length:
         generator = torch.Generator().manual_seed(0)
         shape = (config.num_layers, config.num_kv_heads, prefix_length, config.head_dim)
         cache.write_prefix(*(torch.randn(shape, generator=generator).to(setup.stream_dtype) for _ in range(2)))
+    return cache
+
+
+@torch.inference_mode()
+def run(engine, rows, num_steps, prefix_length, ops):
+    """Logits (B, V) of steps behind prompts, by the modules or by a DecodeStep."""
+    model, setup = engine.model, engine.setup
+    batch = Batch(model, rows, engine.device, prefix_length)
+    cache = prepared_cache(engine, len(rows), prefix_length)
     cache.padding = batch.padding
     model(batch.token_ids, batch.positions, batch.prefill_mask(setup.stream_dtype), cache)
     step = DecodeStep(model, cache, ops) if ops else None
@@ -59,3 +65,26 @@ def run(engine, rows, num_steps, prefix_length, ops):
         results.append(step(tokens, positions, slots, columns, padding, **options))
         cache.advance(1)
     return results
+
+
+@torch.inference_mode()
+def compare_prompts(version, ops, kv_bits=16, prefix_length=0, folder=None):
+    """Read a prompt in two pieces (in one in version 1) both ways: last hidden states, and what the cache keeps."""
+    folder = folder or FIXTURES / f"v{version}_tiny"
+    half = glm_int4.load(folder, device="cpu", dtype=torch.float16, kv_bits=kv_bits, model_version=version)
+    exact = glm_int4.load(folder, device="cpu", dtype=torch.float32, model_version=version)
+    row = ROWS[min(version, "2")][1]
+    widths = [len(row)] if version == "1" else [3, len(row) - 3]
+    results = []
+    for engine, way in ((exact, None), (half, None), (half, PromptPass(half.model, ops))):
+        cache = prepared_cache(engine, 1, prefix_length)
+        batch = Batch(engine.model, row, engine.device, prefix_length)
+        mask, states = batch.prefill_mask(engine.setup.stream_dtype), []
+        for ids, positions in zip(batch.token_ids.split(widths, 1), batch.positions.split(widths, 2), strict=True):
+            states.append((way or engine.model.last_hidden_state)(ids, positions, mask, cache))
+        assert cache.length == prefix_length + len(row)
+        keys = torch.stack([cache.read(i, cache.length, torch.float32)[0] for i in range(engine.config.num_layers)])
+        results.append((torch.cat(states, dim=1), keys))
+    for expected, plain, fused in zip(*results, strict=True):
+        assert fused.shape == expected.shape
+        assert relative_rms(fused, expected) < 2 * relative_rms(plain, expected) + FLOAT16_RELATIVE_RMS

@@ -7,7 +7,6 @@ import torch
 from safetensors.torch import load_file
 
 import glm_int4
-from glm_int4.generation import decoding
 from glm_int4.generation.sampling import SamplingParams
 from glm_int4.models.attention import attention_mask_func
 from glm_int4.models.chatglm2 import RotaryEmbedding
@@ -123,12 +122,12 @@ def test_rotary_tables_are_the_official_ones(name, precision):
         torch.testing.assert_close(torch.stack((cos, sin), -1), expected, atol=1e-6, rtol=0)
 
 
-def test_a_long_prompt_runs_in_chunks_to_the_same_logits(engine, cases, monkeypatch):
+def test_a_long_prompt_runs_in_chunks_to_the_same_logits(engine, cases):
     ids = cases["long.input_ids"][0].tolist()
     expected = cases["long.greedy"][0].tolist()
     for rows in (1, 7, 61, 62):
-        monkeypatch.setattr(decoding, "PREFILL_ROWS", rows)
-        fresh = glm_int4.generation.engine.Engine(engine.model, engine.info, engine.setup, None, 128)
+        setup = replace(engine.setup, prompt_rows=rows)
+        fresh = glm_int4.generation.engine.Engine(engine.model, engine.info, setup, None, 128)
         assert fresh.generate(ids, 20, GREEDY, stop_ids=[]) == expected
 
 

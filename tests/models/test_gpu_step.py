@@ -1,8 +1,12 @@
-"""A step on fused operations is the step of the modules: here in plain torch, on_cpu/ runs the kernels."""
+"""Fused operations give what the modules give: here in plain torch, on_cpu/ runs the kernels."""
 
 import pytest
+import torch
 
-from tests.models.steps import compare
+import glm_int4
+from glm_int4.models import gpu_step
+from tests.conftest import FIXTURES
+from tests.models.steps import compare, compare_prompts
 from triton_kernels import reference
 
 
@@ -12,3 +16,21 @@ def test_steps_have_the_logits_of_the_modules(version, kv_bits):
     for batch_size, prefix_length in ((1, 0), (2, 0), (2, 3)):
         logits = compare(version, reference, kv_bits, batch_size, prefix_length)
         assert logits[0].shape == (batch_size, 160)
+
+
+@pytest.mark.parametrize("kv_bits", [16, 8])
+@pytest.mark.parametrize("version", ["1", "2", "3"])
+def test_prompts_have_the_hidden_states_and_the_cache_of_the_modules(version, kv_bits, monkeypatch):
+    monkeypatch.setattr(gpu_step, "_WIDE_ROWS", 4)
+    for prefix_length in (0, 3):
+        compare_prompts(version, reference, kv_bits, prefix_length)
+
+
+def test_padded_prompts_and_single_tokens_are_left_to_others():
+    glm = glm_int4.load(FIXTURES / "v2_tiny", device="cpu", dtype=torch.float16)
+    cache = glm._decoder.new_cache(2, 8)
+    ids, mask = torch.tensor([[5, 6, 7]]), gpu_step.AttentionMask()
+    assert gpu_step.PromptPass.takes(ids, mask, cache)
+    assert not gpu_step.PromptPass.takes(ids[:, :1], mask, cache)
+    assert not gpu_step.PromptPass.takes(ids.expand(2, -1), mask, cache)
+    assert not gpu_step.PromptPass.takes(ids, mask, None)

@@ -1,11 +1,12 @@
 """Prefixes against what the official code computes with them on the tiny models."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import glm_int4
-from glm_int4.generation import decoding
 from glm_int4.generation.engine import Engine
 from glm_int4.generation.sampling import SamplingParams
 from glm_int4.models.prefix_encoder import PrefixEncoder, split_prefix
@@ -105,11 +106,11 @@ def test_max_length_counts_real_tokens_alone(load, ids):
     assert len(engine.generate(ids, 100, GREEDY, stop_ids=[])) == 4
 
 
-def test_a_prompt_runs_in_chunks_and_a_second_turn_reads_only_what_is_new(engine, ids, monkeypatch):
+def test_a_prompt_runs_in_chunks_and_a_second_turn_reads_only_what_is_new(engine, ids):
     expected = engine.generate(ids, 20, GREEDY, stop_ids=[])
     for num_rows in (1, 7):
-        monkeypatch.setattr(decoding, "PREFILL_ROWS", num_rows)
-        fresh = Engine(engine.model, engine.info, engine.setup, None, 128, engine.prefix)
+        setup = replace(engine.setup, prompt_rows=num_rows)
+        fresh = Engine(engine.model, engine.info, setup, None, 128, engine.prefix)
         assert fresh.generate(ids, 20, GREEDY, stop_ids=[]) == expected
     second = [*ids, *expected[:6], 9, 30, 31]
     reused = engine.generate(second, 12, GREEDY, stop_ids=[])

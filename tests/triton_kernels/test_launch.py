@@ -53,3 +53,15 @@ def test_splits_get_whole_blocks_and_fill_the_gpu(shape, num_multiprocessors):
 @pytest.mark.parametrize(("bits", "group_size", "plane"), [(4, 32, 32), (4, None, 32), (8, 32, 32), (8, 128, 64)])
 def test_a_product_never_crosses_a_group(bits, group_size, plane):
     assert launch.plane(bits, group_size) == plane
+
+
+@pytest.mark.parametrize("num_multiprocessors", [28, 82, 132, 148])
+@pytest.mark.parametrize("num_rows", [9, 300, 512, 2048, 8192])
+def test_pieces_of_dequantized_weights_fill_the_gpu(num_rows, num_multiprocessors):
+    rows = launch.piece_rows(num_rows, num_multiprocessors)
+    tiles = -(-num_rows // 128) * (rows // 256)
+    waves = -(-tiles // num_multiprocessors)
+    assert rows % 256 == 0
+    assert rows >= 1024
+    assert tiles >= 0.75 * waves * num_multiprocessors
+    assert launch.piece_rows(num_rows, 1) >= 1024

@@ -1,8 +1,8 @@
-"""Whole one-token steps of the tiny models on the kernels have the logits of the modules."""
+"""Whole one-token steps and prompts of the tiny models on the kernels give what the modules give."""
 
 import pytest
 
-from tests.models.steps import compare
+from tests.models.steps import compare, compare_prompts
 from triton_kernels import decode
 
 
@@ -11,3 +11,8 @@ from triton_kernels import decode
 )
 def test_steps_have_the_logits_of_the_modules(version, kv_bits, prefix_length):
     compare(version, decode, kv_bits, prefix_length=prefix_length, num_steps=2)
+
+
+@pytest.mark.parametrize(("version", "kv_bits", "prefix_length"), [("1", 16, 3), ("2", 8, 0)])
+def test_prompts_have_the_hidden_states_of_the_modules(version, kv_bits, prefix_length):
+    compare_prompts(version, decode, kv_bits, prefix_length)
