@@ -1,7 +1,7 @@
 """``int4_linear`` and ``int8_linear`` on the fastest path of the device.
 
-float16 on a CUDA GPU runs the Triton kernels of ``gpu.py``. Everything else runs the reference: other
-dtypes and devices, matrices whose shape the kernels do not take, and installations without Triton.
+float16 on a CUDA GPU runs the Triton kernels of ``gpu.py``, or without Triton, and for matrices whose shape they do not
+take, dequantized products (``cublas.py``). Everything else runs the reference: other dtypes and devices.
 """
 
 from importlib import import_module
@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from triton_kernels import reference
+from triton_kernels import cublas, reference
 from triton_kernels.autograd import quantized_linear
 from triton_kernels.operands import Epilogue, Matrix
 
@@ -78,8 +78,13 @@ def obstacle(device: torch.device) -> str | None:
     return None
 
 
-def _linear(x: Tensor, matrix: Matrix, epilogue: Epilogue) -> Tensor:
-    path: ModuleType = reference
+def path(x: Tensor, matrix: Matrix) -> ModuleType:
+    """The module whose ``multiply`` and ``multiply_transposed`` are the fastest that this product has."""
     if gpu is not None and gpu.takes(x, matrix) and obstacle(x.device) is None:
-        path = gpu
-    return quantized_linear(x, matrix, epilogue, path.multiply, path.multiply_transposed)
+        return gpu
+    return cublas if x.is_cuda and x.dtype == torch.float16 and cublas.takes(matrix) else reference
+
+
+def _linear(x: Tensor, matrix: Matrix, epilogue: Epilogue) -> Tensor:
+    chosen = path(x, matrix)
+    return quantized_linear(x, matrix, epilogue, chosen.multiply, chosen.multiply_transposed)

@@ -10,6 +10,7 @@ import triton
 from torch import Tensor
 
 from triton_kernels import launch
+from triton_kernels.cublas import shares_of_rows
 from triton_kernels.dequantize import dequantize_kernel
 from triton_kernels.dot import dot_kernel
 from triton_kernels.epilogue import finish_kernel
@@ -35,13 +36,23 @@ def takes(x: Tensor, matrix: Matrix) -> bool:
 
 def multiply(x: Tensor, matrix: Matrix, epilogue: Epilogue) -> Tensor:
     """x (M, K) times the matrix, and what follows: (M, N), or (M, N // 2) after "swiglu"."""
-    device = torch.cuda.get_device_properties(x.device)
-    row = launch.choose(matrix.bits, 10 * device.major + device.minor, x.shape[0])
+    device, row = torch.cuda.get_device_properties(x.device), _choose(x, matrix)
     with torch.cuda.device(x.device):
         if row is None:
             return multiply_dequantized(x, matrix, epilogue)
         splits = launch.num_splits(row, matrix.in_features, matrix.out_features, device.multi_processor_count)
         return run(row, splits, x, matrix, epilogue)
+
+
+def kernel_name(x: Tensor, matrix: Matrix) -> str:
+    """What ``multiply`` runs for as many rows as x (M, K) has."""
+    row = _choose(x, matrix)
+    return "dequantize" if row is None else f"{row.kernel} {row.block_m}x{row.block_n}"
+
+
+def _choose(x: Tensor, matrix: Matrix) -> Launch | None:
+    device = torch.cuda.get_device_properties(x.device)
+    return launch.choose(matrix.bits, 10 * device.major + device.minor, x.shape[0])
 
 
 def run(row: Launch, splits: int, x: Tensor, matrix: Matrix, epilogue: Epilogue) -> Tensor:
@@ -116,12 +127,8 @@ def multiply_dequantized(x: Tensor, matrix: Matrix, epilogue: Epilogue) -> Tenso
 
 
 def multiply_transposed(grad_out: Tensor, matrix: Matrix) -> Tensor:
-    """grad_out (M, N) times the weights (N, K), summed in float32 over chunks of N.
-
-    Rows are multiplied as shares of their largest element: gradients of logits are often too small for fp16.
-    """
-    largest = grad_out.abs().amax(1, keepdim=True).float().clamp(min=torch.finfo(torch.float32).tiny)
-    shares = (grad_out / largest).half()
+    """grad_out (M, N) times the weights (N, K), summed in float32 over chunks of N; rows as ``shares_of_rows``."""
+    shares, largest = shares_of_rows(grad_out)
     grad_x = torch.zeros(grad_out.shape[0], matrix.in_features, device=grad_out.device)
     with torch.cuda.device_of(grad_out):
         for rows, weight in _weight_chunks(matrix, shares.shape[0]):

@@ -43,8 +43,11 @@ def run(
     from glm_int4.generation.loading import choose_device, choose_setup
 
     name = options.find_model(model)
-    place = torch.device("cuda") if device == "cuda" else choose_device(device)
+    if device != "cuda":
+        choose_device(device)
     _, checkpoint = open_checkpoint(resolve_folder(name), model_version)
+    runs_kernels = any(checkpoint.schemes.values())
+    place = torch.device("cuda") if device == "cuda" else choose_device(device, runs_kernels=runs_kernels)
     plans = {bits: choose_setup(checkpoint, place, kv_bits=bits) for bits in {*_KV_BITS, kv_bits}}
     result = _describe(name, checkpoint, plans)
     result["plan"]["here"] = _plan_here(checkpoint, plans[kv_bits], max_length)
@@ -60,15 +63,14 @@ def _plan_here(checkpoint: "CheckpointInfo", plan: "ComputeSetup", max_length: i
     Raises:
         InputError: an explicit max length that does not fit.
     """
-    import torch
-
     from glm_int4.errors import InputError
     from glm_int4.generation.loading import check_max_length, place_embedding
     from glm_int4.generation.memory_plan import plan_memory, size_pieces
+    from glm_int4.quantization.gpu.cuda_device import cuda_fault
     from glm_int4.system import free_bytes
 
     check_max_length(max_length, checkpoint.config)
-    if plan.device.type == "cuda" and not torch.cuda.is_available():
+    if plan.device.type == "cuda" and cuda_fault() is not None:
         return None
     plan = size_pieces(checkpoint, place_embedding(checkpoint, plan, "auto", max_length), max_length)
     try:

@@ -35,6 +35,7 @@ from glm_int4.conversion.plan import QuantizationPlan, make_plan
 from glm_int4.conversion.quantization_options import QuantizationOptions, parse_size
 from glm_int4.conversion.report import QuantizationReport, layer_report, read_report
 from glm_int4.errors import OutputError
+from glm_int4.quantization.gpu.cuda_device import cuda_fault
 from glm_int4.system import peak_bytes, size_text
 from glm_int4.version import __version__
 
@@ -111,7 +112,7 @@ def quantize_checkpoint(
         target_bits=target_bits,
         target_bytes=None if target_size is None else parse_size(target_size),
         calibration=None if calibration is None else Path(calibration),
-        device=("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device,
+        device=("cuda" if cuda_fault() is None else "cpu") if device == "auto" else device,
         model_version=model_version,
         max_shard_bytes=max_shard_bytes,
     )

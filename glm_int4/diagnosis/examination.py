@@ -66,13 +66,17 @@ class _Examination:
         if gpus:
             kernel = self._ask("kernel", "a kernel, which is compiled")
             self._judge("kernel", lambda: verdicts.kernel_faults(kernel))
-        chosen = kernel if torch.get("device") == "cuda" else loop
+        device = torch.get("device")
+        if device == "cuda" and kernel.get("backend") != "triton":  # as loading decides for a quantized model
+            device = "cpu"
+            why_no_gpu = kernel.get("cause") or kernel.get("error")
+        chosen = kernel if device == "cuda" else loop
         why = ([why_no_gpu] if why_no_gpu else []) + chosen.get("why", [])
         return {
             "packages": versions,
             "torch": torch,
             "gpus": [gpu | {"driver": cards[0]["driver"] if cards else None} for gpu in gpus],
-            "auto": {"device": torch.get("device"), "backend": chosen.get("backend"), "why": why},
+            "auto": {"device": device, "backend": chosen.get("backend"), "why": why},
             "loop": {"ran": loop.get("relative_error") is not None} | loop,
             "kernel": {"ran": kernel.get("relative_error") is not None} | kernel,
         }

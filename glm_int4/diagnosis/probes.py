@@ -62,9 +62,11 @@ def torch_and_gpus() -> dict[str, Any]:
         "no_gpu_because": None,
         "gpus": [],
     }
+    from glm_int4.quantization.gpu.cuda_device import has_cuda
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if torch.cuda.is_available():
+        if has_cuda():
             facts["gpus"] = [_gpu(torch.device("cuda", i)) for i in range(torch.cuda.device_count())]
         else:
             facts["no_gpu_because"] = _why_no_gpu()
@@ -81,7 +83,9 @@ def torch_and_gpus() -> dict[str, Any]:
 def _why_no_gpu() -> str:
     import torch
 
-    if torch.version.cuda is None and getattr(torch.version, "hip", None) is None:
+    if (rocm := getattr(torch.version, "hip", None)) is not None:
+        return f"torch is a build for ROCm {rocm}"
+    if torch.version.cuda is None:
         return "torch is a CPU build"
     try:
         torch.cuda.init()
@@ -168,7 +172,7 @@ def kernel(device: "torch.device | None" = None) -> dict[str, Any]:
     """The GPU's backend and why, and the relative error of a product on it."""
     import torch
 
-    from glm_int4.quantization.gpu.matrix import choose_gpu_backend
+    from glm_int4.quantization.gpu.gpu_probe import choose_gpu_backend, kernel_fault
 
     device = device or torch.device("cuda")
     with logged() as lines:
@@ -176,9 +180,9 @@ def kernel(device: "torch.device | None" = None) -> dict[str, Any]:
         backend = choose_gpu_backend(device)
         seconds = time.perf_counter() - started
         error = product_error(backend, device)
-    if any(line.startswith("GPU backend: reference") for line in lines):  # the product can be the first to fail
-        backend = "reference"
-    return {"backend": backend, "why": lines, "seconds": seconds, "relative_error": error}
+    fault = kernel_fault(device)
+    facts = {"backend": backend, "why": lines, "seconds": seconds, "relative_error": error}
+    return facts | {"cause": fault.cause if fault else None, "cure": fault.cure if fault else None}
 
 
 def product_error(backend: str, device: "torch.device") -> float:

@@ -4,12 +4,12 @@ import os
 from typing import Any
 
 from glm_int4.diagnosis.faults import Fault
+from glm_int4.quantization.gpu.kernel_faults import REPORT
 
 # float16 products err by less, integers by a tenth of it.
 MOST_RELATIVE_ERROR = 1e-3
 _FASTER = ("AVX2", "AVX-512 VNNI")
 _NUMBA_VARIABLES = ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "ATEN_CPU_CAPABILITY")
-_REPORT = "report this with the output of glm-int4 doctor --json"
 
 
 def torch_faults(facts: dict[str, Any], installed: str | None) -> list[Fault]:
@@ -75,7 +75,7 @@ def loop_faults(facts: dict[str, Any], processor: dict[str, Any]) -> list[Fault]
     if not facts["right"] or not facts["relative_error"] <= MOST_RELATIVE_ERROR:
         got = f"a relative error of {facts['relative_error']:.2g}" if facts["right"] else "another sum"
         what = f"what plain torch gives from the compiled loops ({facts['backend']})"
-        faults.append(_fault("loop", what, got, "answers on the CPU are wrong", f"reinstall numba, and {_REPORT}"))
+        faults.append(_fault("loop", what, got, "answers on the CPU are wrong", f"reinstall numba, and {REPORT}"))
     if not facts["kept"]:
         tried = "; ".join(f"{path}: {fault or 'not loaded again'}" for path, fault in facts["code_folders"])
         what, cure = "compiled code that is kept", "make room, or set NUMBA_CACHE_DIR to a folder that can be written"
@@ -94,7 +94,7 @@ def _instruction_faults(facts: dict[str, Any], processor: dict[str, Any]) -> lis
         got = " and ".join(held) or "other settings of Numba"
         return [_fault("loop", "all instructions of this processor", got, slower, cure)]
     if has:
-        return [_fault("loop", f"loops with {has.pop()}", "float32", slower, f"update torch and numba, or {_REPORT}")]
+        return [_fault("loop", f"loops with {has.pop()}", "float32", slower, f"update torch and numba, or {REPORT}")]
     what, cure = "a processor with AVX2", "no setting changes that; a GPU, or another processor"
     got = f"{processor.get('name', 'another')} ({processor.get('architecture')})"
     return [_fault("loop", what, got, slower, cure, is_note=True)]
@@ -102,39 +102,21 @@ def _instruction_faults(facts: dict[str, Any], processor: dict[str, Any]) -> lis
 
 def kernel_faults(facts: dict[str, Any]) -> list[Fault]:
     """Faults of Triton's kernels, where there is a GPU; ``facts`` are those of the probe "kernel"."""
-    slow = "cuBLAS multiplies dequantized weights, which is slower"
     if error := facts.get("error"):
         return [_fault("kernel", "a kernel that is compiled and run", error, "the GPU fails", "pass --device cpu")]
     faults = []
     if not facts["relative_error"] <= MOST_RELATIVE_ERROR:
         what, got = "what plain torch gives from the kernels", f"a relative error of {facts['relative_error']:.2g}"
-        faults.append(_fault("kernel", what, got, "answers are wrong", f"pass --device cpu, and {_REPORT}"))
+        faults.append(_fault("kernel", what, got, "answers are wrong", f"pass --device cpu, and {REPORT}"))
     if facts["backend"] == "triton":
+        later = next((line for line in facts["why"] if line.startswith("GPU backend: cublas")), None)
+        if later is not None:
+            what, slower = "all kernels to run", "one of them is slower"
+            faults.append(_fault("kernel", what, later.partition("because ")[2], slower, REPORT))
         return faults
-    why = next((line for line in facts["why"] if line.startswith("GPU backend: reference")), "no reason")
-    cause = why.partition("because ")[2] or why
+    cause, slow = facts["cause"], "the CPU computes; with --device cuda all weights are dequantized for every token"
     for_ever = "compute capability" in cause or "is no CUDA device" in cause
-    cure = _kernel_cure(cause)
-    return [*faults, _fault("kernel", "the Triton kernels to run", cause, slow, cure, is_note=for_ever)]
-
-
-def _kernel_cure(cause: str) -> str:
-    low = cause.lower()
-    if "compute capability" in low:
-        return "no setting changes that; a newer GPU"
-    if "is no cuda device" in low:
-        return "GPUs of other makers than NVIDIA have no kernels here"
-    if "c compiler" in low or "gcc" in low:
-        return "install gcc or clang, or name a compiler with CC"
-    if "python.h" in low:
-        return "install the headers of Python (python3-dev)"
-    if "no module named 'triton'" in low:
-        return "install it: pip install triton"
-    if "read-only" in low or "permission denied" in low or "not a directory" in low:
-        return "set TRITON_CACHE_DIR to a folder that can be written"
-    if "no space" in low:
-        return "make room, or set TRITON_CACHE_DIR to a folder on another disk"
-    return f"reinstall triton in the version that torch asks for, and {_REPORT}"
+    return [*faults, _fault("kernel", "the Triton kernels to run", cause, slow, facts["cure"], is_note=for_ever)]
 
 
 def _fault(check: str, what: str, got: str, consequence: str, cure: str, *, is_note: bool = False) -> Fault:

@@ -1,5 +1,6 @@
 """``load``: from a folder or hub id to an engine, with the choices of device and precision."""
 
+import functools
 import logging
 import os
 from dataclasses import replace
@@ -22,7 +23,8 @@ from glm_int4.generation.memory_plan import fits, plan_memory, size_pieces
 from glm_int4.models.config import Config
 from glm_int4.models.past import Prefix
 from glm_int4.quantization.cpu.instructions import choose_backend
-from glm_int4.quantization.gpu.matrix import choose_gpu_backend
+from glm_int4.quantization.gpu.cuda_device import cuda_fault
+from glm_int4.quantization.gpu.gpu_probe import choose_gpu_backend, kernel_fault
 from glm_int4.system import total_bytes
 from glm_int4.text import Tokenizer
 from glm_int4.versions import UNDECIDED
@@ -48,7 +50,7 @@ def load(
 
     Args:
         model: folder or hub id.
-        device: "auto" (CUDA where there is one), "cuda" or "cpu".
+        device: "auto" (CUDA where there is one, and where its kernels run if the model is quantized), "cuda" or "cpu".
         dtype: None for the device's fast path; torch.float32 for exact arithmetic on plain torch.
         prefix: a P-Tuning v2 prefix: the folder that ptuning has written, or a ``.bin`` or
             ``.safetensors`` file. It does not count in ``max_length``. None takes one that is stored with the model,
@@ -66,7 +68,7 @@ def load(
         raise InputError(f"expected a folder or a hub id as model, got {model!r}")
     if threads is not None:
         torch.set_num_threads(check_threads(threads))
-    place = choose_device(device)
+    choose_device(device)  # before anything is downloaded or read
     folder = resolve_folder(model)
 
     def read() -> tuple[CheckpointReader, CheckpointInfo, Tokenizer | None, ComputeSetup, Prefix | None]:
@@ -74,7 +76,8 @@ def load(
         _check_finished(folder, info)
         check_max_length(max_length, info.config)
         tokenizer = load_checked_tokenizer(folder, info.config)
-        setup = choose_setup(info, place, dtype, kv_bits)
+        runs_kernels = dtype is None and any(info.schemes.values())
+        setup = choose_setup(info, choose_device(device, runs_kernels=runs_kernels), dtype, kv_bits)
         return reader, info, tokenizer, setup, _read_prefix(folder, prefix, reader, info, setup)
 
     reader, info, tokenizer, setup, found = read_steadily(folder, read)
@@ -83,7 +86,7 @@ def load(
     setup = size_pieces(info, setup, *wanted)
     memory = plan_memory(info, setup, *wanted)
     network = build_model(reader, info, setup)
-    logger.info("loaded %s on %s: %s linears, %s stream", folder, place, setup.backend, setup.stream_dtype)
+    logger.info("loaded %s on %s: %s linears, %s stream", folder, setup.device, setup.backend, setup.stream_dtype)
     return Engine(network, info, setup, tokenizer, memory.max_length, found)
 
 
@@ -139,19 +142,44 @@ def check_threads(threads: int) -> int:
     return threads
 
 
-def choose_device(device: str) -> torch.device:
+def choose_device(device: str, *, runs_kernels: bool = False) -> torch.device:
     """The torch device of "auto", "cuda" or "cpu".
 
+    Args:
+        runs_kernels: whether "auto" takes a GPU only where Triton's kernels run there: without them it dequantizes all
+            weights for every token, which is slower than a CPU that reads them packed. What keeps them from it is said.
     Raises:
-        InputError: another name, or CUDA where there is none.
+        InputError: another name, or CUDA where there is none that torch computes on.
     """
-    if device not in ("auto", "cuda", "cpu"):
+    if isinstance(device, str) and device.startswith("cuda:") and device != "cuda:0":
+        raise InputError(f"expected the first CUDA device, got {device}; choose another with CUDA_VISIBLE_DEVICES")
+    if device not in ("auto", "cuda", "cuda:0", "cpu"):
         raise InputError(f"expected the device auto, cuda or cpu, got {device!r}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("expected a CUDA device, got none; pass --device cpu, or install a CUDA build of torch")
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
+        return torch.device("cuda" if _gpu_is_usable(runs_kernels) else "cpu")
+    if device != "cpu" and (fault := cuda_fault()):
+        raise InputError(str(fault))
+    return torch.device(device.partition(":")[0])
+
+
+def _gpu_is_usable(runs_kernels: bool) -> bool:
+    """Whether "auto" takes the GPU; one that is here but of no use is named."""
+    if fault := cuda_fault():
+        if fault.is_here:
+            _warn_once(f"the CPU computes: {fault.fault}; {fault.cure}")
+        return False
+    if runs_kernels and (no_kernels := kernel_fault(torch.device("cuda"))):
+        _warn_once(
+            f"the CPU computes, because the GPU runs no kernels: {no_kernels}; or pass --device cuda, which "
+            "dequantizes all weights for every token"
+        )
+        return False
+    return True
+
+
+@functools.cache
+def _warn_once(line: str) -> None:
+    logger.warning(line)
 
 
 def place_embedding(

@@ -11,6 +11,7 @@ from glm_int4.checkpoint.opening import CheckpointInfo
 from glm_int4.errors import InputError
 from glm_int4.models.config import Config
 from glm_int4.models.kv_cache import kv_bytes_per_token
+from glm_int4.quantization.kernels import cublas
 from glm_int4.system import free_bytes, gb_text
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def plan_memory(
     if not wanted.fits:
         longest = _longest(make, wanted.max_length)
         if max_length is not None or longest < min(_SHORTEST, wanted.max_length):
-            raise InputError(_refusal(wanted, longest, _fits_in_int8(wanted, config, plan)))
+            raise InputError(_refusal(wanted, longest, _fits_in_int8(wanted, config, plan), plan.device))
         logger.warning(
             "taking a max length of %d tokens in place of %d: there is memory for no more (%s)",
             longest, wanted.max_length, make(longest),
@@ -145,7 +146,9 @@ def scratch_bytes(config: Config, plan: ComputeSetup, max_length: int, prefix_le
         values = rows * config.hidden_size * _VALUES_A_ROW + min(rows, _WIDE_ROWS[kind]) * config.up_features * 2
         activations = values * plan.stream_dtype.itemsize
     logits = 4 * 4 * config.vocab_size
-    return activations + logits + _LIBRARY_BYTES[kind]
+    # A product that no kernel computes: also of one that fails later.
+    dequantized = cublas.SCRATCH_BYTES if plan.backend in ("triton", "cublas") else 0
+    return activations + logits + dequantized + _LIBRARY_BYTES[kind]
 
 
 def _gpu_activation_bytes(config: Config, plan: ComputeSetup, rows: int, columns: int) -> int:
@@ -185,12 +188,13 @@ def _fits_in_int8(plan: MemoryPlan, config: Config, compute: ComputeSetup) -> bo
     return plan.total_bytes - saved <= plan.free_bytes
 
 
-def _refusal(plan: MemoryPlan, longest: int, int8_fits: bool) -> str:
+def _refusal(plan: MemoryPlan, longest: int, int8_fits: bool, device: torch.device) -> str:
     assert plan.free_bytes is not None
     advice = ["--kv-bits 8"] if int8_fits else []
     if longest >= _SHORTEST:
         advice.append(f"--max-length {longest // _SHORTEST * _SHORTEST}")
     what = f"try {' or '.join(advice)}" if advice else "close other programs, or take a model of fewer bits"
+    what += "" if device.type == "cpu" else ", or pass --device cpu"
     return (
         f"expected enough memory for this model (weights {gb_text(plan.weight_bytes)}, cache of {plan.max_length} "
         f"tokens {gb_text(plan.kv_bytes)}, scratch {gb_text(plan.scratch_bytes)}): needs {gb_text(plan.total_bytes)}, "

@@ -10,6 +10,7 @@ from transformers import GenerationConfig
 from glm_int4.errors import InputError
 from glm_int4.generation.engine import Engine
 from glm_int4.generation.loading import load
+from glm_int4.quantization.gpu.cuda_device import cuda_fault, has_cuda
 
 _ANY_DEVICE = (None, "auto", "balanced", "balanced_low_0", "sequential")
 
@@ -37,11 +38,9 @@ def device_type(device_map: Any) -> str:
         raise InputError(f"expected the device_map cpu, cuda or auto, got {device_map!r:.80}; pass device_map='auto'")
     if index not in ("", "0"):
         raise InputError(f"expected the first CUDA device, got {name}; choose another with CUDA_VISIBLE_DEVICES")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise InputError(
-            f"expected a CUDA device for device_map {device_map!r:.80}, got none; leave device_map out for the CPU, or "
-            "install a CUDA build of torch"
-        )
+    if kind == "cuda" and (fault := cuda_fault()):
+        what = fault.fault.replace("a CUDA device", f"a CUDA device for device_map {device_map!r:.80}")
+        raise InputError(f"{what}; leave device_map out for the CPU, or {fault.cure}")
     return kind
 
 
@@ -49,7 +48,7 @@ def compute_dtype(dtype: torch.dtype | str | None, device: str) -> torch.dtype |
     """``load``'s dtype; None for the fast path."""
     if isinstance(dtype, str) and dtype != "auto":
         dtype = getattr(torch, dtype, None) or dtype
-    on_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    on_cuda = device == "cuda" or (device == "auto" and has_cuda())
     return None if dtype == "auto" or (dtype == torch.float16 and on_cuda) else dtype  # type: ignore[return-value]
 
 

@@ -90,7 +90,7 @@ def bench(
     settings = settings or BenchSettings()
     if threads is not None:
         torch.set_num_threads(check_threads(threads))
-    place = choose_device(device)
+    place = choose_device(device, runs_kernels=_bits(model, bits) != 16)
     before = bandwidth.measure_bandwidth(place)
     if before:
         report(f"bandwidth: {before / 1e9:.1f} GB/s ({'copy' if place.type == 'cuda' else 'sum'})")
@@ -153,8 +153,8 @@ def _load(
     num_layers: int | None,
     report: Callable[[str], None],
 ) -> Engine:
-    raw = CONFIGS.get(str(model))
-    if raw is None or Path(model).is_dir():
+    raw = CONFIGS[str(model)] if _is_preset(model) else None
+    if raw is None:
         folder = resolve_folder(model)
         stored = _stored_bits(open_checkpoint(folder)[1])
         if num_layers is None and bits in (None, stored):
@@ -171,6 +171,17 @@ def random_engine(
     reader, info = open_random(name, raw, bits, device, num_layers)
     setup = size_pieces(info, choose_setup(info, device, kv_bits=kv_bits))
     return Engine(build_model(reader, info, setup), info, setup, None, info.config.max_sequence_length)
+
+
+def _bits(model: str | Path, bits: int | None) -> int:
+    """Of the weights that will run."""
+    if bits is not None or _is_preset(model):
+        return bits or 4
+    return _stored_bits(open_checkpoint(resolve_folder(model))[1])
+
+
+def _is_preset(model: str | Path) -> bool:
+    return str(model) in CONFIGS and not Path(model).is_dir()
 
 
 def _stored_bits(info: CheckpointInfo) -> int:

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glm_int4.quantization.cpu.integer import IntegerMatrix
-from glm_int4.quantization.gpu.matrix import TritonMatrix
+from glm_int4.quantization.gpu.matrix import CublasMatrix
 from glm_int4.quantization.linear import QuantizedLinear
 
 
 def feed_forward(up: nn.Module, down: nn.Module, x: Tensor, activation: str) -> Tensor:
     """``down(activation(up(x)))`` of x (..., K), with the activation in the pass of the one or of the other."""
-    if isinstance(_matrix(up), TritonMatrix):
+    if isinstance(_matrix(up), CublasMatrix):
         out: Tensor = down(activation_of_linear(up, x, activation))
         return out
     return linear_of_activation(down, up(x), activation)
@@ -33,7 +33,7 @@ def linear_of_activation(linear: nn.Module, x: Tensor, activation: str) -> Tenso
 def activation_of_linear(linear: nn.Module, x: Tensor, activation: str) -> Tensor:
     """``activation(linear(x))`` of x (..., K): (..., N), or (..., N // 2) for "swiglu"."""
     matrix = _matrix(linear)
-    if isinstance(matrix, TritonMatrix):
+    if isinstance(matrix, CublasMatrix):
         return matrix(x, activation=activation)
     return _activate(linear(x), activation)
 

@@ -1,14 +1,14 @@
 """The backends: which class of matrix multiplies on which device, chosen once when a model is loaded.
 
-"integer" and "float32" are Numba loops for a CPU (``cpu/``), "triton" the GPU's kernels (``gpu/``), and "reference"
-plain torch on any device, exact in the input's dtype up to float32 accumulation.
+"integer" and "float32" are Numba loops for a CPU (``cpu/``), "triton" the GPU's kernels (``gpu/``), "cublas" what a GPU
+does without them, and "reference" plain torch on any device, exact in the input's dtype up to float32 accumulation.
 """
 
 from torch import Tensor
 
 from glm_int4.quantization.cpu.float32 import Float32Matrix
 from glm_int4.quantization.cpu.integer import IntegerMatrix
-from glm_int4.quantization.gpu.matrix import ReferenceMatrix, TritonMatrix
+from glm_int4.quantization.gpu.matrix import CublasMatrix, ReferenceMatrix, TritonMatrix
 from glm_int4.quantization.scheme import QuantizedWeight
 
 QuantizedMatrix = IntegerMatrix | Float32Matrix | ReferenceMatrix
@@ -17,6 +17,7 @@ _CLASSES: dict[str, type[QuantizedMatrix]] = {
     "integer": IntegerMatrix,
     "float32": Float32Matrix,
     "triton": TritonMatrix,
+    "cublas": CublasMatrix,
     "reference": ReferenceMatrix,
 }
 BACKENDS = tuple(_CLASSES)

@@ -17,19 +17,27 @@ if getattr(triton_kernels, "PROJECT", None) != "glm-int4":
         "install glm-int4 in a virtual environment of its own"
     )
 
-from triton_kernels import int4_linear, int8_linear, launch, packing, reference
+from triton_kernels import cublas, launch, packing, reference
+from triton_kernels.autograd import Multiply, MultiplyTransposed, quantized_linear
 from triton_kernels.dispatch import obstacle
+from triton_kernels.dispatch import path as product_path
 from triton_kernels.graph_capture import capture as capture_graph
+from triton_kernels.operands import Epilogue, Matrix
 
 __all__ = [
+    "Epilogue",
+    "Matrix",
+    "Multiply",
+    "MultiplyTransposed",
     "capture_graph",
+    "cublas",
     "decode_kernels",
-    "int4_linear",
-    "int8_linear",
     "launch",
     "launch_search",
     "obstacle",
     "packing",
+    "product_path",
+    "quantized_linear",
     "reference",
 ]
 

@@ -17,9 +17,9 @@ import typer
 
 from glm_int4.cli import doctor
 from glm_int4.diagnosis import examination, folders, isolated, machine, packages, probes, verdicts
-from glm_int4.quantization import kernels
 from glm_int4.quantization.cpu import compiled, instructions
 from glm_int4.quantization.cpu.integer import IntegerMatrix
+from glm_int4.quantization.gpu.kernel_faults import cure_of
 from tests.cli.test_commands import ROOT, glm
 from tests.read_only import in_read_only_system
 
@@ -100,7 +100,7 @@ def test_a_healthy_machine_has_no_faults(healthy):
     assert healthy["loop"]["ran"]
     assert healthy["loop"]["kept"]
     assert 0 < healthy["loop"]["relative_error"] < 1e-3
-    assert healthy["auto"]["backend"] in ("integer", "float32", "triton", "reference")
+    assert healthy["auto"]["backend"] in ("integer", "float32", "triton", "cublas", "reference")
     assert healthy["auto"]["why"]
     assert healthy["packages"].keys() >= {"torch", "triton", "numba", "transformers", "numpy"}
     assert healthy["folders"].keys() == {"compiled_code", "triton", "chats", "temporary", "hub"}
@@ -338,13 +338,12 @@ GPU = {"name": "Some GPU", "compute_capability": "8.6", "total_bytes": 8 * 10**9
 
 def test_a_gpu_is_examined_with_a_kernel(monkeypatch, facts, capsys):
     """The probe of a GPU on the CPU, where plain torch stands in for the kernels."""
-    from glm_int4.quantization.gpu import matrix
+    from glm_int4.quantization.gpu import gpu_probe
 
-    monkeypatch.setattr(matrix, "obstacle", lambda device: None)
-    monkeypatch.setattr(matrix, "_kernels_failed", False)
+    monkeypatch.setattr(gpu_probe, "obstacle", lambda device: None)
+    monkeypatch.setattr(gpu_probe, "kernel_fault", gpu_probe.kernel_fault.__wrapped__)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
-    monkeypatch.setattr(matrix, "choose_gpu_backend", matrix.choose_gpu_backend.__wrapped__)
     known = facts | {
         "torch": facts["torch"] | {"gpus": [GPU], "device": "cuda", "no_gpu_because": None},
         "kernel": probes.kernel(torch.device("cpu")),
@@ -359,10 +358,14 @@ def test_a_gpu_is_examined_with_a_kernel(monkeypatch, facts, capsys):
     def fail(*arguments, **options):
         raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable")
 
-    monkeypatch.setattr(kernels, "int4_linear", fail)
-    (fault,) = verdicts.kernel_faults(probes.kernel(torch.device("cpu")))
+    monkeypatch.setattr(gpu_probe, "_run", fail)
+    known["kernel"] = probes.kernel(torch.device("cpu"))
+    (fault,) = verdicts.kernel_faults(known["kernel"])
     assert "got Triton failed: RuntimeError: Failed to find C compiler" in fault.fault
-    assert fault.cure == "install gcc or clang, or name a compiler with CC"
+    assert "apt install gcc python3-dev" in fault.cure
+    report = examination.examine(lambda: Path("/tmp"))
+    assert (report["auto"]["device"], report["auto"]["backend"]) == ("cpu", facts["loop"]["backend"])
+    assert "Failed to find C compiler" in report["auto"]["why"][0]
 
 
 @pytest.mark.parametrize(
@@ -378,11 +381,18 @@ def test_a_gpu_is_examined_with_a_kernel(monkeypatch, facts, capsys):
     ],
 )
 def test_kernels_that_do_not_run(cause, cure, is_note):
-    why = [f"GPU backend: reference (dequantize + cuBLAS), because {cause}"]
-    (fault,) = verdicts.kernel_faults({"backend": "reference", "why": why, "relative_error": 1e-4})
+    found = {"backend": "cublas", "why": [], "relative_error": 1e-4, "cause": cause, "cure": cure_of(cause)}
+    (fault,) = verdicts.kernel_faults(found)
     assert cause in fault.fault
     assert cure in fault.cure
     assert fault.is_note == is_note
+
+
+def test_a_kernel_that_fails_behind_the_probe():
+    """The product of the examination can be the first that needs it."""
+    why = ["GPU backend: triton (a GPU)", "GPU backend: cublas (dequantizing) in place of a kernel, because it failed"]
+    (fault,) = verdicts.kernel_faults({"backend": "triton", "why": why, "relative_error": 1e-4})
+    assert fault.fault == "expected all kernels to run, got it failed"
 
 
 def test_kernels_that_give_a_wrong_result():

@@ -1,48 +1,22 @@
-"""Quantized matrices in the layout of ``triton_kernels``, and the choice between its kernels and plain torch."""
-
-import functools
-import logging
-from types import ModuleType
+"""Quantized matrices in the layout of ``triton_kernels``: its kernels, cuBLAS or plain torch multiply them."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glm_int4.quantization import kernels
-from glm_int4.quantization.gpu import launch_table
-from glm_int4.quantization.gpu.kernel_cache import prepare_kernel_cache
+from glm_int4.quantization.gpu import guarded
 from glm_int4.quantization.host_rows import HostRows
-from glm_int4.quantization.kernels import obstacle, packing, reference
+from glm_int4.quantization.kernels import (
+    Epilogue,
+    Matrix,
+    Multiply,
+    MultiplyTransposed,
+    cublas,
+    packing,
+    quantized_linear,
+    reference,
+)
 from glm_int4.quantization.scheme import QuantizationScheme, QuantizedWeight
-
-logger = logging.getLogger(__name__)
-
-# Set by the first failure; from then on everything runs the reference.
-_kernels_failed = False
-
-
-@functools.cache
-def choose_gpu_backend(device: torch.device) -> str:
-    """Probe a GPU once: "triton" where the kernels compile and run, otherwise "reference"."""
-    absent = device.type == "cuda" and not torch.cuda.is_available()  # a plan may be made for a GPU that is elsewhere
-    cause = "there is no CUDA device here" if absent else obstacle(device)
-    if cause is not None:
-        logger.warning("GPU backend: reference (dequantize + cuBLAS), because %s", cause)
-        return "reference"
-    launch_table.adopt(device)
-    prepare_kernel_cache()
-    for bits in (4, 8):
-        scheme = QuantizationScheme(bits=bits, group_size=128, symmetric=False)
-        packed = torch.zeros(128, 128 * bits // 8, dtype=torch.uint8)
-        ones = torch.ones(128, 1)
-        weight = QuantizedWeight(scheme=scheme, packed=packed, scales=ones.half(), zero_points=ones.byte())
-        x = torch.ones(1, 128, dtype=torch.float16, device=device, requires_grad=True)
-        TritonMatrix(weight).to(device)(x).sum().backward()  # training needs the product with the transposed weights
-    torch.cuda.synchronize(device)
-    if _kernels_failed:
-        return "reference"
-    logger.info("GPU backend: triton (%s)", torch.cuda.get_device_name(device))
-    return "triton"
 
 
 class ReferenceMatrix(nn.Module):
@@ -83,7 +57,8 @@ class ReferenceMatrix(nn.Module):
 
     def forward(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
         """(..., K) to (..., N) of x's dtype or of ``out_dtype``, through which a gradient passes."""
-        return self._run(reference, x, out_dtype, None)
+        epilogue = Epilogue(bias=self.bias, dtype=out_dtype)
+        return self._run(reference.multiply, reference.multiply_transposed, x, epilogue)
 
     def dequantize(self, rows: slice | Tensor) -> Tensor:
         """The chosen rows in float32."""
@@ -95,12 +70,21 @@ class ReferenceMatrix(nn.Module):
     def _integers(self, rows: slice | Tensor) -> Tensor:
         return self.qweight[rows]
 
-    def _run(self, path: ModuleType, x: Tensor, out_dtype: torch.dtype | None, activation: str | None) -> Tensor:
-        linear = path.int4_linear if self.bits == 4 else path.int8_linear
+    @property
+    def _operand(self) -> Matrix:
+        return Matrix(
+            bits=self.bits,
+            qweight=self.qweight,
+            scales=self.scales,
+            zero_points=self.zero_points,
+            group_size=self.group_size,
+        )
+
+    def _run(
+        self, multiply: Multiply, multiply_transposed: MultiplyTransposed, x: Tensor, epilogue: Epilogue
+    ) -> Tensor:
         x = F.pad(x, (0, self._num_filled)) if self._num_filled else x
-        arguments = (x, self.qweight, self.scales, self.zero_points, self.bias)
-        out: Tensor = linear(*arguments, group_size=self.group_size, activation=activation, out_dtype=out_dtype)
-        return out
+        return quantized_linear(x, self._operand, epilogue, multiply, multiply_transposed)
 
 
 class HostMatrix(ReferenceMatrix):
@@ -126,25 +110,23 @@ class HostMatrix(ReferenceMatrix):
         return self._rows[rows]
 
 
-class TritonMatrix(ReferenceMatrix):
-    """A quantized matrix multiplied by the Triton kernels in float16; where they fail, by the reference."""
+class CublasMatrix(ReferenceMatrix):
+    """A quantized matrix that is dequantized to float16 for every product, which torch's own does."""
 
     def forward(self, x: Tensor, out_dtype: torch.dtype | None = None, activation: str | None = None) -> Tensor:
-        """(..., K) to (..., N) in float16, or in ``out_dtype``; after ``activation`` "swiglu" (..., N // 2).
+        """(..., K) to (..., N) in float16, or in ``out_dtype``; after ``activation`` "swiglu" (..., N // 2)."""
+        path = cublas if cublas.takes(self._operand) else reference
+        epilogue = Epilogue(bias=self.bias, activation=activation, dtype=out_dtype)
+        return self._run(path.multiply, path.multiply_transposed, x.half(), epilogue)
+
+
+class TritonMatrix(CublasMatrix):
+    """A quantized matrix multiplied by the Triton kernels in float16; where one fails, as ``CublasMatrix``."""
+
+    def forward(self, x: Tensor, out_dtype: torch.dtype | None = None, activation: str | None = None) -> Tensor:
+        """As of ``CublasMatrix``.
 
         A gradient runs the kernels' own product with the weights as they are (``triton_kernels/autograd.py``).
         """
-        global _kernels_failed
-        x = x.half()
-        if _kernels_failed:
-            return self._run(reference, x, out_dtype, activation)
-        try:
-            return self._run(kernels, x, out_dtype, activation)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # of Triton, its compiler or the driver: any type
-            out = self._run(reference, x, out_dtype, activation)  # raises where the arguments are to blame
-            _kernels_failed = True
-            cause = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-            logger.warning("GPU backend: reference (dequantize + cuBLAS), because Triton failed: %s", cause)
-            return out
+        epilogue = Epilogue(bias=self.bias, activation=activation, dtype=out_dtype)
+        return self._run(guarded.multiply, guarded.multiply_transposed, x.half(), epilogue)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from glm_int4.quantization import kernels
-from glm_int4.quantization.gpu import kernel_cache, matrix
+from glm_int4.quantization.gpu import gpu_probe, kernel_cache
 from tests.read_only import in_read_only_system
 
 NOWHERE = "/dev/null/home"  # no folder can be made there, whoever asks
@@ -130,17 +130,13 @@ def test_a_broken_triton_is_not_this_modules_matter(monkeypatch, caplog):
 @pytest.mark.parametrize("way", ["the probe", "one token", "the launch search"])
 def test_the_folder_is_chosen_before_the_first_kernel(monkeypatch, way):
     asked = []
-    for module in (kernels, matrix):
+    for module in (kernels, gpu_probe):
         monkeypatch.setattr(module, "prepare_kernel_cache", lambda: asked.append(way))
         monkeypatch.setattr(module, "obstacle", lambda device: None)
     if way == "the probe":
-        failing = lambda *arguments, **options: asked == [way] and pytest.fail("compiled")  # noqa: E731
-        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(kernels, "int4_linear", failing)
-            with pytest.raises(pytest.fail.Exception, match="compiled"):
-                matrix.choose_gpu_backend.__wrapped__(torch.device("cpu"))
+        monkeypatch.setattr(gpu_probe, "_run", lambda *arguments: asked == [way] and pytest.fail("compiled"))
+        with pytest.raises(pytest.fail.Exception, match="compiled"):
+            gpu_probe.kernel_fault.__wrapped__(torch.device("cpu"))
     else:
         pytest.importorskip("triton")
         kernels.decode_kernels(torch.device("cpu")) if way == "one token" else kernels.launch_search()
