@@ -28,7 +28,7 @@ from glm_int4.generation.padded_batch import Batch
 from glm_int4.generation.sampling import Sampler, SamplingParams
 from glm_int4.measuring import bandwidth
 from glm_int4.measuring.speed import random_engine, weight_bytes_per_step
-from glm_int4.measuring.timing import FilledDecoder, random_row
+from glm_int4.measuring.timing import FilledDecoder, changing_lengths, random_row
 from glm_int4.models.kv_cache import kv_bytes_per_token
 from glm_int4.models.presets import CONFIGS
 from glm_int4.quantization.linear import QuantizedLinear
@@ -125,6 +125,23 @@ def test_prefill(benchmark, preset, way, tokens):
 
     benchmark.pedantic(read, rounds=5 if ON_GPU else 2, warmup_rounds=1)
     record(benchmark, preset, way, what | facts(made), tokens / benchmark.stats.stats.median)
+
+
+@pytest.mark.parametrize("way", OURS)
+@pytest.mark.parametrize("preset", CONFIGS)
+def test_prompts_of_changing_lengths(benchmark, preset, way):
+    """Each length once: what a library does for every shape that it has not met is not hidden by rounds of the same."""
+    made = engine(preset, way)
+    decoder, sampler = Decoder(made.model, made.setup, PROMPTS[0] + 1), Sampler(GREEDY, made.config.version)
+    lengths = (PROMPTS[0], *changing_lengths(PROMPTS[0]))
+    prompts = iter([Batch(made.model, [random_row(made, tokens, tokens)], made.device) for tokens in lengths])
+
+    def read() -> None:
+        next(decoder.stream(next(prompts), 1, sampler, frozenset()))
+
+    benchmark.pedantic(read, rounds=len(lengths) - 1, warmup_rounds=1)
+    what = {"kind": "prefill", "tokens": f"{lengths[-1]} to {lengths[1]}", "slowest_s": benchmark.stats.stats.max}
+    record(benchmark, preset, way, what | facts(made), sum(lengths[1:]) / benchmark.stats.stats.total)
 
 
 @pytest.mark.parametrize(("batch", "context"), DECODING)

@@ -116,6 +116,9 @@ def _print(result: dict[str, Any]) -> None:
     read = Table("prompt", "tokens/s", "first token", box=None, pad_edge=False)
     for row in result["prefill"]:
         read.add_row(str(row["tokens"]), f"{row['tokens_per_s']:.1f}", f"{row['ttft_ms']:.0f} ms")
+    if row := result["prefill_changing"]:
+        lengths = f"{row['tokens'][-1]} to {row['tokens'][0]}"
+        read.add_row(lengths, f"{row['tokens_per_s']:.1f}", f"{row['slowest_ttft_ms']:.0f} ms at most")
     decode = Table("batch", "context", "tokens/s", "read for a token", "of the bandwidth", box=None, pad_edge=False)
     for row in result["decode"]:
         cells = [str(row["batch"]), str(row["context"]), f"{row['tokens_per_s']:.1f}"]

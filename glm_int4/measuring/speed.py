@@ -27,7 +27,7 @@ from glm_int4.generation.memory_plan import size_pieces
 from glm_int4.generation.recovery import release_memory
 from glm_int4.measuring import bandwidth
 from glm_int4.measuring.random_weights import open_random
-from glm_int4.measuring.timing import num_steps, prompt_time, step_time
+from glm_int4.measuring.timing import changing_lengths, changing_times, num_steps, prompt_time, step_time
 from glm_int4.models.kv_cache import kv_bytes_per_token
 from glm_int4.models.presets import CONFIGS
 from glm_int4.system import free_bytes, peak_bytes, reset_peak
@@ -82,7 +82,8 @@ def bench(
         kv_bits: of the cache. num_layers: fewer layers, with random weights.
         report: called with lines on what has been measured or left out.
     Returns:
-        model, bits, device, threads, load_s, prefill, decode, bandwidth_gb_s and peak_bytes.
+        model, bits, device, threads, load_s, prefill, prefill_changing (None where nothing was read), decode,
+        bandwidth_gb_s and peak_bytes.
     Raises:
         UserError: the model or an argument cannot be used.
         UnfinishedError: not everything could be measured, or Ctrl-C; it holds what was.
@@ -107,16 +108,19 @@ def bench(
         "threads": torch.get_num_threads(),
         "load_s": load_s,
         "prefill": [],
+        "prefill_changing": None,
         "decode": [],
         "bandwidth_gb_s": 0.0,
         "peak_bytes": 0,
     }
     fault: BaseException | None = None
     try:
-        for rows, measure in ((result["prefill"], _prefill), (result["decode"], _decode)):
+        for name, measure in (("prefill", _prefill), ("decode", _decode)):
             for row in measure(engine, settings, report):
-                rows.append(row)
+                result[name].append(row)
                 result["peak_bytes"] = peak_bytes(place)
+            if name == "prefill":
+                result["prefill_changing"] = _prefill_changing(engine, result["prefill"], settings, report)
         after = bandwidth.measure_bandwidth(place)
     except (Exception, KeyboardInterrupt) as error:
         if not result["prefill"] and not result["decode"]:
@@ -218,6 +222,24 @@ def _prefill(engine: Engine, settings: BenchSettings, report: Callable[[str], No
         rate = tokens / seconds
         report(f"{what}: {rate:.1f} tokens/s, first token after {seconds:.2f} s")
         yield {"tokens": tokens, "tokens_per_s": rate, "ttft_ms": 1e3 * seconds}
+
+
+def _prefill_changing(
+    engine: Engine, prefill: Sequence[dict[str, Any]], settings: BenchSettings, report: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """Prompts a little shorter than the shortest of ``prefill``, each of a length that comes up for the first time."""
+    lengths = changing_lengths(prefill[0]["tokens"]) if prefill else []
+    if not lengths:
+        return None
+    what = f"prompts of {lengths[-1]} to {lengths[0]} tokens"
+    measure = partial(changing_times, engine, lengths, settings.seconds)
+    times = _unless_memory_is_out(what, measure, engine.device, report)
+    if times is None:
+        return None
+    read = lengths[: len(times)]
+    rate, slowest = sum(read) / sum(times), max(times)
+    report(f"prompts of {read[-1]} to {read[0]} tokens: {rate:.1f} tokens/s, first token after {slowest:.2f} s at most")
+    return {"tokens": read, "tokens_per_s": rate, "slowest_ttft_ms": 1e3 * slowest}
 
 
 def _decode(engine: Engine, settings: BenchSettings, report: Callable[[str], None]) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,7 @@ that was read would cost, without the minutes that reading sixteen long ones tak
 import itertools
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ from glm_int4.generation.sampling import Sampler, SamplingParams
 
 _GREEDY = SamplingParams(temperature=0)
 _RUNS = 3
+# Prompts of lengths that were not met before: some libraries plan anew for every shape.
+_CHANGING = 5
 # Decoding steps: those that warm up, and most of those that are timed.
 _WARM_UP, _STEPS = {"cpu": 1, "cuda": 4}, {"cpu": 16, "cuda": 32}
 # Calls of CUDA that start work on a GPU, as the profiler names them.
@@ -42,12 +44,33 @@ def prompt_time(engine: Engine, tokens: int, limit_s: float) -> float:
     decoder = Decoder(engine.model, engine.setup, tokens + 1)
     times: list[float] = []
     while len(times) < _RUNS and sum(times) < limit_s / 2:
-        prompt = random_row(engine, tokens, seed=len(times))  # another one each time: none is kept
-        batch = Batch(engine.model, [prompt], engine.device)
-        started = time.perf_counter()
-        next(decoder.stream(batch, 1, Sampler(_GREEDY, engine.config.version), frozenset()))
-        times.append(time.perf_counter() - started)
+        times.append(_reading_time(engine, decoder, tokens, seed=len(times)))
     return statistics.median(times[1:] or times)  # the first one compiles and allocates
+
+
+def changing_lengths(most: int) -> list[int]:
+    """Falling lengths below one that was met, of prompts that are read once each."""
+    step = max(most // 12, 1)
+    return [length for length in range(most - step, most - step * (_CHANGING + 1), -step) if length > 1]
+
+
+def changing_times(engine: Engine, lengths: Sequence[int], limit_s: float) -> list[float]:
+    """Seconds from a prompt to its first token, for falling lengths; fewer than those where the limit is reached."""
+    decoder = Decoder(engine.model, engine.setup, lengths[0] + 1)
+    times: list[float] = []
+    for tokens in lengths:
+        times.append(_reading_time(engine, decoder, tokens, seed=tokens))
+        if sum(times) > limit_s:
+            break
+    return times
+
+
+def _reading_time(engine: Engine, decoder: Decoder, tokens: int, seed: int) -> float:
+    """Seconds to the first token behind a prompt; another one for each seed, so that none is kept."""
+    batch = Batch(engine.model, [random_row(engine, tokens, seed)], engine.device)
+    started = time.perf_counter()
+    next(decoder.stream(batch, 1, Sampler(_GREEDY, engine.config.version), frozenset()))
+    return time.perf_counter() - started
 
 
 class FilledDecoder(Decoder):

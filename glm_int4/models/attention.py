@@ -4,11 +4,14 @@ Scores are never materialized, keys and values never repeated for the heads that
 """
 
 import math
+import threading
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.backends import cuda
 
 from glm_int4.models.kv_cache import KVCache, RunningRows
 from glm_int4.models.past import AttentionMask, Past
@@ -192,8 +195,46 @@ def _flash_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
     return torch.backends.cuda.can_use_flash_attention(torch.backends.cuda.SDPAParams(q, k, v, None, 0.0, False, True))
 
 
+class _OtherThanCudnn:
+    """Entered, a GPU's attention runs by any of torch's ways but cuDNN's.
+
+    Which torch prefers on compute capability 9 and 10, and which makes a plan of some 0.4 s for every new shape.
+    torch keeps the choice for the whole process: of threads that are in here together, the last one gives it back.
+    """
+
+    # What says whether a way may be taken, what changes that, and whether it may be here.
+    _WAYS = (
+        (cuda.flash_sdp_enabled, cuda.enable_flash_sdp, True),
+        (cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp, True),
+        (cuda.math_sdp_enabled, cuda.enable_math_sdp, True),
+        (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp, False),
+    )
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = threading.Lock(), 0, [False] * len(self._WAYS)
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before = [enabled() for enabled, _, _ in self._WAYS]
+                for _, enable, here in self._WAYS:
+                    enable(here)
+            self._inside += 1
+
+    def __exit__(self, *raised: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                for (_, enable, _), before in zip(self._WAYS, self._before, strict=True):
+                    enable(before)
+
+
+_other_than_cudnn = _OtherThanCudnn()
+
+
 def _torch_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, is_causal: bool, enable_gqa: bool = False
 ) -> Tensor:
     """The one call of torch's attention."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=enable_gqa)
+    with _other_than_cudnn if q.is_cuda else nullcontext():
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=enable_gqa)

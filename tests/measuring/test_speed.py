@@ -182,18 +182,43 @@ def test_the_figures_of_a_checkpoint(model, bits):
     lines = []
     result = bench(FIXTURES / model, device="cpu", settings=QUICK, report=lines.append)
     assert list(result) == [
-        "model", "bits", "device", "threads", "load_s", "prefill", "decode", "bandwidth_gb_s", "peak_bytes"
+        "model", "bits", "device", "threads", "load_s", "prefill", "prefill_changing", "decode", "bandwidth_gb_s",
+        "peak_bytes",
     ]  # fmt: skip
     assert (result["bits"], result["device"]) == (bits, "cpu")
     assert [row["tokens"] for row in result["prefill"]] == [8, 16]
     assert all(row["ttft_ms"] * row["tokens_per_s"] == pytest.approx(1e3 * row["tokens"]) for row in result["prefill"])
+    assert result["prefill_changing"]["tokens"] == [7, 6, 5, 4, 3]
+    assert result["prefill_changing"]["tokens_per_s"] > 25 / (5 * result["prefill_changing"]["slowest_ttft_ms"] / 1e3)
     assert [(row["batch"], row["context"]) for row in result["decode"]] == [(1, 20), (3, 20)]
     for row in result["decode"]:
         share = row["bytes_per_token"] * row["tokens_per_s"] / result["bandwidth_gb_s"] / 1e9
         assert row["share_of_bandwidth"] == pytest.approx(share)
         assert list(row) == ["batch", "context", "tokens_per_s", "bytes_per_token", "share_of_bandwidth"]
     assert result["peak_bytes"] > 50e6
-    assert len(lines) == 6
+    assert len(lines) == 7
+    assert lines[4].startswith("prompts of 3 to 7 tokens: ")
+
+
+def test_prompts_of_changing_lengths_show_what_every_new_shape_costs(monkeypatch):
+    """As a library does that makes a plan for a shape when it meets it: prompts of one length hide that."""
+    engine = random_engine("small", SMALL["3"] | {"num_layers": 1}, 4, torch.device("cpu"))
+    met = set()
+
+    def reading_time(engine, decoder, tokens, seed):
+        seconds = 0.01 if tokens in met else 0.41
+        met.add(tokens)
+        return seconds
+
+    monkeypatch.setattr(timing, "_reading_time", reading_time)
+    settings = BenchSettings(prefill=(128,))
+    steady = list(speed._prefill(engine, settings, str))
+    changing = speed._prefill_changing(engine, steady, settings, str)
+    assert steady[0]["ttft_ms"] == pytest.approx(10)
+    assert changing["tokens"] == [118, 108, 98, 88, 78]
+    assert changing["slowest_ttft_ms"] == pytest.approx(410)
+    assert changing["tokens_per_s"] < steady[0]["tokens_per_s"] / 20
+    assert speed._prefill_changing(engine, [], settings, str) is None
 
 
 @pytest.mark.parametrize("bits", [4, 8, 16])
@@ -230,7 +255,7 @@ def test_bits_that_the_checkpoint_has_not_get_random_weights(mini_int4):
     assert "the checkpoint has 16 bits: random weights of its shapes instead" in lines
     lines.clear()
     assert bench(mini_int4, bits=4, device="cpu", settings=QUICK, report=lines.append)["bits"] == 4
-    assert len(lines) == 6
+    assert len(lines) == 7
 
 
 def test_what_does_not_fit_is_left_out_and_said(monkeypatch):

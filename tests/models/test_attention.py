@@ -1,5 +1,8 @@
 """Attention over every kind of cache against plain attention."""
 
+import threading
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.nn.attention.bias import causal_lower_right
@@ -131,3 +134,98 @@ def test_shared_keys_take_no_plain_attention_on_any_card(num_rows, architecture,
         ways.paths.clear()
         attention_fn(q.float(), k.float(), k.float(), AttentionMask())
         assert set(ways.paths) == {"efficient"}
+
+
+WAYS = ("flash_sdp", "mem_efficient_sdp", "math_sdp", "cudnn_sdp")
+
+
+def ways():
+    """Which of torch's ways to compute attention on a GPU may be taken now."""
+    return [name for name in WAYS if getattr(torch.backends.cuda, f"{name}_enabled")()]
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """Let attention take CPU tensors for a GPU's; collects the ways that each call may take."""
+    seen = []
+
+    class OnGPU(torch.Tensor):
+        is_cuda = True
+
+    def record(q, k, v, **options):
+        seen.append(ways())
+        plain = [x.as_subclass(torch.Tensor) for x in (q, k, v)]
+        if hasattr(options["attn_mask"], "_materialize"):  # torch's triangle, which knows its own function alone
+            options["attn_mask"] = options["attn_mask"]._materialize()
+        return attend_by_torch(*plain, **options)
+
+    attend_by_torch = attention.F.scaled_dot_product_attention
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", record)
+    return SimpleNamespace(seen=seen, tensor=lambda *shape: torch.randn(*shape).as_subclass(OnGPU), record=record)
+
+
+@pytest.mark.parametrize(
+    ("num_new", "mask"),
+    [
+        (1, AttentionMask()),
+        (1, AttentionMask(padding=torch.tensor([2]))),
+        (7, AttentionMask()),
+        (4, AttentionMask()),
+        (7, AttentionMask(context_length=5)),
+        (7, AttentionMask(bias=torch.zeros(1, 1, 7, 7))),
+    ],
+    ids=["token", "padded token", "causal", "piece", "context", "bias"],
+)
+def test_no_attention_on_a_gpu_is_cudnn_s_which_plans_every_shape_anew(on_gpu, num_new, mask):
+    before = ways()
+    assert "cudnn_sdp" in before
+    attention_fn(on_gpu.tensor(1, 4, num_new, 16), *(on_gpu.tensor(1, 4, 7, 16) for _ in range(2)), mask)
+    assert on_gpu.seen
+    assert all(seen == ["flash_sdp", "mem_efficient_sdp", "math_sdp"] for seen in on_gpu.seen)
+    assert ways() == before
+
+
+def test_what_a_program_has_chosen_for_itself_comes_back(on_gpu):
+    inputs = [on_gpu.tensor(1, 4, 7, 16) for _ in range(3)]
+    for allowed in ([], ["cudnn_sdp"], ["math_sdp", "cudnn_sdp"], list(WAYS)):
+        with pytest.MonkeyPatch.context() as patch:
+            try:
+                for name in WAYS:
+                    getattr(torch.backends.cuda, f"enable_{name}")(name in allowed)
+                attention_fn(*inputs, AttentionMask())
+                assert ways() == allowed
+                patch.setattr(attention.F, "scaled_dot_product_attention", lambda *inputs, **options: 1 // 0)
+                with pytest.raises(ZeroDivisionError):
+                    attention_fn(*inputs, AttentionMask())
+                assert ways() == allowed
+            finally:
+                for name in WAYS:
+                    getattr(torch.backends.cuda, f"enable_{name}")(True)
+
+
+def test_threads_that_attend_together_leave_no_trace(on_gpu, monkeypatch):
+    """The first to come sees cuDNN allowed, the others do not: who leaves last gives back what the first has seen."""
+    first_in, second_in = threading.Event(), threading.Event()
+
+    def meet(q, k, v, **options):
+        mine, others = (first_in, second_in) if threading.current_thread() is first else (second_in, first_in)
+        mine.set()
+        assert others.wait(10)
+        return on_gpu.record(q, k, v, **options)
+
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", meet)
+    inputs = [on_gpu.tensor(1, 4, 7, 16) for _ in range(3)]
+    first, second = (threading.Thread(target=attention_fn, args=(*inputs, AttentionMask())) for _ in range(2))
+    first.start()
+    assert first_in.wait(10)
+    second.start()
+    for thread in (first, second):
+        thread.join(10)
+    assert len(on_gpu.seen) == 2
+    assert all("cudnn_sdp" not in seen for seen in on_gpu.seen)
+    assert ways() == list(WAYS)
+
+
+def test_on_a_cpu_nothing_is_switched(monkeypatch):
+    monkeypatch.setattr(attention._OtherThanCudnn, "__enter__", lambda self: pytest.fail("was entered"))
+    attention_fn(*(torch.randn(1, 4, 7, 16) for _ in range(3)), AttentionMask())
