@@ -1,6 +1,7 @@
 """A function's work on a GPU, captured once as a CUDA graph and replayed."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
@@ -8,26 +9,74 @@ import torch
 Result = TypeVar("Result")
 
 
-def capture(run: Callable[[], Result], *, pool: Any = None, warm_up: bool = False) -> Callable[[], Result]:
-    """A replay of ``run``, which returns the same tensors each time, with new values in them.
+class GraphRecorder:
+    """Captures functions on one stream of its own, on the current device.
 
-    Args:
-        run: works on the current device, allocates as it likes, and waits for nothing.
-        pool: of ``torch.cuda.graph_pool_handle``, for graphs of which one runs at a time; None for memory of its own.
-        warm_up: run once beforehand, on another stream: a capture must not compile kernels.
+    Where a capture fails, torch's own context for that stays on the capture's stream, and raises what the end of the
+    capture says of it in place of what failed.
     """
-    if warm_up:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            run()
-        torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.inference_mode(), torch.cuda.graph(graph, pool=pool):
+
+    def __init__(self) -> None:
+        self._stream: Any = None
+
+    def new_pool(self) -> Any:
+        """Memory for graphs of which one runs at a time.
+
+        It is of no use any more once its last graph is gone: what needs graphs again takes a new one.
+        """
+        return torch.cuda.graph_pool_handle()
+
+    def capture(self, run: Callable[[], Result], pool: Any) -> Callable[[], Result]:
+        """A replay of ``run``, which returns the same tensors each time, with new values in them.
+
+        Args:
+            run: works on the current device, allocates as it likes, and waits for nothing. It has run before: a capture
+                must not compile kernels.
+            pool: of ``new_pool``.
+        Raises:
+            Exception: what ``run`` or the driver raises; the thread's stream is then what it was before.
+        """
+        self._stream = self._stream or torch.cuda.Stream()
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # a graph takes no memory that others have left in torch's cache
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
+            _start_cublas()
+            try:
+                out = _record(graph, run, pool)
+            except BaseException:
+                _leave_pool(pool)
+                raise
+
+        def replay() -> Result:
+            graph.replay()
+            return out
+
+        return replay
+
+
+def _record(graph: torch.cuda.CUDAGraph, run: Callable[[], Result], pool: Any) -> Result:
+    # Of this thread alone: what others allocate meanwhile is none of its business.
+    graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+    try:
         out = run()
+    except BaseException:
+        with suppress(Exception):  # which says no more than that something has failed before
+            graph.capture_end()
+        raise
+    graph.capture_end()
+    return out
 
-    def replay() -> Result:
-        graph.replay()
-        return out
 
-    return replay
+def _start_cublas() -> None:
+    """Let cuBLAS take its workspace for this stream now: taken in a capture, it would stay in that graph's pool."""
+    ones = torch.ones(16, 16, dtype=torch.float16, device="cuda")
+    torch.mm(ones, ones)
+
+
+def _leave_pool(pool: Any) -> None:
+    """End what torch leaves open where the end of a capture fails: its allocator would release no memory any more."""
+    with suppress(Exception):  # it has ended well
+        device = torch.cuda.current_device()
+        torch._C._cuda_endAllocateToPool(device, pool)
+        torch._C._cuda_releasePool(device, pool)

@@ -2,8 +2,8 @@
 
 A step of 28 layers is some 400 launches, and a GPU is done with most of them before Python has made the next.
 A graph replays them all at once. Graphs are kept for a cache, by the powers of two that bound the number of rows
-and their length; they are captured when the two have been met for the second time, share one pool of memory, and go
-with their cache. Rows are filled up with copies of the first.
+and their length; they are captured when the two have been met for the second time, share a pool of memory, which is the
+cache's own, and go with it. Rows are filled up with copies of the first.
 Where fused kernels or graphs fail, the log says so once, and decoding goes on without them.
 """
 
@@ -11,20 +11,20 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from glm_int4.checkpoint.build import ComputeSetup
+from glm_int4.errors import is_out_of_memory
 from glm_int4.models import Model
 from glm_int4.models.gpu_step import DecodeStep, PromptPass
 from glm_int4.models.kv_cache import KVCache, RunningRows
 from glm_int4.models.past import AttentionMask, Past
-from glm_int4.quantization.kernels import capture_graph, decode_kernels
+from glm_int4.quantization.kernels import GraphRecorder, decode_kernels
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +77,8 @@ class _Graphs:
     """The steps of one cache: the tensors that graphs read their inputs from, and the graphs captured so far.
 
     counts, replays: by (rows, columns), the powers of two that bound how many rows run and how long they are.
+    too_large: those that there was no memory for. pool: the graphs' memory, which goes with them: a pool that has lost
+    all of its graphs while a tensor in it lives can never be used again.
     """
 
     step: DecodeStep
@@ -85,30 +87,27 @@ class _Graphs:
     slots: Tensor
     columns: Tensor
     padding: Tensor
+    pool: Any
     counts: Counter[tuple[int, int]] = field(default_factory=Counter)
     replays: dict[tuple[int, int], Callable[[], Tensor]] = field(default_factory=dict)
+    too_large: set[tuple[int, int]] = field(default_factory=set)
 
 
 class GraphStepper:
     """A ``Stepper`` of fused kernels and graphs.
 
     Args:
-        ops: ``triton_kernels.decode``. capture: makes a replay of a function.
+        ops: ``triton_kernels.decode``. recorder: what captures.
     """
 
     runs_ahead = True
 
-    def __init__(
-        self,
-        model: Model,
-        ops: ModuleType,
-        capture: "Callable[[Callable[[], Tensor]], Callable[[], Tensor]] | None" = None,
-    ) -> None:
-        self._model, self._ops = model, ops
-        self._capture = capture or partial(capture_graph, pool=torch.cuda.graph_pool_handle())
+    def __init__(self, model: Model, ops: ModuleType, recorder: GraphRecorder | None = None) -> None:
+        self._model, self._ops, self._recorder = model, ops, recorder or GraphRecorder()
         self._caches: WeakKeyDictionary[KVCache, _Graphs] = WeakKeyDictionary()
         self._prompt = PromptPass(model, ops)
         self.fused = self.captures = True
+        self._said_too_large = False
 
     def step(self, tokens: Tensor, positions: Tensor, cache: KVCache | RunningRows) -> Tensor:
         """As of ``Stepper``."""
@@ -176,9 +175,7 @@ class GraphStepper:
         if replay is None:
             graphs.counts[key] += 1
             if graphs.counts[key] >= _WARM_UP_STEPS and self.captures and num_rows <= MAX_ROWS:
-                replay = self._try_capture(run)
-                if replay is not None:
-                    graphs.replays[key] = replay
+                replay = self._try_capture(run, graphs, key)
         return (replay or run)()[: len(tokens)]
 
     def _new_graphs(self, positions: Tensor, cache: KVCache) -> _Graphs:
@@ -195,17 +192,40 @@ class GraphStepper:
             slots=zeros(num_rows),
             columns=zeros(num_rows),
             padding=zeros(num_rows),
+            pool=self._recorder.new_pool(),
         )
         fill_rows(graphs.slots, torch.arange(num_slots, device=positions.device))
         return graphs
 
-    def _try_capture(self, run: Callable[[], Tensor]) -> Callable[[], Tensor] | None:
-        try:
-            return self._capture(run)
-        except Exception as error:  # whatever the driver says, or memory that a graph does not get
-            self.captures = False
-            logger.warning("GPU decoding: without CUDA graphs, because capturing one failed: %s", _cause(error))
+    def _try_capture(
+        self, run: Callable[[], Tensor], graphs: _Graphs, key: tuple[int, int]
+    ) -> Callable[[], Tensor] | None:
+        """A replay, which is kept; None where there is none, for want of memory or for good."""
+        if key in graphs.too_large:
             return None
+        try:
+            graphs.replays[key] = replay = self._recorder.capture(run, graphs.pool)
+            return replay
+        except Exception as error:  # whatever the driver says
+            if is_out_of_memory(error):
+                self._note_too_large(graphs, key)
+            else:
+                self.captures = False
+                logger.warning("GPU decoding: without CUDA graphs, because capturing one failed: %s", _cause(error))
+            return None
+
+    def _note_too_large(self, graphs: _Graphs, key: tuple[int, int]) -> None:
+        """Run these rows and columns without a graph, as long as the cache lives; say so the first time."""
+        graphs.too_large.add(key)
+        if not graphs.replays:  # the pool has lost its only graph
+            graphs.pool = self._recorder.new_pool()
+        if not self._said_too_large:
+            self._said_too_large = True
+            logger.warning(
+                "GPU decoding: without a CUDA graph for %d rows of %d tokens, because there is no memory for one; "
+                "a smaller --max-length leaves some",
+                *key,
+            )
 
 
 class TokenReading:

@@ -21,15 +21,15 @@ from triton_kernels import cublas, launch, packing, reference
 from triton_kernels.autograd import Multiply, MultiplyTransposed, quantized_linear
 from triton_kernels.dispatch import obstacle
 from triton_kernels.dispatch import path as product_path
-from triton_kernels.graph_capture import capture as capture_graph
+from triton_kernels.graph_capture import GraphRecorder
 from triton_kernels.operands import Epilogue, Matrix
 
 __all__ = [
     "Epilogue",
+    "GraphRecorder",
     "Matrix",
     "Multiply",
     "MultiplyTransposed",
-    "capture_graph",
     "cublas",
     "decode_kernels",
     "launch",

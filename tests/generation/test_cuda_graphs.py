@@ -15,6 +15,7 @@ from glm_int4.generation.decoding import Decoder
 from glm_int4.generation.sampling import SamplingParams
 from glm_int4.models.gpu_step import DecodeStep
 from tests.conftest import FIXTURES
+from tests.triton_kernels.graph_stand_in import GraphStandIn
 from triton_kernels import reference
 
 GREEDY = SamplingParams(temperature=0)
@@ -22,12 +23,24 @@ PROMPT = [20, 31, 42, 141, 144]
 
 
 class Capture:
-    """Stands for CUDA graphs: a replay runs the function anew on the same static inputs."""
+    """Stands for CUDA graphs: a replay runs the function anew on the same static inputs.
 
-    def __init__(self):
-        self.captured = self.replayed = 0
+    Attributes:
+        pools: of the captures, in their order. errors: what the next captures raise, None where they succeed.
+    """
 
-    def __call__(self, run):
+    def __init__(self, errors=()):
+        self.captured = self.replayed = self.made = 0
+        self.pools, self.errors = [], list(errors)
+
+    def new_pool(self):
+        self.made += 1
+        return self.made
+
+    def capture(self, run, pool):
+        self.pools.append(pool)
+        if error := self.errors.pop(0) if self.errors else None:
+            raise error
         self.captured += 1
 
         def replay():
@@ -49,6 +62,11 @@ def capture(half, monkeypatch):
     counts = Capture()
     half._decoder._stepper = GraphStepper(half.model, reference, counts)
     return counts
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    return GraphStandIn(monkeypatch)
 
 
 def plain_tokens(prompt=PROMPT, count=40):
@@ -153,17 +171,59 @@ def test_many_rows_run_without_graphs(half, capture, monkeypatch):
     assert capture.captured == 0
 
 
-def test_a_capture_that_fails_is_said_once_and_decoding_goes_on(half, caplog):
-    def fail(run):
-        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+def test_a_capture_that_fails_is_said_once_with_its_cause_and_decoding_goes_on(half, caplog, gpu):
+    """Through torch's own steps of a capture, on a stand-in for a GPU: of two errors it is the first that counts."""
 
-    half._decoder._stepper = GraphStepper(half.model, reference, fail)
+    def attention(*arguments, **options):
+        if gpu.capturing:
+            gpu.invalidate()
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+        assert gpu.current is gpu.default  # whatever has failed before
+        return reference.one_token_attention(*arguments, **options)
+
+    ops = SimpleNamespace(
+        add_norm=reference.add_norm, rotary_to_cache=reference.rotary_to_cache, one_token_attention=attention
+    )
+    half._decoder._stepper = stepper = GraphStepper(half.model, ops)
     with caplog.at_level(logging.WARNING):
         assert half.generate(PROMPT, 40, GREEDY, []) == plain_tokens()
-    assert [record.getMessage() for record in caplog.records] == [
+    assert caplog.messages == [
         "GPU decoding: without CUDA graphs, because capturing one failed: "
         "RuntimeError: operation not permitted when stream is capturing"
     ]
+    assert gpu.current is gpu.default
+    assert not gpu.underway
+    assert stepper.fused
+
+
+def test_a_graph_that_finds_no_memory_leaves_the_others(half, caplog, monkeypatch):
+    """Where there was none, decoding goes on without; other rows and tokens have theirs, and a new cache too."""
+    monkeypatch.setattr(cuda_graphs, "_LEAST_COLUMNS", 16)
+    capture = Capture([torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: out of memory")])
+    half._decoder._stepper = stepper = GraphStepper(half.model, reference, capture)
+    with caplog.at_level(logging.WARNING):
+        assert half.generate(PROMPT, 40, GREEDY, []) == plain_tokens()
+    assert caplog.messages == [
+        "GPU decoding: without a CUDA graph for 1 rows of 16 tokens, because there is no memory for one; a smaller "
+        "--max-length leaves some"
+    ]
+    # Bounds 16 and 32 have none; a pool that has lost its only graph is not used again.
+    assert (len(capture.pools), capture.captured) == (3, 1)
+    assert len(set(capture.pools)) == 3
+    rows = [PROMPT, PROMPT[1:]]
+    assert half.generate(rows, 6, GREEDY, []) == plain_tokens(rows, 6)
+    assert capture.captured == 2
+    assert stepper.captures
+
+
+def test_every_cache_has_a_pool_of_its_own(half, capture):
+    """A pool whose graphs are gone is lost where a tensor in it lives: the logits of the last step, say."""
+    half.generate(PROMPT, 40, GREEDY, [])
+    for _ in range(2):
+        half.generate([PROMPT, PROMPT[1:]], 6, GREEDY, [])
+    assert len(capture.pools) == 3 + 2
+    assert len(set(capture.pools[:3])) == 1
+    assert len(set(capture.pools)) == 3
 
 
 @pytest.mark.parametrize("good_steps", [0, 3])

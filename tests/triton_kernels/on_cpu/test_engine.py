@@ -67,7 +67,8 @@ def test_an_answer_has_the_tokens_of_the_cpu(kv_dtype, mini_int4, monkeypatch, c
     monkeypatch.setattr(loading, "choose_setup", lambda *_: dataclasses.replace(SETUP, kv_dtype=kv_dtype))
     glm = glm_int4.load(mini_int4, device="cpu")
     captured = []
-    stepper = GraphStepper(glm.model, decode, lambda step: captured.append(step) or step)
+    recorder = SimpleNamespace(new_pool=lambda: None, capture=lambda step, pool: captured.append(step) or step)
+    stepper = GraphStepper(glm.model, decode, recorder)
     glm._decoder._stepper = stepper
     expected = on_cpu.generate(rows, 3, GREEDY, [])
     monkeypatch.setattr(reference, "multiply", refuse)
