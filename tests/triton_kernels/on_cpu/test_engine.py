@@ -21,7 +21,7 @@ from glm_int4.tuning.loss import IGNORED, prefix_loss
 from tests.models.steps import run
 from tests.tolerances import FLOAT16_RELATIVE_RMS, HALF_PRECISION_GRADIENT, relative_rms
 from tests.triton_kernels.on_cpu import ARCHITECTURE, QUICK
-from triton_kernels import decode, dispatch, gpu, reference
+from triton_kernels import cublas, decode, dispatch, gpu, reference
 
 CPU = torch.device("cpu")
 # As ``choose_setup`` says for a GPU, but for the device.
@@ -71,7 +71,8 @@ def test_an_answer_has_the_tokens_of_the_cpu(kv_dtype, mini_int4, monkeypatch, c
     stepper = GraphStepper(glm.model, decode, recorder)
     glm._decoder._stepper = stepper
     expected = on_cpu.generate(rows, 3, GREEDY, [])
-    monkeypatch.setattr(reference, "multiply", refuse)
+    for path in (cublas, reference):
+        monkeypatch.setattr(path, "multiply", refuse)
     with caplog.at_level(logging.WARNING):
         assert glm.generate(rows, 3, GREEDY, []) == expected
     assert not caplog.records
@@ -93,7 +94,8 @@ def test_steps_of_heads_that_share_keys_have_the_logits_of_float32(bits, monkeyp
         return run(engine, rows, 2, 0, ops)
 
     plain_steps, exact_steps = logits(half, None), logits(exact, None)
-    monkeypatch.setattr(reference, "multiply", refuse)
+    for path in (cublas, reference):
+        monkeypatch.setattr(path, "multiply", refuse)
     for ours, plain, expected in zip(logits(SETUP, decode), plain_steps, exact_steps, strict=True):
         assert relative_rms(ours, expected) < 2 * relative_rms(plain, expected) + FLOAT16_RELATIVE_RMS
 
@@ -113,8 +115,9 @@ def test_a_prefix_is_trained_through_the_kernels_own_product(monkeypatch):
         prefix_loss(engine, encoder, ids, labels).backward()
         grads.append(encoder.embedding.weight.grad.clone())
         if setup is exact:
-            monkeypatch.setattr(reference, "multiply", refuse)
-            monkeypatch.setattr(reference, "multiply_transposed", refuse)
+            for path in (cublas, reference):
+                monkeypatch.setattr(path, "multiply", refuse)
+                monkeypatch.setattr(path, "multiply_transposed", refuse)
             monkeypatch.setattr(gpu, "multiply_transposed", lambda *args: counted.append(1) or product(*args))
     # The head, and four matrices a layer but for the first layer's projection, whose input has no gradient.
     assert len(counted) == 1 + 2 * 4 - 1
