@@ -105,13 +105,14 @@ class Batcher:
         """A sequence to ``add``.
 
         Raises:
-            InputError: no room for a single new token.
+            InputError: no room for a single new token, or a constraint that cannot be kept.
         """
         room = self._engine.max_length - len(prompt)
         if room < 1:
             raise PromptTooLongError(self._engine.max_length, str(len(prompt)))
         limit = room if max_new_tokens is None else min(max_new_tokens, room)
-        return Sequence(prompt, limit, Sampler(sampling, self._engine.config.version), stops, seen=list(prompt))
+        sampler = Sampler(sampling, self._engine.config.version, self._engine.matchers(sampling, stops))
+        return Sequence(prompt, limit, sampler, stops, seen=list(prompt))
 
     def add(self, sequence: Sequence) -> None:
         """Let a sequence wait for a slot; first come, first served."""
@@ -283,6 +284,7 @@ class Batcher:
         sequence.ids.append(token)
         sequence.seen.append(token)
         end = "length" if len(sequence.ids) >= sequence.limit else None
+        end = "stop" if any(sequence.sampler.complete) else end
         if end:
             self.remove(sequence)
         return Event(sequence, token, end)

@@ -140,6 +140,10 @@ class Decoder:
             if ahead:
                 sequence.ids.append(tokens[0])
             yield [token if alive else None for alive, token in zip(running, tokens, strict=True)]
+            if complete := sampler.complete:
+                running = [alive and not ended for alive, ended in zip(running, complete, strict=True)]
+                if not any(running):
+                    return
             if not ahead and not last:
                 logits = self.decode_one(batch, sequence, torch.tensor(tokens, device=self._setup.device), step)
                 sequence.ids.append(tokens[0])
@@ -168,7 +172,7 @@ class Decoder:
                 lookup.accepted += token == guess
                 step += 1
                 yield [token]
-                if step == limit:
+                if step == limit or any(sampler.complete):
                     return
                 if token != guess:
                     break

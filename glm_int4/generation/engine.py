@@ -10,6 +10,8 @@ from torch import Tensor
 from glm_int4.checkpoint.build import ComputeSetup
 from glm_int4.checkpoint.opening import CheckpointInfo
 from glm_int4.errors import InputError, PromptTooLongError, TokenizerError
+from glm_int4.generation.constraints.compiler import ConstraintCompiler
+from glm_int4.generation.constraints.matcher import Matcher
 from glm_int4.generation.decoding import Decoder
 from glm_int4.generation.padded_batch import Batch, TokenIds, as_rows, is_batch
 from glm_int4.generation.prompt_lookup import PromptLookup
@@ -55,6 +57,7 @@ class Engine:
         self._decoder = Decoder(model, setup, max_length, prefix)
         self._format = chat_format(self.config.version)
         self._warned_of_base = False
+        self._constraints: ConstraintCompiler | None = None
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -65,6 +68,22 @@ class Engine:
                 "copy it from the official repository"
             )
         return self._tokenizer
+
+    @property
+    def constraints(self) -> ConstraintCompiler:
+        """What makes matchers of constraints for this tokenizer."""
+        if self._constraints is None:
+            self._constraints = ConstraintCompiler(self.tokenizer, self.config.vocab_size)
+        return self._constraints
+
+    def matchers(
+        self, sampling: SamplingParams, stop_ids: frozenset[int], *, rows: int = 1, at_start: bool = True
+    ) -> list[Matcher]:
+        """One a row for the constraint of ``sampling``, none without; see ``ConstraintCompiler.matcher``."""
+        constraint = sampling.constraint
+        if constraint is None:
+            return []
+        return [self.constraints.matcher(constraint, stop_ids, at_start=at_start) for _ in range(rows)]
 
     @property
     def device(self) -> torch.device:
@@ -179,6 +198,10 @@ class Engine:
             logger.warning("this is a base model, by its name: it continues texts and was not trained to answer")
         sampling, tokenizer = sampling or SamplingParams(), self.tokenizer
         prompt = self._format.encode(tokenizer, messages, tools)
+        if sampling.constraint is not None:  # which is for the content alone, and for every character of it
+            prompt += self._format.before_content(tokenizer)
+            text = AnswerText(StreamDecoder(tokenizer), sampling.stop)
+            return self._stream(prompt, text, max_new_tokens, sampling, record or StreamRecord())
         text = AnswerText(self._format.reply_decoder(tokenizer), sampling.stop, self._format.response_stream())
         return self._stream(prompt, text, max_new_tokens, sampling, record or StreamRecord())
 
@@ -203,6 +226,8 @@ class Engine:
         record = StreamRecord()
         for _ in self.stream_chat(messages, max_new_tokens, sampling, record, tools):
             pass
+        if sampling is not None and sampling.constraint is not None:
+            return Reply(content=record.text, raw_content=record.text)
         if tools is None:
             tools = next((message["tools"] for message in messages if message.get("tools")), None)
         return self.parse_reply(record.text, tools)
@@ -230,7 +255,8 @@ class Engine:
         """The text that continues ids, in pieces that are not empty; fills ``record`` in as it goes."""
         record.prompt_tokens = len(token_ids)
         lookup = PromptLookup(sampling.prompt_lookup) if sampling.prompt_lookup else None
-        for (token,) in self._decode(list(token_ids), max_new_tokens, sampling, None, lookup):
+        matchers = self.matchers(sampling, frozenset(map(int, self.stop_ids)))
+        for (token,) in self._decode(list(token_ids), max_new_tokens, sampling, None, lookup, matchers):
             if lookup is not None:
                 record.drafted, record.accepted = lookup.drafted, lookup.accepted
             if token is None:
@@ -246,7 +272,7 @@ class Engine:
         record.text = text.raw
         if rest:
             yield rest
-        if not text.stopped:
+        if not text.stopped and not any(matcher.is_complete for matcher in matchers):
             record.cut = len(record.ids) >= self._limit(len(token_ids), max_new_tokens)
 
     def _decode(
@@ -256,6 +282,7 @@ class Engine:
         sampling: SamplingParams | None,
         stop_ids: Sequence[int] | None,
         lookup: PromptLookup | None = None,
+        matchers: Sequence[Matcher] | None = None,
     ) -> Iterator[list[int | None]]:
         """Yield the new id of every row, None for rows that have ended, until all have."""
         sampling = sampling or SamplingParams()
@@ -269,7 +296,9 @@ class Engine:
         stops = frozenset(map(int, self.stop_ids if stop_ids is None else stop_ids))
         if lookup is None and sampling.prompt_lookup:
             lookup = PromptLookup(sampling.prompt_lookup)
-        return self._decoder.stream(batch, limit, Sampler(sampling, self.config.version), stops, lookup)
+        if matchers is None:
+            matchers = self.matchers(sampling, stops, rows=batch.size)
+        return self._decoder.stream(batch, limit, Sampler(sampling, self.config.version, matchers), stops, lookup)
 
     def _limit(self, prompt_tokens: int, max_new_tokens: int | None) -> int:
         """Most new tokens behind a prompt."""

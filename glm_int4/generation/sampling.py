@@ -11,6 +11,9 @@ from torch import Tensor
 
 from glm_int4.downloads import shown
 from glm_int4.errors import InputError, NotFiniteError
+from glm_int4.generation.constraints.constraint import Constraint, read_constraint
+from glm_int4.generation.constraints.json_schemas import JSONSchema
+from glm_int4.generation.constraints.matcher import Matcher
 
 # temperature, top_p and top_k of the official chat(); top_k is the implicit default beneath it.
 OFFICIAL_DEFAULTS = {"1": (0.95, 0.7, 50), "2": (0.8, 0.8, 50), "3": (0.8, 0.8, 50)}
@@ -35,6 +38,9 @@ class SamplingParams:
     answer, once or as often as they occur in it. seed: makes sampling repeatable. stop: texts that end an
     answer, in the methods that return text. prompt_lookup: tokens that may be guessed from what was said
     before and confirmed in one pass, for a single sequence; 0 for none. It changes the speed, not the answer.
+    json_schema, regex, choices, grammar: what the answer must look like, one of them at most: a JSON schema or its
+    text, a regular expression for all of it, texts of which it is one, or Lark as llguidance reads it
+    (docs/structured-output.md). It ends where nothing may follow, or where the model ends it and it is complete.
     """
 
     temperature: float | None = None
@@ -47,6 +53,15 @@ class SamplingParams:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     prompt_lookup: int = 0
+    json_schema: JSONSchema | None = None
+    regex: str | None = None
+    choices: Sequence[str] | None = None
+    grammar: str | None = None
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """What the answer must look like, ready to be compiled."""
+        return read_constraint(self.json_schema, self.regex, self.choices, self.grammar)
 
     def __post_init__(self) -> None:
         for name, kind, optional, low, high, range_text in _BOUNDS:
@@ -65,6 +80,7 @@ class SamplingParams:
         for text in stop:
             if not isinstance(text, str) or not text:
                 raise InputError(f"expected a stop text that is not empty, got {shown(stop)}")
+        read_constraint(self.json_schema, self.regex, self.choices, self.grammar)
 
 
 # Field, its type, whether it may be None, its least and greatest value, and those in words.
@@ -82,9 +98,14 @@ _BOUNDS: tuple[tuple[str, type, bool, float, float, str], ...] = (
 
 
 class Sampler:
-    """Picks tokens by ``params`` for a model version; holds the state of the random generator."""
+    """Picks tokens by ``params`` for a model version; holds the state of the random generator.
 
-    def __init__(self, params: SamplingParams, version: str) -> None:
+    Args:
+        matchers: one a row, of ``params``' constraint; none where it has none.
+    """
+
+    def __init__(self, params: SamplingParams, version: str, matchers: Sequence[Matcher] = ()) -> None:
+        self._matchers = matchers
         temperature, top_p, top_k = OFFICIAL_DEFAULTS[version]
         self._temperature = temperature if params.temperature is None else params.temperature
         self._top_p = top_p if params.top_p is None else params.top_p
@@ -108,9 +129,16 @@ class Sampler:
     @property
     def recipe(self) -> Hashable:
         """What samplers have in common that ``choose_together`` takes; None for one that works alone."""
+        if self._matchers:
+            return None
         return (
             self._temperature, self._top_p, self._top_k, self._min_p, self._penalty, self._presence, self._frequency
         )  # fmt: skip
+
+    @property
+    def complete(self) -> list[bool]:
+        """Per row, whether its constraint lets nothing follow; empty where there are no constraints."""
+        return [matcher.is_complete for matcher in self._matchers]
 
     def choose(self, logits: Tensor, seen: list[list[int]]) -> Tensor:
         """Choose a token for every row, without waiting for a GPU.
@@ -138,6 +166,9 @@ class Sampler:
             logits = self._penalize(logits, seen)
         if picked:
             logits = self._subtract_penalties(logits, picked)
+        if self._matchers:
+            allowed = torch.stack([matcher.mask() for matcher in self._matchers])
+            logits = logits.masked_fill(~allowed.to(logits.device), -torch.inf)
         greedy = self._temperature == 0
         tokens = logits.argmax(-1) if greedy else _draw(self.probabilities(logits), samplers)
         return torch.where(finite, tokens, -1)
@@ -152,6 +183,8 @@ class Sampler:
             raise NotFiniteError(_NOT_FINITE)
         for counts, token in zip(self._picked, tokens, strict=False):  # empty unless a penalty needs them
             counts[token] += 1
+        for matcher, token in zip(self._matchers, tokens, strict=False):
+            matcher.accept(token)
 
     def generator_on(self, device: torch.device) -> torch.Generator:
         """The generator, on the device of the logits."""

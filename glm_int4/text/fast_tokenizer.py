@@ -18,13 +18,11 @@ from typing import TYPE_CHECKING, Any
 from glm_int4.downloads import shown
 from glm_int4.errors import InputError, TokenizerError
 from glm_int4.text.added_tokens import AddedToken
-from glm_int4.text.sentencepiece_model import load_model, read_model, read_spec, user_defined_pieces
+from glm_int4.text.sentencepiece_model import SPACE, load_model, read_model, read_spec, user_defined_pieces
 from glm_int4.text.tokenizer_v2 import CONTROL_PIECES, ChatGLM2Tokenizer, special_pieces
 
 if TYPE_CHECKING:
     import sentencepiece
-
-_SPACE = "\u2581"  # SentencePiece's mark for a space
 
 
 def fast_tokenizer_json(
@@ -64,8 +62,8 @@ def fast_tokenizer_json(
             "added_tokens": [*_special_tokens(matched, special), *_added_tokens(added)],
             "normalizer": _sequence(
                 "normalizers",
-                {"type": "Prepend", "prepend": _SPACE},
-                {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE},
+                {"type": "Prepend", "prepend": SPACE},
+                {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
             ),
             "pre_tokenizer": None,
             "post_processor": _prefixing({k: v for k, v in special.items() if v in tokenizer.prefix_ids}),
@@ -136,7 +134,7 @@ def _decoder(silent: Sequence[str]) -> dict[str, Any]:
     return _sequence(
         "decoders",
         {"type": "Replace", "pattern": {"Regex": rf"\A(?:{names})\z"}, "content": ""},
-        {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
         {"type": "ByteFallback"},
         {"type": "Fuse"},
         {"type": "Strip", "content": " ", "start": 1, "stop": 0},

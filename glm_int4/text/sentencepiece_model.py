@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import sentencepiece
 
 MAX_MODEL_BYTES = 64 << 20  # the official files have 2.7 MB (v1) and 1.0 MB (v2, v3)
+SPACE = "\u2581"  # SentencePiece's mark for a space
 _ALGORITHMS = {1: "unigram", 2: "BPE", 3: "word", 4: "char"}
 
 
@@ -49,6 +50,20 @@ def load_model(model: bytes, name: str | Path) -> "sentencepiece.SentencePiecePr
             f"expected a SentencePiece model in {name}, got something else; download it again"
         ) from error
     return processor
+
+
+def piece_bytes(processor: "sentencepiece.SentencePieceProcessor") -> list[bytes]:
+    """The bytes that every piece adds behind other text; empty for control pieces and the unknown one."""
+    ids = list(range(processor.get_piece_size()))
+    silent = [
+        any(kinds)
+        for kinds in zip(processor.is_control(ids), processor.is_unknown(ids), processor.is_unused(ids), strict=True)
+    ]
+    names, are_bytes = processor.id_to_piece(ids), processor.is_byte(ids)
+    return [
+        b"" if nothing else bytes([int(name[3:5], 16)]) if is_byte else name.replace(SPACE, " ").encode()
+        for name, nothing, is_byte in zip(names, silent, are_bytes, strict=True)
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from glm_int4.text.added_tokens import AddedTokens
+from glm_int4.text.sentencepiece_model import ModelSpec
 
 
 class Tokenizer(Protocol):
@@ -17,6 +18,8 @@ class Tokenizer(Protocol):
         stop_ids: the ids that end an answer.
         prefix_ids, suffix_ids: what stands around a prompt's text; one of the two is empty.
         role_ids: ids of the roles in a conversation by name; v3 alone has any.
+        spec: how the SentencePiece model treats white space.
+        rewritten: texts that ``decode`` turns into white space, whichever pieces spell them; v1 alone has any.
     """
 
     version: str
@@ -27,6 +30,8 @@ class Tokenizer(Protocol):
     sop_id: int
     bos_id: int
     added: AddedTokens
+    spec: ModelSpec
+    rewritten: tuple[str, ...]
 
     @property
     def vocab_size(self) -> int:
@@ -53,6 +58,9 @@ class Tokenizer(Protocol):
 
     def id_to_piece(self, token_id: int) -> str:
         """Name of a piece; empty for ids without one."""
+
+    def piece_bytes(self) -> list[bytes]:
+        """What every id below ``vocab_size`` adds behind other text; empty for special and added ones."""
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, no special ones added."""

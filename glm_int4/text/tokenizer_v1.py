@@ -10,7 +10,7 @@ from pathlib import Path
 
 from glm_int4.errors import TokenizerError
 from glm_int4.text.added_tokens import AddedToken, AddedTokens
-from glm_int4.text.sentencepiece_model import load_model, read_model, read_spec
+from glm_int4.text.sentencepiece_model import load_model, piece_bytes, read_model, read_spec
 from glm_int4.text.text_file import check_encodable
 
 MAX_BLANK_LENGTH = 80
@@ -37,6 +37,7 @@ class ChatGLMTokenizer:
     """
 
     version = "1"
+    rewritten = ("<n>", *SPACE_PIECES)
 
     def __init__(
         self, model_file: str | Path, num_image_tokens: int | None = None, added: Collection[AddedToken] = ()
@@ -44,7 +45,8 @@ class ChatGLMTokenizer:
         model = read_model(Path(model_file))
         self._sp = load_model(model, model_file)
         self.added = AddedTokens(added)
-        algorithm = read_spec(model).algorithm
+        self.spec = read_spec(model)
+        algorithm = self.spec.algorithm
         if algorithm != "unigram":
             raise TokenizerError(
                 f"expected ChatGLM-6B's unigram model in {model_file}, got a {algorithm} model; "
@@ -102,6 +104,14 @@ class ChatGLMTokenizer:
         index = token_id - self.num_image_tokens
         return self._sp.id_to_piece(index) if 0 <= index < self._sp.get_piece_size() else ""
 
+    def piece_bytes(self) -> list[bytes]:
+        """What every id below ``vocab_size`` adds behind other text; empty for special and added ones."""
+        texts = {name.encode(): self._white_space(name).encode() for name in self.rewritten}
+        pieces = [texts.get(piece, piece) for piece in piece_bytes(self._sp)]
+        pieces = [b""] * self.num_image_tokens + pieces
+        pieces += [b""] * (self.vocab_size - len(pieces))
+        return [b"" if i in self.added.contents else piece for i, piece in enumerate(pieces)]
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of ``text``, with no special ids added.
 
@@ -122,7 +132,11 @@ class ChatGLMTokenizer:
 
     def _decode_pieces(self, ids: list[int]) -> str:
         size, offset = self._sp.get_piece_size(), self.num_image_tokens
-        text = self._sp.decode([i - offset for i in ids if 0 <= i - offset < size])
+        return self._white_space(self._sp.decode([i - offset for i in ids if 0 <= i - offset < size]))
+
+    @staticmethod
+    def _white_space(text: str) -> str:
+        """A text with the names of its white space replaced by what they stand for."""
         text = text.replace("<n>", "\n").replace("<|tab|>", "\t")
         return _BLANK_PIECE.sub(lambda match: " " * int(match[1]), text)
 

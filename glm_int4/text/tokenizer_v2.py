@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from glm_int4.downloads import shown
 from glm_int4.errors import TokenizerError
 from glm_int4.text.added_tokens import AddedToken, AddedTokens
-from glm_int4.text.sentencepiece_model import load_model, read_model, read_spec
+from glm_int4.text.sentencepiece_model import load_model, piece_bytes, read_model, read_spec
 from glm_int4.text.text_file import check_encodable
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ class ChatGLM2Tokenizer:
         TokenizerError: not a SentencePiece model, or not one of this kind.
     """
 
+    rewritten: tuple[str, ...] = ()
+
     def __init__(self, model_file: str | Path, version: str = "2", added: Collection[AddedToken] = ()) -> None:
         if version not in ("2", "3"):
             raise TokenizerError(f"expected version 2 or 3 for {model_file}, got {shown(version)}")
@@ -46,7 +48,7 @@ class ChatGLM2Tokenizer:
         self._sp = load_model(model, model_file)
         self.added = AddedTokens(added)
         _check_kind(self._sp, model, model_file)
-        self.version = version
+        self.version, self.spec = version, read_spec(model)
         self._base = self._sp.get_piece_size()
         self._special = special_pieces(version)
         self._special_ids = {name: self._base + index for index, name in enumerate(self._special)}
@@ -104,6 +106,12 @@ class ChatGLM2Tokenizer:
         if 0 <= token_id < self._base:
             return self._sp.id_to_piece(token_id)
         return self._special[token_id - self._base] if 0 <= token_id - self._base < len(self._special) else ""
+
+    def piece_bytes(self) -> list[bytes]:
+        """What every id below ``vocab_size`` adds behind other text; empty for special and added ones."""
+        pieces = piece_bytes(self._sp)
+        pieces += [b""] * (self.vocab_size - len(pieces))
+        return [b"" if i in self.added.contents or i in self._silent else piece for i, piece in enumerate(pieces)]
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of ``text``, with no special ids added.

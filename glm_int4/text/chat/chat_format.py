@@ -42,6 +42,9 @@ class ChatFormat(Protocol):
             InputError: no question, or tools for a version without.
         """
 
+    def before_content(self, tokenizer: Tokenizer) -> list[int]:
+        """Ids between a prompt and an answer's content, where it is nothing but content."""
+
     def reply_decoder(self, tokenizer: Tokenizer) -> StreamDecoder:
         """Turns the ids of one answer into text."""
 
@@ -81,6 +84,9 @@ class _Rounds:
         if tools or any(message.get("tools") for message in messages):
             raise InputError(f"expected no tools for version {self.version}, got some; ask ChatGLM3-6B")
 
+    def before_content(self, tokenizer: Tokenizer) -> list[int]:
+        return []
+
     def reply_decoder(self, tokenizer: Tokenizer) -> StreamDecoder:
         return StreamDecoder(tokenizer)
 
@@ -106,6 +112,9 @@ class _Roles:
         before, beginning = split_beginning(messages)
         prompt = prompts_v3.encode_messages(tokenizer, before, tools, in_turn=False)
         return prompt, prompts_v3.encode_beginning(tokenizer, beginning) if beginning else []
+
+    def before_content(self, tokenizer: Tokenizer) -> list[int]:
+        return prompts_v3.encode_beginning(tokenizer, "")
 
     def reply_decoder(self, tokenizer: Tokenizer) -> StreamDecoder:
         return StreamDecoder(prompts_v3.ReplyDecoder(tokenizer))
