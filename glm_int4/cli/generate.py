@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,9 @@ def run(
     prompt_file: Annotated[Path | None, typer.Option(help="A UTF-8 file with the text.")] = None,
     sampling: options.Sampling,
     max_new_tokens: options.MaxNewTokens = None,
+    json_schema: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Answer in JSON that this schema describes.")
+    ] = None,
     loading: options.Loading,
     as_json: options.Json = False,
 ) -> None:
@@ -29,12 +33,19 @@ def run(
         raise InputError("expected either --prompt or --prompt-file, got " + ("none" if prompt is None else "both"))
     text = read_text(prompt_file) if prompt_file else options.argument_text(prompt or "", "a prompt")
     params = sampling.params()
+    if json_schema is not None:
+        schema = read_text(json_schema, "JSON schema")
+        try:
+            params = replace(params, json_schema=schema)
+        except InputError as error:
+            raise InputError(f"{error} (in {json_schema})") from error
     from glm_int4.generation.records import StreamRecord
 
     started = time.perf_counter()
     glm = loading.load(model)
     loaded = time.perf_counter()
     prompt_ids = glm.tokenizer.encode_prompt(text)
+    glm.matchers(params, frozenset())  # a schema that cannot be kept is said before anything is printed
     if not as_json:
         for piece in glm.stream_text(prompt_ids, max_new_tokens, params):
             print(options.printable(piece), end="", flush=True)

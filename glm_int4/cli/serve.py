@@ -102,6 +102,8 @@ def run(
     with answering_while_loading(listener):
         glm = loading.load(name)
         glm.tokenizer  # noqa: B018 (a folder without one is an error now)
+        if find_spec("llguidance") is not None:
+            glm.constraints.prepare()  # now, since it would hold up answers later
         num_slots = choose_slots(glm, parallel)
     serve(glm, num_slots, settings, listener)
 

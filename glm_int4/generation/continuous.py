@@ -100,9 +100,17 @@ class Batcher:
         return len(self._reading) + len(self._running)
 
     def sequence(
-        self, prompt: list[int], max_new_tokens: int | None, sampling: SamplingParams, stops: frozenset[int]
+        self,
+        prompt: list[int],
+        max_new_tokens: int | None,
+        sampling: SamplingParams,
+        stops: frozenset[int],
+        behind: bool = False,
     ) -> Sequence:
         """A sequence to ``add``.
+
+        Args:
+            behind: whether the answer's text follows other text of its own; a constraint must know.
 
         Raises:
             InputError: no room for a single new token, or a constraint that cannot be kept.
@@ -111,7 +119,9 @@ class Batcher:
         if room < 1:
             raise PromptTooLongError(self._engine.max_length, str(len(prompt)))
         limit = room if max_new_tokens is None else min(max_new_tokens, room)
-        sampler = Sampler(sampling, self._engine.config.version, self._engine.matchers(sampling, stops))
+        sampler = Sampler(
+            sampling, self._engine.config.version, self._engine.matchers(sampling, stops, at_start=not behind)
+        )
         return Sequence(prompt, limit, sampler, stops, seen=list(prompt))
 
     def add(self, sequence: Sequence) -> None:

@@ -105,7 +105,7 @@ class Sampler:
     """
 
     def __init__(self, params: SamplingParams, version: str, matchers: Sequence[Matcher] = ()) -> None:
-        self._matchers = matchers
+        self.matchers = matchers
         temperature, top_p, top_k = OFFICIAL_DEFAULTS[version]
         self._temperature = temperature if params.temperature is None else params.temperature
         self._top_p = top_p if params.top_p is None else params.top_p
@@ -129,7 +129,7 @@ class Sampler:
     @property
     def recipe(self) -> Hashable:
         """What samplers have in common that ``choose_together`` takes; None for one that works alone."""
-        if self._matchers:
+        if self.matchers:
             return None
         return (
             self._temperature, self._top_p, self._top_k, self._min_p, self._penalty, self._presence, self._frequency
@@ -138,7 +138,7 @@ class Sampler:
     @property
     def complete(self) -> list[bool]:
         """Per row, whether its constraint lets nothing follow; empty where there are no constraints."""
-        return [matcher.is_complete for matcher in self._matchers]
+        return [matcher.is_complete for matcher in self.matchers]
 
     def choose(self, logits: Tensor, seen: list[list[int]]) -> Tensor:
         """Choose a token for every row, without waiting for a GPU.
@@ -166,8 +166,8 @@ class Sampler:
             logits = self._penalize(logits, seen)
         if picked:
             logits = self._subtract_penalties(logits, picked)
-        if self._matchers:
-            allowed = torch.stack([matcher.mask() for matcher in self._matchers])
+        if self.matchers:
+            allowed = torch.stack([matcher.mask() for matcher in self.matchers])
             logits = logits.masked_fill(~allowed.to(logits.device), -torch.inf)
         greedy = self._temperature == 0
         tokens = logits.argmax(-1) if greedy else _draw(self.probabilities(logits), samplers)
@@ -183,7 +183,7 @@ class Sampler:
             raise NotFiniteError(_NOT_FINITE)
         for counts, token in zip(self._picked, tokens, strict=False):  # empty unless a penalty needs them
             counts[token] += 1
-        for matcher, token in zip(self._matchers, tokens, strict=False):
+        for matcher, token in zip(self.matchers, tokens, strict=False):
             matcher.accept(token)
 
     def generator_on(self, device: torch.device) -> torch.Generator:

@@ -35,10 +35,16 @@ class Chunk:
 
 
 class TextAnswer:
-    """A text as the model continues it, up to a stop text."""
+    """A text as the model continues it, up to a stop text.
 
-    def __init__(self, decoder: StreamDecoder, stops: Sequence[str]) -> None:
+    Args:
+        beginning: ids that the prompt ends with; their text is no part of what comes out.
+    """
+
+    def __init__(self, decoder: StreamDecoder, stops: Sequence[str], beginning: Sequence[int] = ()) -> None:
         self._decoder, self._stop = decoder, StopFilter(stops)
+        for token in beginning:
+            decoder.push(token)
 
     @property
     def stopped(self) -> bool:

@@ -11,6 +11,7 @@ from glm_int4.generation.sampling import SamplingParams
 from glm_int4.server.answers import ChatAnswer, Chunk, TextAnswer
 from glm_int4.server.api_errors import ApiError
 from glm_int4.server.openai_messages import read_messages
+from glm_int4.server.protocol.answer_forms import wanted_form
 from glm_int4.server.protocol.answer_writer import AnswerWriter
 from glm_int4.server.protocol.error_texts import too_long
 from glm_int4.server.protocol.fields import header_names
@@ -92,6 +93,8 @@ class RequestHandler:
         ignored = list(request.ignored)
         if request.stream_options:
             ignored += [f"stream_options.{name}" for name in request.stream_options.ignored]
+        if request.structured_outputs:
+            ignored += [f"structured_outputs.{name}" for name in request.structured_outputs.ignored]
         if isinstance(request, ChatRequest) and not self._has_tools:
             ignored += [name for name in ("tools", "functions") if getattr(request, name)]
         if ignored and self._settings.strict:
@@ -122,11 +125,12 @@ class RequestHandler:
             for choice in range(number):
                 own = sampling if sampling.seed is None else replace(sampling, seed=(sampling.seed + choice) % 2**63)
                 answer = self._answer(request, own.stop, prompt)
-                job = self._worker.pending(prompt.ids, self._limit(request), own, answer, stops)
+                behind = bool(prompt.beginning)
+                job = self._worker.pending(prompt.ids, self._limit(request), own, answer, stops, behind=behind)
                 job.chunks, job.index = chunks, len(jobs)
                 if wanted.noted is not None or wanted.bias:
-                    version = self._engine.config.version
-                    job.sequence.sampler = ScoringSampler(own, version, wanted.noted, wanted.bias)
+                    version, matchers = self._engine.config.version, job.sequence.sampler.matchers
+                    job.sequence.sampler = ScoringSampler(own, version, wanted.noted, wanted.bias, matchers)
                 jobs.append(job)
                 echoes.append(prompt.text if isinstance(request, CompletionRequest) and request.echo else "")
         return jobs, echoes
@@ -148,8 +152,8 @@ class RequestHandler:
 
     def _answer(self, request: Request, stops: Sequence[str], prompt: "_Prompt") -> TextAnswer:
         engine = self._engine
-        if isinstance(request, CompletionRequest):
-            return TextAnswer(StreamDecoder(engine.tokenizer), stops)
+        if isinstance(request, CompletionRequest) or wanted_form(request):  # of which nothing may be cleaned away
+            return TextAnswer(StreamDecoder(engine.tokenizer), stops, prompt.beginning)
         chat = chat_format(engine.config.version)
         return ChatAnswer(chat, engine.tokenizer, stops, prompt.tools, prompt.beginning)
 
@@ -166,6 +170,8 @@ class RequestHandler:
         engine = self._engine
         chat = chat_format(engine.config.version)
         ids, beginning = chat.encode_any_order(engine.tokenizer, messages, tools or None)
+        if wanted_form(request) and not beginning:
+            ids += chat.before_content(engine.tokenizer)
         return _Prompt([*ids, *beginning], beginning=beginning, tools=tools)
 
     def _completion_prompt(self, prompt: str | list[int]) -> "_Prompt":
@@ -212,4 +218,5 @@ def _sampling(request: Request) -> SamplingParams:
         frequency_penalty=request.frequency_penalty or 0.0,
         seed=None if request.seed is None else request.seed % 2**63,
         stop=(request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ()),
+        **wanted_form(request),
     )

@@ -55,10 +55,32 @@ class StreamOptions(Tolerant):
     include_obfuscation: bool | None = None
 
 
-class ResponseFormat(Tolerant):
-    """The form of an answer: text."""
+class JSONSchemaFormat(Tolerant):
+    """A JSON schema with OpenAI's remarks; answers are always strict."""
 
-    type: Literal["text"]
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] | bool | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Tolerant):
+    """The form of an answer; beside "json_object" some clients give a schema too."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JSONSchemaFormat | None = None
+    schema_: dict[str, Any] | bool | None = Field(None, alias="schema")
+
+
+class StructuredOutputs(Tolerant):
+    """The form of an answer as vLLM takes it."""
+
+    json_: dict[str, Any] | bool | str | None = Field(None, alias="json")
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    structural_tag: Any = None
 
 
 class _Sampled(Tolerant):
@@ -79,6 +101,12 @@ class _Sampled(Tolerant):
     n: Choices | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | bool | str | None = None  # as vLLM called them before
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     # Not used: they describe the caller, or services around a model.
     user: str | None = None
@@ -99,7 +127,6 @@ class ChatRequest(_Sampled):
     parallel_tool_calls: bool | None = None
     functions: list[dict[str, Any]] | None = None  # as tools were called before there were others
     function_call: Literal["auto", "none"] | None = None
-    response_format: ResponseFormat | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[Whole, Field(ge=0, le=MOST_LOGPROBS)] | None = None
 
@@ -132,6 +159,9 @@ class ErrorAnswer(BaseModel):
 # Of all requests: what the place of a fault is made of, beside the names that types have in it.
 FIELD_NAMES = frozenset(
     name
-    for model in (ChatRequest, CompletionRequest, ChatMessage, ContentPart, CalledTool, FunctionCall, StreamOptions)
-    for name in model.model_fields
+    for model in (
+        *(ChatRequest, CompletionRequest, ChatMessage, ContentPart, CalledTool, FunctionCall, StreamOptions),
+        *(ResponseFormat, JSONSchemaFormat, StructuredOutputs),
+    )
+    for name in model.names()
 )

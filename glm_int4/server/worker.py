@@ -100,9 +100,12 @@ class Worker:
         sampling: SamplingParams,
         answer: TextAnswer,
         stop_ids: Iterable[int],
+        *,
+        behind: bool = False,
     ) -> PendingAnswer:
-        """A pending answer to ``submit``; raises InputError for a prompt without room for an answer."""
-        return PendingAnswer(self.batcher.sequence(prompt, max_new_tokens, sampling, frozenset(stop_ids)), answer)
+        """A pending answer to ``submit``; arguments and errors as of ``Batcher.sequence``."""
+        sequence = self.batcher.sequence(prompt, max_new_tokens, sampling, frozenset(stop_ids), behind)
+        return PendingAnswer(sequence, answer)
 
     def check_room(self) -> None:
         """Raise an ApiError where no answer can wait: 429 where too many wait already, 503 while the server ends."""

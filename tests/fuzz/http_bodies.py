@@ -26,6 +26,10 @@ CHATS = (
         "response_format": {"type": "text"}, "max_completion_tokens": 5, "ignore_eos": True, "model": "small",
         "stream_options": {"include_usage": True}, "metadata": {"a": "b"}, "logprobs": False, "logit_bias": {},
     },
+    GOOD | {"response_format": {"type": "json_schema", "json_schema": {"schema": {"enum": [1, "a"]}, "strict": True}}},
+    GOOD | {"guided_json": {"type": "array", "items": {"type": "string", "pattern": "a+"}, "maxItems": 2}},
+    GOOD | {"guided_regex": "a{1,3}|b", "structured_outputs": None},
+    GOOD | {"structured_outputs": {"grammar": "start: \"a\"+"}, "guided_choice": None},
 )  # fmt: skip
 TOOL_CHATS = (
     GOOD | {"tools": FILES[1], "tool_choice": "auto", "parallel_tool_calls": True},

@@ -415,5 +415,88 @@ _SCORES = [
     ),
 ]
 
-CASES = [*_ROLES, *_FIELDS, *_COMPLETIONS, *_TOOLS, *_PATHS, *_BODIES, *_SCORES]
+_IS = {"type": "object", "properties": {"a": {"const": "是,b"}}, "required": ["a"]}
+_AS_SCHEMA = {"response_format": {"type": "json_schema", "json_schema": {"name": "b", "strict": True, "schema": _IS}}}
+_IS_TEXT = r"{\"a\": \"是,b\"}"
+_STOPPED = '"finish_reason":"stop"'
+
+_FORMS = [
+    *(Case(group="forms", version=version, send=_AS_SCHEMA | {"max_tokens": 40}, says=_IS_TEXT) for version in "123"),
+    *(
+        Case(group="forms", send=send | {"max_tokens": 40}, says=says)
+        for send, says in (
+            (_AS_SCHEMA | {"stream": True}, _STOPPED),
+            (_AS_SCHEMA | {"n": 2, "logprobs": True}, _IS_TEXT),
+            (_say("user: a", "assistant: b", **_AS_SCHEMA), f'"content":"{_IS_TEXT}"'),
+            ({"response_format": {"type": "json_object", "schema": _IS}}, _IS_TEXT),
+            ({"guided_json": _IS}, _IS_TEXT),
+            ({"guided_json": json.dumps(_IS)}, _IS_TEXT),
+            ({"guided_regex": "a{3}/"}, '"content":"aaa/"'),
+            ({"guided_choice": ["是,否"]}, '"content":"是,否"'),
+            ({"guided_grammar": 'start: "a" b\nb: "b" | "c" b'}, '"content":"a'),
+            ({"structured_outputs": {"json": _IS}}, _IS_TEXT),
+            ({"structured_outputs": {"regex": "a{3}"}}, '"content":"aaa"'),
+            ({"structured_outputs": {"choice": ["a"], "json_object": False}}, '"content":"a"'),
+            ({"structured_outputs": {"grammar": 'start: "a"'}}, '"content":"a"'),
+        )
+    ),
+    Case(group="forms", send={"response_format": {"type": "text"}}),
+    Case(group="forms", send={"response_format": {"type": "json_object"}}, says='"finish_reason":"length"'),
+    Case(
+        group="forms",
+        send={"structured_outputs": {"json_object": True, "whitespace_pattern": "a"}},
+        says='"content":"{"',
+        ignored="structured_outputs.whitespace_pattern",
+    ),
+    Case(
+        group="forms",
+        path=COMPLETIONS,
+        send={"prompt": "你好", "guided_choice": ["是,否"], "max_tokens": 40},
+        says='"text":"是,否"',
+    ),
+    Case(
+        group="forms",
+        version="3",
+        send={"tools": [_TOOL], "guided_choice": ["a"]},
+        note="no tool is called",
+        says='"content":"a"',
+    ),
+    *(
+        Case(group="forms", send=send, status=400, says=says)
+        for send, says in (
+            (
+                {"guided_json": {"type": "array", "items": {"uniqueItems": True}}},
+                "expected keywords of docs/structured-output.md, got uniqueItems in items of the schema; leave it out",
+            ),
+            ({"guided_json": {"type": "string", "format": "html"}}, "expected a format in the schema of date-time, "),
+            ({"guided_json": {"type": "string", "pattern": "(?=a)"}}, "look-ahead and look-behind, is not supported"),
+            (
+                {"guided_json": {"type": "integer", "minimum": 2, "maximum": 1}},
+                "minimum (2) is greater than maximum (1)",
+            ),
+            ({"guided_json": "{"}, "expected a JSON schema, got something else"),
+            ({"guided_json": {"maxLength": 10**6}}, "maxLength in the schema to be from 0 to 10000, got 1000000"),
+            ({"guided_regex": "*"}, "expected a constraint that can be kept, got "),
+            ({"guided_regex": ""}, "expected regex to be a text that is not empty, got ''"),
+            ({"guided_choice": []}, "expected choices to be a list of texts, got []"),
+            ({"guided_grammar": "a"}, "expected a constraint that can be kept, got "),
+            (
+                {"guided_regex": "a", "response_format": {"type": "json_object"}},
+                "expected one form for an answer, got guided_regex and response_format",
+            ),
+            ({"response_format": {"type": "json_schema"}}, "expected response_format.json_schema.schema beside"),
+            ({"response_format": {"type": "xml"}}, "another value at response_format.type"),
+            ({"structured_outputs": {"structural_tag": {}}}, "got a structural_tag; write it as a grammar"),
+        )
+    ),
+    Case(
+        group="forms",
+        note="a schema of 70,000 characters",
+        send={"guided_json": {"const": "a" * 70_000}},
+        status=400,
+        says="expected a JSON schema of at most 65536 characters, got",
+    ),
+]
+
+CASES = [*_ROLES, *_FIELDS, *_COMPLETIONS, *_TOOLS, *_FORMS, *_PATHS, *_BODIES, *_SCORES]
 GROUPS = tuple(dict.fromkeys(case.group for case in CASES))

@@ -64,7 +64,7 @@ def test_malformed_json_is_named(mini_server, body):
         ({"seed": 1.5}, "seed"),
         ({"stop": 5}, None),
         ({"stream": "yes"}, "stream"),
-        ({"response_format": {"type": "json_object"}}, "response_format.type"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": "track"}, "tools"),
     ],

@@ -53,7 +53,10 @@ class Matcher:
             return torch.ones(vocabulary.size, dtype=torch.bool)
         allowed = self._allowed(self._state)
         if self._spaced is not None:
+            a_space = allowed[vocabulary.space]
             allowed = np.where(vocabulary.spaced, self._allowed(self._spaced), allowed)
+            if vocabulary.space_byte is not None:
+                allowed[vocabulary.space_byte] = a_space
             if vocabulary.blank is not None:
                 allowed[vocabulary.blank] = not self._blank_came
             if vocabulary.loses_all:
@@ -82,6 +85,7 @@ class Matcher:
                 return
             self._state = self._spaced if vocabulary.spaced[token] else self._state
             self._spaced = None
+            token = vocabulary.space if token == vocabulary.space_byte else token
         self._state.consume_token(token)
         self._check(self._state)
         self._tail = (self._tail + vocabulary.pieces[token])[-_TAIL:]

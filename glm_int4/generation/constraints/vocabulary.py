@@ -18,6 +18,7 @@ INSTALL = (
     "expected the package llguidance for an answer of a given form, got none; "
     "install it with: pip install 'glm-int4[structured]'"
 )
+_SPACE_BYTE = "<0x20>"
 _LONGEST_NAME = 16  # bytes of a text that decoding rewrites: <|blank_80|>
 
 
@@ -33,6 +34,7 @@ class Vocabulary:
         loses_all: whether all of them at the beginning are lost, and not one.
         loses_none: whether none is.
         space: the id of a single space behind other text. eos: what llguidance takes for the end of an answer.
+        space_byte: the id of a space as a byte, which is never lost, or None.
     """
 
     table: "llguidance.LLTokenizer"
@@ -44,6 +46,7 @@ class Vocabulary:
     loses_none: bool
     space: int
     eos: int
+    space_byte: int | None
     _rewritten: re.Pattern[bytes] | None
     _endings: list[int] = field(default_factory=list)
 
@@ -93,6 +96,7 @@ def make_vocabulary(tokenizer: Tokenizer, size: int) -> Vocabulary:
         loses_none=not (spec.add_dummy_prefix or spec.remove_extra_whitespaces),
         space=ids[b" "],
         eos=tokenizer.eos_id,
+        space_byte=names.index(_SPACE_BYTE) if _SPACE_BYTE in names else None,
         _rewritten=rewritten if tokenizer.rewritten else None,
         _endings=[token for token, piece in enumerate(pieces) if b">" in piece],
     )

@@ -26,6 +26,11 @@ class Tolerant(BaseModel):
         """Names of fields that have no effect."""
         return self._ignored
 
+    @classmethod
+    def names(cls) -> set[str]:
+        """Names of its fields, as they are sent."""
+        return {field.alias or name for name, field in cls.model_fields.items()}
+
     @validator(mode="wrap")
     @classmethod
     def _without_nulls(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
@@ -33,7 +38,7 @@ class Tolerant(BaseModel):
             return handler(data)
         given = {name: value for name, value in data.items() if value is not None}
         made = handler(given)
-        made._ignored = [str(name) for name in given if name not in cls.model_fields]
+        made._ignored = [str(name) for name in given if name not in cls.names()]
         return made
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glm_int4.generation.constraints.matcher import Matcher
 from glm_int4.generation.sampling import Sampler, SamplingParams
 from glm_int4.text import StreamDecoder, Tokenizer
 
@@ -35,8 +36,15 @@ class ScoringSampler(Sampler):
         bias: what is added to the logits of ids.
     """
 
-    def __init__(self, params: SamplingParams, version: str, num_top: int | None, bias: Mapping[int, float]) -> None:
-        super().__init__(params, version)
+    def __init__(
+        self,
+        params: SamplingParams,
+        version: str,
+        num_top: int | None,
+        bias: Mapping[int, float],
+        matchers: Sequence[Matcher] = (),
+    ) -> None:
+        super().__init__(params, version, matchers)
         self._num_top, self._bias = num_top, bias
         self._picked_scores: tuple[Tensor, Tensor, Tensor] | None = None
         self._scored: deque[ScoredToken] = deque()
