@@ -16,13 +16,14 @@ from glm_int4.server.protocol.answer_writer import AnswerWriter
 from glm_int4.server.protocol.error_texts import too_long
 from glm_int4.server.protocol.fields import header_names
 from glm_int4.server.protocol.token_scores import ScoringSampler, TokenTexts
-from glm_int4.server.protocol.tool_definitions import read_tools
 from glm_int4.server.protocol.wanted_scores import WantedScores, wanted_scores
+from glm_int4.server.protocol.wanted_tools import WantedTools, has_choice, wanted_tools
 from glm_int4.server.schemas import MOST_CHOICES, ChatRequest, CompletionRequest
 from glm_int4.server.settings import Settings
 from glm_int4.server.worker import PendingAnswer, Worker
 from glm_int4.text import StreamDecoder
 from glm_int4.text.chat.chat_format import chat_format
+from glm_int4.text.chat.prompts_v3 import encode_call
 from glm_int4.text.chat.tools import write_tools
 
 logger = logging.getLogger(__name__)
@@ -97,6 +98,7 @@ class RequestHandler:
             ignored += [f"structured_outputs.{name}" for name in request.structured_outputs.ignored]
         if isinstance(request, ChatRequest) and not self._has_tools:
             ignored += [name for name in ("tools", "functions") if getattr(request, name)]
+            ignored += ["tool_choice"] if has_choice(request) else []
         if ignored and self._settings.strict:
             name = header_names(ignored[:1])
             raise ApiError(400, f"expected fields that have an effect, got {name}; leave it out", param=name)
@@ -124,6 +126,8 @@ class RequestHandler:
         for prompt in prompts:
             for choice in range(number):
                 own = sampling if sampling.seed is None else replace(sampling, seed=(sampling.seed + choice) % 2**63)
+                if prompt.grammar is not None:  # in place of another form: a call is what its tool takes
+                    own = replace(own, grammar=prompt.grammar, json_schema=None, regex=None, choices=None)
                 answer = self._answer(request, own.stop, prompt)
                 behind = bool(prompt.beginning)
                 job = self._worker.pending(prompt.ids, self._limit(request), own, answer, stops, behind=behind)
@@ -152,7 +156,8 @@ class RequestHandler:
 
     def _answer(self, request: Request, stops: Sequence[str], prompt: "_Prompt") -> TextAnswer:
         engine = self._engine
-        if isinstance(request, CompletionRequest) or wanted_form(request):  # of which nothing may be cleaned away
+        has_form = wanted_form(request) and prompt.grammar is None
+        if isinstance(request, CompletionRequest) or has_form:  # of which nothing may be cleaned away
             return TextAnswer(StreamDecoder(engine.tokenizer), stops, prompt.beginning)
         chat = chat_format(engine.config.version)
         return ChatAnswer(chat, engine.tokenizer, stops, prompt.tools, prompt.beginning)
@@ -164,15 +169,18 @@ class RequestHandler:
                 "send the last ones"
             )
         messages = read_messages(request.messages, calls_tools=self._has_tools)
-        tools = read_tools(_wanted_tools(request)) if self._has_tools else []
-        written = len(write_tools(tools)) if tools else 0
+        tools = wanted_tools(request) if self._has_tools else WantedTools()
+        written = len(write_tools(tools.given)) if tools.given else 0
         self._check_size(sum(len(message["content"]) for message in messages) + written)
         engine = self._engine
         chat = chat_format(engine.config.version)
-        ids, beginning = chat.encode_any_order(engine.tokenizer, messages, tools or None)
-        if wanted_form(request) and not beginning:
+        ids, beginning = chat.encode_any_order(engine.tokenizer, messages, tools.given or None)
+        if tools.called:  # the call is a message of its own
+            ids = [*ids, *beginning, engine.tokenizer.role_ids["assistant"]] if beginning else ids
+            beginning = encode_call(engine.tokenizer, tools.name) if tools.name else []
+        elif wanted_form(request) and not beginning:
             ids += chat.before_content(engine.tokenizer)
-        return _Prompt([*ids, *beginning], beginning=beginning, tools=tools)
+        return _Prompt([*ids, *beginning], beginning=beginning, tools=tools.given, grammar=tools.grammar)
 
     def _completion_prompt(self, prompt: str | list[int]) -> "_Prompt":
         engine = self._engine
@@ -192,19 +200,15 @@ class RequestHandler:
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
-    """Ids, the text that they were, those of them that begin the answer, and the tools that it may call."""
+    """Ids, the text that they were, those of them that begin the answer, the tools that it may call, and the grammar
+    of the call that it must be.
+    """
 
     ids: list[int]
     text: str = ""
     beginning: Sequence[int] = ()
     tools: list[dict[str, Any]] = field(default_factory=list)
-
-
-def _wanted_tools(request: ChatRequest) -> list[dict[str, Any]]:
-    """The definitions that a request wants to be used."""
-    if request.tools:
-        return request.tools if request.tool_choice != "none" else []
-    return request.functions or [] if request.function_call != "none" else []
+    grammar: str | None = None
 
 
 def _sampling(request: Request) -> SamplingParams:

@@ -55,6 +55,28 @@ class StreamOptions(Tolerant):
     include_obfuscation: bool | None = None
 
 
+class NamedFunction(Tolerant):
+    """The function that an answer must call."""
+
+    name: Text
+
+
+class AllowedTools(Tolerant):
+    """Some of the tools; "required" is the call of one of them."""
+
+    mode: Literal["auto", "required"] = "auto"
+    tools: Annotated[list["ToolChoice"], Field(min_length=1)]
+
+
+class ToolChoice(Tolerant):
+    """The tool that an answer must call, its name also without a ``function`` around it; or some of the tools."""
+
+    type: Literal["function", "allowed_tools"] = "function"
+    function: NamedFunction | None = None
+    name: Text | None = None
+    allowed_tools: AllowedTools | None = None
+
+
 class JSONSchemaFormat(Tolerant):
     """A JSON schema with OpenAI's remarks; answers are always strict."""
 
@@ -123,10 +145,10 @@ class ChatRequest(_Sampled):
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_completion_tokens: TokenLimit = None
     tools: list[dict[str, Any]] | None = None
-    tool_choice: Literal["auto", "none"] | None = None
+    tool_choice: Literal["auto", "none", "required", "any"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     functions: list[dict[str, Any]] | None = None  # as tools were called before there were others
-    function_call: Literal["auto", "none"] | None = None
+    function_call: Literal["auto", "none"] | NamedFunction | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[Whole, Field(ge=0, le=MOST_LOGPROBS)] | None = None
 
@@ -161,6 +183,7 @@ FIELD_NAMES = frozenset(
     name
     for model in (
         *(ChatRequest, CompletionRequest, ChatMessage, ContentPart, CalledTool, FunctionCall, StreamOptions),
+        *(ToolChoice, AllowedTools, NamedFunction),
         *(ResponseFormat, JSONSchemaFormat, StructuredOutputs),
     )
     for name in model.names()

@@ -265,6 +265,63 @@ _LENIENT: list[dict[str, Any]] = [
     {"parameters": {"type": "object", "additionalProperties": False}},
 ]
 
+_CHOSEN = {"name": "f", "parameters": {"properties": {"a": {"enum": ["x"]}}, "required": ["a"]}}
+_CALLED_F, _LONG = r"""{"name":"f","arguments":"{\"a\": \"x\"}"}""", {"max_tokens": 64}
+
+
+def _named(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+def _allowed(mode: str, *names: str) -> dict[str, Any]:
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [_named(name) for name in names]}}
+
+
+def _calling(choice: Any, parameter: Any = True) -> dict[str, Any]:
+    """A tool with one parameter, and what is chosen."""
+    tool = _CHOSEN if parameter is True else {"name": "f", "parameters": {"properties": {"a": parameter}}}
+    return {"tools": [tool], "tool_choice": choice}
+
+
+_TOOL_CHOICES = [
+    *(
+        Case(group="tools", version="3", send=_calling(choice) | _LONG, says=_CALLED_F)
+        for choice in ("required", "any", _named("f"), {"name": "f"}, _allowed("required", "f"))
+    ),
+    Case(
+        group="tools",
+        version="3",
+        send={"functions": [_CHOSEN], "function_call": {"name": "f"}} | _LONG,
+        says='"finish_reason":"function_call"',
+    ),
+    Case(group="tools", version="3", send=_calling("required"), says='"finish_reason":"length"'),
+    Case(group="tools", version="3", send=_calling(_allowed("auto", "f"))),
+    Case(group="tools", version="1", send=_calling(_named("f")), ignored="tools, tool_choice"),
+    *(
+        Case(group="tools", version="3", send=_calling(choice), status=400, says=says)
+        for choice, says in (
+            (_named("g"), "expected tool_choice to name a tool of f, got 'g'"),
+            ({"type": "function"}, "got no name"),
+            ({"type": "allowed_tools"}, "expected allowed_tools in tool_choice, got none"),
+            ("f", "another value at tool_choice"),
+        )
+    ),
+    Case(
+        group="tools",
+        version="3",
+        send={"tool_choice": "required"},
+        status=400,
+        says="expected tools beside a choice of one, got none",
+    ),
+    *(
+        Case(group="tools", version="3", send=_calling("required", schema), status=400, says=says)
+        for schema, says in (
+            ({"not": {}}, "expected parameters of tool 'f' that a call can be held to, got not: {}; leave it out"),
+            ({"type": "string", "pattern": "(?=a)"}, "got pattern: '(?=a)' with a group of another kind than (?:...)"),
+        )
+    ),
+]
+
 _TOOLS = [
     *(
         Case(group="tools", version="3", send={"tools": [{"type": "function", "function": {"name": "f"} | given}]})
@@ -498,5 +555,5 @@ _FORMS = [
     ),
 ]
 
-CASES = [*_ROLES, *_FIELDS, *_COMPLETIONS, *_TOOLS, *_FORMS, *_PATHS, *_BODIES, *_SCORES]
+CASES = [*_ROLES, *_FIELDS, *_COMPLETIONS, *_TOOLS, *_TOOL_CHOICES, *_FORMS, *_PATHS, *_BODIES, *_SCORES]
 GROUPS = tuple(dict.fromkeys(case.group for case in CASES))

@@ -33,7 +33,7 @@ class ScoringSampler(Sampler):
 
     Args:
         num_top: most likely tokens to note; None notes nothing.
-        bias: what is added to the logits of ids.
+        bias: what is added to the logits of ids. matchers: as of ``Sampler``.
     """
 
     def __init__(

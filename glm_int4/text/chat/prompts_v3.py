@@ -53,6 +53,18 @@ def encode_beginning(tokenizer: Tokenizer, text: str) -> list[int]:
     return [*tokenizer.encode("\n"), *tokenizer.encode(text)]
 
 
+def encode_call(tokenizer: Tokenizer, name: str) -> list[int]:
+    """Ids of the line that begins the call of a tool, behind the assistant's role id.
+
+    Raises:
+        InputError: the tokenizer reads the name back as another one.
+    """
+    ids = tokenizer.encode(f"{name}\n")
+    if tokenizer.decode(ids) != f"{name}\n":
+        raise InputError(f"expected a tool's name that the model can write, got {shown(name)}; use letters and digits")
+    return ids
+
+
 def _checked(messages: Sequence[Message], tools: list[dict[str, object]], in_turn: bool) -> list[tuple[str, str, str]]:
     """Role, metadata and content of every message, with the tools written out."""
     checked: list[tuple[str, str, str]] = []

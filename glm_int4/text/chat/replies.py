@@ -5,8 +5,10 @@ be read is the model's mistake, so it carries a ``fault`` and raises nothing.
 """
 
 import ast
+import keyword
 import math
 import re
+import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,8 +34,10 @@ class ToolCall:
 
     def as_message(self) -> dict[str, Any]:
         """The assistant's message that makes this call, as the model would write it."""
-        arguments = ", ".join(f"{key}={value!r}" for key, value in self.arguments.items())
-        content = f" ```python\ntool_call({arguments})\n```"
+        written = [f"{name}={value!r}" for name, value in self.arguments.items() if is_keyword_argument(name)]
+        others = {name: value for name, value in self.arguments.items() if not is_keyword_argument(name)}
+        written += [f"**{others!r}"] if others else []
+        content = f" ```python\ntool_call({', '.join(written)})\n```"
         return {"role": "assistant", "metadata": self.name, "content": content}
 
 
@@ -97,6 +101,11 @@ def _parse_message(metadata: str, content: str, tools: list[dict[str, Any]] | No
     return Reply(**reply)
 
 
+def is_keyword_argument(name: str) -> bool:
+    """Whether Python takes a name in front of ``=`` and reads the same one."""
+    return name.isidentifier() and not keyword.iskeyword(name) and unicodedata.normalize("NFKC", name) == name
+
+
 class _MalformedError(Exception):
     """The model wrote a call that cannot be read."""
 
@@ -116,18 +125,29 @@ def _read_call(name: str, code: str, tools: list[dict[str, Any]] | None) -> Tool
     if len(call.args) > len(names or ()):
         raise _MalformedError(f"expected keyword arguments, got {len(call.args)} without a name in {shown(code)}")
     pairs: list[tuple[str | None, ast.expr]] = list(zip(names or (), call.args, strict=False))
-    pairs += [(keyword.arg, keyword.value) for keyword in call.keywords]
+    for given in call.keywords:
+        pairs += [(given.arg, given.value)] if given.arg is not None else _unpacked(given.value)
     arguments: dict[str, Any] = {}
     for key, node in pairs:
         if key is None or key in arguments:
             raise _MalformedError(f"expected every argument once by its name, got {shown(code)}")
         try:
-            arguments[key] = _json_value(ast.literal_eval(node), MAX_CALL_DEPTH)
+            arguments[_json_value(key, 1)] = _json_value(ast.literal_eval(node), MAX_CALL_DEPTH)
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
             raise _MalformedError(f"expected a literal JSON value for {shown(key)}, got {shown(code)}") from error
     if tools is not None:
         _check_arguments(arguments, next(tool for tool in tools if tool["name"] == name).get("parameters", {}))
     return ToolCall(name=name, arguments=arguments)
+
+
+def _unpacked(node: ast.expr) -> list[tuple[str | None, ast.expr]]:
+    """Names and values of a ``**{...}``, which holds names that Python does not take as keywords."""
+    if not isinstance(node, ast.Dict):
+        return [(None, node)]
+    return [
+        (key.value if isinstance(key, ast.Constant) and isinstance(key.value, str) else None, value)
+        for key, value in zip(node.keys, node.values, strict=True)
+    ]
 
 
 def _check_arguments(arguments: dict[str, Any], parameters: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from glm_int4.errors import InputError
 from glm_int4.text import ChatGLM2Tokenizer
 from glm_int4.text.chat.chat_format import chat_format
-from glm_int4.text.chat.prompts_v3 import ASSISTANT, ReplyDecoder, ResponseStream, process_response
+from glm_int4.text.chat.prompts_v3 import ASSISTANT, ReplyDecoder, ResponseStream, encode_call, process_response
 from glm_int4.text.chat.tools import TOOLS_SYSTEM_TEXT
 from tests.conftest import FIXTURES
 
@@ -66,6 +66,15 @@ def test_a_call_and_what_the_tool_answered_give_the_official_prompt(tokenizer):
     assert V3.encode(tokenizer, [*question, *reply.as_messages(), observation(chat["query"])]) == chat["ids"]
     again = [*question, reply.tool_call.as_message(), observation(chat["query"])]
     assert V3.encode(tokenizer, again) == chat["ids"]
+
+
+def test_the_line_of_a_call_is_encoded_as_in_a_conversation(small):
+    call = V3.encode(small, [user("a"), assistant("b", "track"), observation("c")])
+    line = encode_call(small, "track")
+    at = call.index(small.role_ids["assistant"]) + 1
+    assert call[at : at + len(line)] == line
+    with pytest.raises(InputError, match="expected a tool's name that the model can write, got 'a▁b'"):
+        encode_call(small, "a▁b")
 
 
 def test_a_system_text_stays_in_front_of_the_tools(small):

@@ -29,6 +29,7 @@ def call(arguments, name="track", tools=None):
         ),
         ("text='''a\n```b\n```'''", {"text": "a\n```b\n```"}),
         (r"pattern='\d'", {"pattern": r"\d"}),
+        ("a=1, **{'class': 'x', 'from-date': None}", {"a": 1, "class": "x", "from-date": None}),
     ],
 )
 def test_keyword_arguments_are_read(arguments, values):
@@ -62,7 +63,13 @@ def test_arguments_without_a_name_take_those_of_the_tool():
         "a=0x" + "f" * 5000,
         "a='\\ud800'",
         "a={[]: 1}",
-        "**{'a': 1}",
+        "**{1: 2}",
+        "**a",
+        "a=1, **{'a': 2}",
+        "**{'a': 1, 'a': 2}",
+        "**{**{'a': 1}}",
+        "**{'a': b}",
+        r"**{'\ud800': 1}",
         "*[1]",
         "a=1, a=2",
         "a=",
@@ -175,10 +182,13 @@ JSON_VALUES = st.recursive(
 )  # fmt: skip
 
 
-@given(st.dictionaries(st.sampled_from(["a", "b", "名字"]), JSON_VALUES))
+NAMES = st.sampled_from(["a", "b", "名字", "class", "from-date", "ﬁ", "", "a'b", "a\n"])
+
+
+@given(st.dictionaries(NAMES, JSON_VALUES))
 def test_a_call_reads_back_as_it_was_written(arguments):
     message = ToolCall(name="track", arguments=arguments).as_message()
     reply = V3.parse_reply(f"{message['metadata']}\n{message['content']}")
     assert reply.fault is None
-    assert json.dumps(reply.tool_call.arguments) == json.dumps(arguments)
+    assert json.dumps(reply.tool_call.arguments, sort_keys=True) == json.dumps(arguments, sort_keys=True)
     assert reply.as_message() == message
