@@ -28,6 +28,7 @@ DOCUMENTS = {
     ROOT / "triton_kernels" / "README.md": "en",
     ROOT / "docs" / "performance.md": "en",
     ROOT / "docs" / "serving.md": "en",
+    ROOT / "docs" / "structured-output.md": "en",
 }
 COMMANDS = {"cpu": "make bench", "gpu": "make gpu-bench"}
 # The method that others are compared with.
@@ -260,6 +261,21 @@ def busy(_: str) -> str:
     return grid(["", "model", "threads", "alone, per second", *CROWDS.values()], rows, note)
 
 
+def answer_forms(_: str) -> str:
+    """What a form costs, by library; a line for every schema and vocabulary."""
+    result = read("answer_forms")
+    figures = ("compile_ms", "mask_median_ms", "mask_mean_ms", "mask_max_ms")
+    heads = ["library", "vocabulary", "schema", "compile", "mask, median", "mean", "largest"]
+    rows = [
+        [row["library"], f"version {row['version']}", row["case"], *(f"{row[figure]:.2f}" for figure in figures)]
+        for row in result["rows"]
+    ]
+    taken_in = {row["version"]: row["prepare_ms"] / 1e3 for row in result["rows"]}
+    note = "; ".join(f"version {version}'s vocabulary is taken in in {s:.1f} s" for version, s in taken_in.items())
+    where = f"{result['cpu']}, commit {result['commit']}, {result['date']}"
+    return grid(heads, rows, f"{note[0].upper()}{note[1:]} ({where}).")
+
+
 def _requests(group: str, _: str) -> str:
     return cases.table(group)
 
@@ -277,6 +293,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "pairs": pairs,
     "speed": speed,
     "busy": busy,
+    "answer-forms": answer_forms,
     "floors": lambda _: gpu_tables.floors(read("floors")["rows"]),
     **{f"requests-{group}": partial(_requests, group) for group in cases.GROUPS},
 }

@@ -50,6 +50,31 @@ def test_quantize_then_chat_as_the_readme_says(tmp_path):
     assert text(glm("chat", tmp_path / "m4", "--prompt", "3加5等于几?", "--greedy")) == "8\n"
 
 
+def test_an_answer_is_json_of_a_schema(tmp_path):
+    schema, command = (
+        tmp_path / "schema.json",
+        ("generate", MINI, "--prompt", "3加5等于几?", "--greedy", "--device", "cpu"),
+    )
+    schema.write_text(
+        '{"type": "object", "properties": {"n": {"enum": [8, 9]}, "w": {"const": "是,b"}}, "required": ["n", "w"]}'
+    )
+    answer = json.loads(text(glm(*command, "--json-schema", schema)))
+    assert answer["n"] in (8, 9)
+    assert answer["w"] == "是,b"
+    result = json.loads(text(glm(*command, "--json-schema", schema, "--json", "--max-new-tokens", 4)))
+    assert result["finish_reason"] == "length"
+    for content, says in (
+        ('{"not": {}}', "got not in the schema; leave it out (in"),
+        ("{", "expected a JSON schema, got something else"),
+        ("", "expected a JSON schema in"),
+    ):
+        schema.write_text(content)
+        result = glm(*command, "--json-schema", schema)
+        assert result.returncode == 2
+        assert says in result.stderr.decode()
+        assert result.stderr.count(b"\n") == 1
+
+
 def test_quantize_prints_the_contracts_json(tmp_path):
     report = json.loads(text(glm("quantize", "--model", TINY, "--output", tmp_path / "q", "--bits", 8, "--json")))
     assert report.keys() >= {

@@ -484,7 +484,7 @@ _FORMS = [
         for send, says in (
             (_AS_SCHEMA | {"stream": True}, _STOPPED),
             (_AS_SCHEMA | {"n": 2, "logprobs": True}, _IS_TEXT),
-            (_say("user: a", "assistant: b", **_AS_SCHEMA), f'"content":"{_IS_TEXT}"'),
+            (_say("user: a", "assistant: b", guided_choice=["是,否"]), '"content":"是,否"'),
             ({"response_format": {"type": "json_object", "schema": _IS}}, _IS_TEXT),
             ({"guided_json": _IS}, _IS_TEXT),
             ({"guided_json": json.dumps(_IS)}, _IS_TEXT),

@@ -79,22 +79,6 @@ def mini_engine(mini_int4):
     return glm_int4.load(mini_int4, device="cpu")
 
 
-@pytest.fixture(scope="session")
-def v2_engine(small_checkpoints):
-    """A small random ChatGLM2, whose answers go on until a limit."""
-    return glm_int4.load(small_checkpoints["2"], device="cpu")
-
-
-@pytest.fixture(scope="session")
-def v3_engine(small_checkpoints, tmp_path_factory):
-    """A small random ChatGLM3 with room for the definitions of tools."""
-    folder = tmp_path_factory.mktemp("v3") / "long"
-    shutil.copytree(small_checkpoints["3"], folder)
-    config = json.loads((folder / "config.json").read_text()) | {"seq_length": 2048}
-    (folder / "config.json").write_text(json.dumps(config))
-    return glm_int4.load(folder, device="cpu")
-
-
 @pytest.fixture(scope="module")
 def mini_server(mini_engine):
     with run_server(mini_engine) as running:

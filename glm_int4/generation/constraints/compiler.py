@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from glm_int4.errors import GLMError, InputError
 from glm_int4.generation.constraints.constraint import Constraint
 from glm_int4.generation.constraints.matcher import Matcher
+from glm_int4.generation.constraints.time_limit import check_time
 from glm_int4.generation.constraints.vocabulary import Vocabulary, make_vocabulary
 from glm_int4.text import Tokenizer
 
@@ -64,6 +65,7 @@ class ConstraintCompiler:
         """Where a matcher starts; its first masks are tried, since some faults come to light there."""
         import llguidance
 
+        check_time(constraint.grammars)
         start = llguidance.LLMatcher(vocabulary.table, constraint.grammars, log_level=0)
         if start.is_error():
             raise InputError(f"expected a constraint that can be kept, got {_reason(start.get_error())}")

@@ -7,6 +7,7 @@ has the list.
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from glm_int4.downloads import check_depth, shown, shown_name, unique_keys
@@ -52,25 +53,36 @@ def read_schema(given: JSONSchema) -> dict[str, Any]:
     Raises:
         InputError: no schema, one that is too large, or a keyword that is not kept; the message names it.
     """
-    schema = _parse(given) if isinstance(given, str) else given
     try:
-        check_depth(schema)
-        text = json.dumps(schema, allow_nan=False)
+        text = given if isinstance(given, str) else json.dumps(given, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"expected a JSON schema, got something else ({error})") from error
     if len(text) > MOST_CHARACTERS:
         raise InputError(f"expected a JSON schema of at most {MOST_CHARACTERS} characters, got {len(text)}")
-    schema = json.loads(text)  # a copy of nothing but JSON
+    kept: dict[str, Any] = json.loads(_read(text))
+    return kept
+
+
+@lru_cache(maxsize=32)
+def _read(text: str) -> str:
+    """What is kept of a schema."""
+    try:
+        schema = json.loads(text, object_pairs_hook=unique_keys)
+        check_depth(schema)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"expected a JSON schema, got something else ({error})") from error
     schema = {} if schema is True else schema
+    if schema is False:
+        raise InputError("expected a JSON schema that some value meets, got false, which none does")
     if not isinstance(schema, dict):
         raise InputError(f"expected a JSON schema, which is an object, got {shown(schema)}")
     for place, part in _parts(schema, _TOP):
         _check(part, place)
     if any(_intersects(part) for _, part in _parts(schema, "")):
-        return _kept(schema, narrow=False)
+        return json.dumps(_kept(schema, narrow=False))
     kept = _kept(schema, narrow=True)
     kept["$defs"] = kept.get("$defs", {}) | {_ANY: _any_value()}
-    return kept
+    return json.dumps(kept)
 
 
 def _any_value() -> dict[str, Any]:
@@ -79,15 +91,6 @@ def _any_value() -> dict[str, Any]:
         {"type": kind} for kind in ("null", "boolean", "number", "string", "array", "object")
     ]
     return {"anyOf": [_kept(kind, narrow=True) for kind in kinds]}
-
-
-def _parse(text: str) -> Any:
-    if len(text) > MOST_CHARACTERS:
-        raise InputError(f"expected a JSON schema of at most {MOST_CHARACTERS} characters, got {len(text)}")
-    try:
-        return json.loads(text, object_pairs_hook=unique_keys)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"expected a JSON schema, got something else ({error})") from error
 
 
 def _parts(schema: Any, place: str) -> Iterator[tuple[str, dict[str, Any]]]:

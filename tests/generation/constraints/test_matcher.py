@@ -2,6 +2,7 @@
 
 import random
 import re
+import sys
 
 import pytest
 
@@ -132,6 +133,12 @@ def test_compiled_constraints_are_kept_for_a_while(monkeypatch):
         compiler.matcher(read_constraint(regex=f"a{i}"), frozenset())
     compiler.matcher(read_constraint(regex="ab"), frozenset())
     assert len(compiled) == 42
+
+
+def test_without_the_package_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with pytest.raises(InputError, match=r"got none; install it with: pip install 'glm-int4\[structured\]'$"):
+        ConstraintCompiler(load_tokenizer(MINI), 1280).matcher(read_constraint(regex="a"), frozenset())
 
 
 def test_slashes_and_escapes_of_a_regular_expression_are_its_own():
