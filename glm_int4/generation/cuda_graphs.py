@@ -24,6 +24,7 @@ from glm_int4.models import Model
 from glm_int4.models.gpu_step import DecodeStep, PromptPass
 from glm_int4.models.kv_cache import KVCache, RunningRows
 from glm_int4.models.past import AttentionMask, Past
+from glm_int4.quantization.gpu.kernel_faults import fault_of
 from glm_int4.quantization.kernels import GraphRecorder, decode_kernels
 
 logger = logging.getLogger(__name__)
@@ -124,7 +125,11 @@ class GraphStepper:
             except Exception as error:  # of Triton, its compiler or the driver: any type
                 self.fused = False
                 self._caches.clear()
-                logger.warning("GPU decoding: layer by layer in torch, because a fused step failed: %s", _cause(error))
+                logger.warning(
+                    "GPU decoding: layer by layer in torch, because a fused step failed: %s; %s",
+                    _cause(error),
+                    fault_of(error).cure,
+                )
         return self._model.step(tokens, positions, cache)
 
     def last_hidden_state(self, token_ids: Tensor, positions: Tensor, mask: AttentionMask, past: Past) -> Tensor:
@@ -137,7 +142,11 @@ class GraphStepper:
             except Exception as error:  # as above
                 self.fused = False
                 self._caches.clear()
-                logger.warning("GPU prompts: layer by layer in torch, because a fused pass failed: %s", _cause(error))
+                logger.warning(
+                    "GPU prompts: layer by layer in torch, because a fused pass failed: %s; %s",
+                    _cause(error),
+                    fault_of(error).cure,
+                )
         return self._model.last_hidden_state(token_ids, positions, mask, past)
 
     def _fused_step(self, tokens: Tensor, positions: Tensor, past: KVCache | RunningRows) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 
 import triton_kernels
 from glm_int4.quantization.gpu.kernel_cache import prepare_kernel_cache
+from glm_int4.quantization.gpu.kernel_faults import cure_of
 
 if getattr(triton_kernels, "PROJECT", None) != "glm-int4":
     raise ImportError(
@@ -46,11 +47,11 @@ def decode_kernels(device: torch.device) -> ModuleType:
     """The kernels of a one-token step; ``reference`` defines the functions of the same names.
 
     Raises:
-        RuntimeError: this device runs none.
+        RuntimeError: this device runs none; with the cause and its cure.
     """
     cause = obstacle(device)
     if cause is not None:
-        raise RuntimeError(cause)
+        raise RuntimeError(f"{cause}; {cure_of(cause)}")
     prepare_kernel_cache()
     return import_module("triton_kernels.decode")
 

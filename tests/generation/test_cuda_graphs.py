@@ -233,7 +233,7 @@ def test_a_step_that_fails_is_computed_by_the_modules(half, caplog, good_steps):
     def attention(*arguments, **options):
         calls.append(1)
         if len(calls) > 2 * good_steps:  # two layers
-            raise RuntimeError("ptxas exited with code 1")
+            raise RuntimeError("no C compiler")
         return reference.one_token_attention(*arguments, **options)
 
     ops = SimpleNamespace(
@@ -242,9 +242,9 @@ def test_a_step_that_fails_is_computed_by_the_modules(half, caplog, good_steps):
     half._decoder._stepper = GraphStepper(half.model, ops, Capture())
     with caplog.at_level(logging.WARNING):
         assert half.generate(PROMPT, 20, GREEDY, []) == plain_tokens(count=20)
-    assert [record.getMessage() for record in caplog.records] == [
-        "GPU decoding: layer by layer in torch, because a fused step failed: RuntimeError: ptxas exited with code 1"
-    ]
+    (line,) = caplog.messages
+    assert line.startswith("GPU decoding: layer by layer in torch, because a fused step failed: RuntimeError: no C com")
+    assert "apt install gcc python3-dev" in line
 
 
 def test_memory_that_runs_out_is_not_hidden(half):

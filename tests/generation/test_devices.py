@@ -145,6 +145,19 @@ def test_a_gpu_that_torch_has_no_code_for_names_the_cpu(card, capability, runs, 
     assert "the CPU computes: expected a GPU that this torch has code for" in caplog.text
 
 
+def test_a_gpu_that_cannot_be_used_now_names_the_cpu(card, monkeypatch, caplog):
+    def busy(device=None):
+        raise RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable\nCUDA kernel errors might")
+
+    card()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", busy)
+    with pytest.raises(InputError, match=r"busy or unavailable\); pass --device cpu, or see what nvidia-smi says$"):
+        choose_device("cuda")
+    with caplog.at_level(logging.WARNING):
+        assert choose_device("auto").type == "cpu"
+    assert "the CPU computes: expected a CUDA device that can be used" in caplog.text
+
+
 def test_a_card_that_is_too_small_names_the_cpu(card, monkeypatch):
     card()
     monkeypatch.setattr(memory_plan, "free_bytes", lambda device: 1000)

@@ -34,7 +34,12 @@ def cuda_fault() -> DeviceFault | None:
         return DeviceFault(fault=fault, cure=cure, is_here=torch.cuda.is_available())
     if not has_cuda():
         return DeviceFault(fault="expected a CUDA device, got none", cure="install a CUDA build of torch")
-    major, minor = torch.cuda.get_device_capability()
+    try:
+        major, minor = torch.cuda.get_device_capability()
+    except RuntimeError as error:  # another program has it, or the driver was changed under it
+        got = str(error).strip().partition("\n")[0]
+        fault = f"expected a CUDA device that can be used, got one that cannot ({got})"
+        return DeviceFault(fault=fault, cure="see what nvidia-smi says", is_here=True)
     compiled = torch.cuda.get_arch_list()
     if not compiled or any(_runs(name, major, minor) for name in compiled):
         return None
