@@ -76,7 +76,8 @@ def _start_cublas() -> None:
 
 def _leave_pool(pool: Any) -> None:
     """End what torch leaves open where the end of a capture fails: its allocator would release no memory any more."""
+    bindings: Any = torch._C
     with suppress(Exception):  # it has ended well
         device = torch.cuda.current_device()
-        torch._C._cuda_endAllocateToPool(device, pool)
-        torch._C._cuda_releasePool(device, pool)
+        bindings._cuda_endAllocateToPool(device, pool)
+        bindings._cuda_releasePool(device, pool)
