@@ -97,7 +97,7 @@ def product_cases(
 
 def decode_cases(architecture: int) -> Iterator[Case]:
     """The kernels of a one-token step that are no products with weights."""
-    types = {"table_ptr": "*u8", "out_ptr": "*u8"}
+    types = {"table_ptr": "*u8", "ids_ptr": "*i64", "out_ptr": "*u8"}
     yield Case(kernel="gather", architecture=architecture, constants={"BLOCK_W": launch.GATHER_BLOCK}, types=types)
     for parts in ({}, {"bias_ptr": None}, {"bias_ptr": None, "residual_ptr": None, "total_ptr": None}):
         constants = {"BLOCK_K": HIDDEN_SIZE} | parts

@@ -23,13 +23,12 @@ class HostRows:
 
     def __init__(self, rows: Tensor, device: torch.device) -> None:
         self._ops: ModuleType = reference
-        if device.type == "cuda":
-            rows = rows.contiguous().pin_memory()
-            try:
-                self._ops = decode_kernels(device)
-            except Exception as error:  # no Triton, or a broken one; its user has said why
-                logger.info("rows of the embedding are gathered by the CPU, because %s", error)
         self.rows = rows.contiguous()
+        if device.type == "cuda":
+            try:
+                self.rows, self._ops = self.rows.pin_memory(), decode_kernels(device)
+            except Exception as error:  # memory that cannot be locked, no Triton, or a broken one
+                logger.info("rows of the embedding are gathered by the CPU, because %s", error)
 
     def __getitem__(self, ids: Tensor) -> Tensor:
         """Rows (M, W) of ids (M,), where the ids are."""

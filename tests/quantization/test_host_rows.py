@@ -86,6 +86,17 @@ def test_where_the_kernel_fails_the_host_gathers(caplog):
     ]
 
 
+def test_where_memory_cannot_be_locked_the_host_gathers(monkeypatch, caplog):
+    def fail(self):
+        raise RuntimeError("no memory to lock")
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", fail)
+    with caplog.at_level(logging.INFO):
+        rows = HostRows(torch.arange(12).view(4, 3), CUDA)
+    assert rows[torch.tensor([3, 1])].tolist() == [[9, 10, 11], [3, 4, 5]]
+    assert "gathered by the CPU, because no memory to lock" in caplog.text
+
+
 def test_rows_are_those_of_a_table_in_the_hosts_memory():
     for table, ids in (
         (torch.zeros(4), torch.tensor([0])),
