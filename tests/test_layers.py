@@ -15,7 +15,8 @@ QUANTIZATION = {*LOW, "glm_int4.errors", "glm_int4.system", "glm_int4.version", 
 MODELS = {*QUANTIZATION, *FILES, "glm_int4.models"}
 TEXT = {*FILES, "glm_int4.text"}
 CHECKPOINT = {*MODELS, *TEXT, "glm_int4.checkpoint"}
-GENERATION = {*CHECKPOINT, "glm_int4.generation"}
+ADAPTERS = {*CHECKPOINT, "glm_int4.adapters"}
+GENERATION = {*ADAPTERS, "glm_int4.generation"}
 CONVERSION = {*CHECKPOINT, "glm_int4.version", "glm_int4.conversion"}
 MEASURING = {*GENERATION, *CONVERSION, "glm_int4.measuring"}
 TUNING = {*GENERATION, "glm_int4.tuning"}
@@ -31,6 +32,7 @@ ALLOWED = {
     "glm_int4/models": MODELS,
     "glm_int4/text": TEXT,
     "glm_int4/checkpoint": CHECKPOINT,
+    "glm_int4/adapters": ADAPTERS,
     "glm_int4/generation": GENERATION,
     "glm_int4/conversion": CONVERSION,
     "glm_int4/measuring": MEASURING,

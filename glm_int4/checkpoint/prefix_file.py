@@ -33,7 +33,11 @@ _MOST_NAMED = 3
 
 
 def load_prefix(
-    path: str | Path, config: Config, device: torch.device, dtype: torch.dtype, reader: CheckpointReader | None = None
+    path: str | Path,
+    config: Config,
+    device: torch.device,
+    dtype: torch.dtype,
+    reader: CheckpointReader | Mapping[str, Tensor] | None = None,
 ) -> Prefix:
     """Compute the keys and values of a stored prefix; the encoder itself is dropped.
 
@@ -55,14 +59,16 @@ def load_prefix(
     return prefix
 
 
-def read_prefix_encoder(path: str | Path, config: Config, reader: CheckpointReader | None = None) -> PrefixEncoder:
+def read_prefix_encoder(
+    path: str | Path, config: Config, reader: CheckpointReader | Mapping[str, Tensor] | None = None
+) -> PrefixEncoder:
     """Read a prefix in float32, frozen.
 
     Args:
         path: a ptuning checkpoint folder, a folder of such checkpoints (the newest counts), a folder that holds
             the model too, or a ``.bin`` or ``.safetensors`` file.
         config: of the model that it is for.
-        reader: of the folder ``path``, where it is open already.
+        reader: of the folder or file ``path``, or its tensors, where it is open already.
     Raises:
         InputError: there is nothing at this path.
         CheckpointError: no prefix in the file, or one for another model.

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import torch
 
+from glm_int4.adapters.adapter_source import Adapters, find_adapters
+from glm_int4.adapters.applying import adapter_bytes, apply_loras
+from glm_int4.adapters.reading import ReadAdapters, read_adapters
 from glm_int4.checkpoint.build import ComputeSetup, build_model
 from glm_int4.checkpoint.files.folder import read_config, resolve_folder, unfinished_in
 from glm_int4.checkpoint.files.reader import CheckpointReader
@@ -45,6 +48,7 @@ def load(
     model_version: str = "auto",
     threads: int | None = None,
     embedding_device: str = "auto",
+    adapter: Adapters | None = None,
 ) -> Engine:
     """Load a checkpoint: official half precision, or quantized by this package.
 
@@ -61,6 +65,8 @@ def load(
         threads: CPU threads; None leaves torch's choice.
         embedding_device: where the embedding of a model on a GPU is kept: "cuda", "cpu" for the host's memory, from
             where the GPU reads the rows it needs (versions 2 and 3), or "auto": there if it does not fit otherwise.
+        adapter: what peft has written: a folder or hub id, ``(folder, scale)``, or a list of these, which act together.
+            LoRA stays beside the weights, a prefix counts as ``prefix``.
     Raises:
         UserError: what is wrong with the checkpoint or the arguments, in one line.
     """
@@ -69,23 +75,29 @@ def load(
     if threads is not None:
         torch.set_num_threads(check_threads(threads))
     choose_device(device)  # before anything is downloaded or read
-    folder = resolve_folder(model)
+    folder, sources = resolve_folder(model), find_adapters(adapter)
 
-    def read() -> tuple[CheckpointReader, CheckpointInfo, Tokenizer | None, ComputeSetup, Prefix | None]:
+    def read() -> tuple[CheckpointReader, CheckpointInfo, Tokenizer | None, ComputeSetup, ReadAdapters, Prefix | None]:
         reader, info = open_checkpoint(folder, model_version)
         _check_finished(folder, info)
         check_max_length(max_length, info.config)
         tokenizer = load_checked_tokenizer(folder, info.config)
         runs_kernels = dtype is None and any(info.schemes.values())
         setup = choose_setup(info, choose_device(device, runs_kernels=runs_kernels), dtype, kv_bits)
-        return reader, info, tokenizer, setup, _read_prefix(folder, prefix, reader, info, setup)
+        names = (str(read_config(folder).get("_name_or_path") or ""), str(model), folder.name)
+        adapters = read_adapters(sources, info.config, setup, names)
+        if adapters.prefix is not None and prefix not in (None, NO_PREFIX):
+            raise InputError(f"expected one prefix, got {prefix} and an adapter of PREFIX_TUNING; leave one out")
+        found = adapters.prefix or _read_prefix(folder, prefix, reader, info, setup)
+        return reader, info, tokenizer, setup, adapters, found
 
-    reader, info, tokenizer, setup, found = read_steadily(folder, read)
-    wanted = (max_length, found.length if found else 0)
+    reader, info, tokenizer, setup, adapters, found = read_steadily(folder, read)
+    wanted = (max_length, found.length if found else 0, adapter_bytes(adapters.loras, setup))
     setup = place_embedding(info, setup, embedding_device, *wanted)
     setup = size_pieces(info, setup, *wanted)
     memory = plan_memory(info, setup, *wanted)
     network = build_model(reader, info, setup)
+    apply_loras(network, adapters.loras, setup)
     logger.info("loaded %s on %s: %s linears, %s stream", folder, setup.device, setup.backend, setup.stream_dtype)
     return Engine(network, info, setup, tokenizer, memory.max_length, found)
 
@@ -183,7 +195,12 @@ def _warn_once(line: str) -> None:
 
 
 def place_embedding(
-    info: CheckpointInfo, setup: ComputeSetup, device: str, max_length: int | None = None, prefix_length: int = 0
+    info: CheckpointInfo,
+    setup: ComputeSetup,
+    device: str,
+    max_length: int | None = None,
+    prefix_length: int = 0,
+    adapter_bytes: int = 0,
 ) -> ComputeSetup:
     """The setup with the embedding on "cuda", in the host's memory ("cpu"), or there if it does not fit ("auto").
 
@@ -207,7 +224,7 @@ def place_embedding(
         return setup
     on_host = replace(setup, host_embedding=True)
     if device == "auto":
-        if fits(info, setup, max_length, prefix_length):
+        if fits(info, setup, max_length, prefix_length, adapter_bytes):
             return setup
         logger.info("the embedding stays in the host's memory, because memory on %s is short", setup.device)
     return setup if device == "cuda" else on_host

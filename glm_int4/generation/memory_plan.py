@@ -78,17 +78,22 @@ class MemoryPlan:
 
 
 def plan_memory(
-    info: CheckpointInfo, plan: ComputeSetup, max_length: int | None = None, prefix_length: int = 0
+    info: CheckpointInfo,
+    plan: ComputeSetup,
+    max_length: int | None = None,
+    prefix_length: int = 0,
+    adapter_bytes: int = 0,
 ) -> MemoryPlan:
     """Plan for a checkpoint that is not loaded yet.
 
     Args:
         max_length: None for what the model was made for and the memory holds.
+        adapter_bytes: that adapters take beside the weights.
     Raises:
         InputError: it does not fit; with the numbers, and what to try.
     """
     config = info.config
-    make = _planner(info, plan, prefix_length)
+    make = _planner(info, plan, prefix_length, adapter_bytes)
     wanted = make(max_length or config.max_sequence_length)
     if not wanted.fits:
         longest = _longest(make, wanted.max_length)
@@ -103,29 +108,41 @@ def plan_memory(
     return wanted
 
 
-def fits(info: CheckpointInfo, plan: ComputeSetup, max_length: int | None = None, prefix_length: int = 0) -> bool:
+def fits(
+    info: CheckpointInfo,
+    plan: ComputeSetup,
+    max_length: int | None = None,
+    prefix_length: int = 0,
+    adapter_bytes: int = 0,
+) -> bool:
     """Whether a checkpoint fits as long as it is wanted; arguments as of ``plan_memory``."""
-    return _planner(info, plan, prefix_length)(max_length or info.config.max_sequence_length).fits
+    return _planner(info, plan, prefix_length, adapter_bytes)(max_length or info.config.max_sequence_length).fits
 
 
 def size_pieces(
-    info: CheckpointInfo, plan: ComputeSetup, max_length: int | None = None, prefix_length: int = 0
+    info: CheckpointInfo,
+    plan: ComputeSetup,
+    max_length: int | None = None,
+    prefix_length: int = 0,
+    adapter_bytes: int = 0,
 ) -> ComputeSetup:
     """The setup with as many rows of a prompt together as there is memory for; arguments as of ``plan_memory``."""
     if plan.device.type == "cuda" and info.config.is_causal:
         larger = (replace(plan, prompt_rows=rows) for rows in _PIECES)
-        return next((each for each in larger if fits(info, each, max_length, prefix_length)), plan)
+        return next((each for each in larger if fits(info, each, max_length, prefix_length, adapter_bytes)), plan)
     return plan
 
 
-def _planner(info: CheckpointInfo, plan: ComputeSetup, prefix_length: int) -> Callable[[int], MemoryPlan]:
+def _planner(
+    info: CheckpointInfo, plan: ComputeSetup, prefix_length: int, adapter_bytes: int
+) -> Callable[[int], MemoryPlan]:
     """From a max length to its plan."""
     free, config = free_bytes(plan.device), info.config
     per_token = kv_bytes_per_token(config.num_layers, config.num_kv_heads, config.head_dim, plan.kv_dtype)
 
     def make(length: int) -> MemoryPlan:
         return MemoryPlan(
-            weight_bytes=resident_bytes(info, plan),
+            weight_bytes=resident_bytes(info, plan) + adapter_bytes,
             scratch_bytes=scratch_bytes(config, plan, length, prefix_length),
             kv_bytes_per_token=per_token,
             max_length=length,

@@ -139,7 +139,7 @@ class ChatGLMModel(nn.Module):
 
 
 class ChatGLMForConditionalGeneration(Model):
-    """The language model; its head is the embedding matrix."""
+    """The language model; its head is the embedding matrix, unless an adapter has parted the two."""
 
     config: ChatGLMConfig
     transformer: ChatGLMModel
@@ -157,6 +157,7 @@ class ChatGLMForConditionalGeneration(Model):
         if word_embeddings is None:
             word_embeddings = DenseEmbedding(config.vocab_size, config.hidden_size)
         self.transformer = ChatGLMModel(config, make_linear, word_embeddings, half_tables=half_tables)
+        self.own_head: nn.Module | None = None
 
     @property
     def embedding(self) -> DenseEmbedding | QuantizedEmbedding:
@@ -179,7 +180,17 @@ class ChatGLMForConditionalGeneration(Model):
 
     def head(self, x: Tensor) -> Tensor:
         """As of ``Model``."""
-        return self.embedding.project(x)
+        head = self.embedding if self.own_head is None else self.own_head
+        return head.project(x)  # type: ignore[operator]
+
+    def replace_embedding(self, embedding: DenseEmbedding) -> None:
+        """As of ``Model``."""
+        self.own_head = self.embedding if self.own_head is None else self.own_head
+        self.transformer.word_embeddings = embedding
+
+    def replace_head(self, head: nn.Module) -> None:
+        """As of ``Model``."""
+        self.own_head = head
 
     def positions(self, token_ids: list[int]) -> Positions:
         """Token and block positions.

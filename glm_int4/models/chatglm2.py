@@ -207,6 +207,14 @@ class ChatGLMForConditionalGeneration(Model):
         """As of ``Model``."""
         return self.transformer.output_layer(x).float()
 
+    def replace_embedding(self, embedding: DenseEmbedding) -> None:
+        """As of ``Model``."""
+        self.transformer.embedding.word_embeddings = embedding
+
+    def replace_head(self, head: nn.Module) -> None:
+        """As of ``Model``."""
+        self.transformer.output_layer = head
+
     def positions(self, token_ids: list[int]) -> Positions:
         """Counted from 0; no token sees what comes after it."""
         return Positions([list(range(len(token_ids)))], [len(token_ids)], 0)

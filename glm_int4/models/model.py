@@ -67,6 +67,14 @@ class Model(nn.Module, ABC):
         """Project (..., hidden_size) onto the vocabulary: (..., V) float32."""
 
     @abstractmethod
+    def replace_embedding(self, embedding: DenseEmbedding) -> None:
+        """Look ids up in another matrix (V, hidden_size); the head stays what it is."""
+
+    @abstractmethod
+    def replace_head(self, head: nn.Module) -> None:
+        """Project with another matrix (V, hidden_size); the embedding stays what it is."""
+
+    @abstractmethod
     def positions(self, token_ids: list[int]) -> Positions:
         """Positions of one unpadded sequence."""
 
@@ -129,6 +137,10 @@ class Model(nn.Module, ABC):
     @functools.cached_property
     def _fused_layers(self) -> FusedLayers | None:
         return FusedLayers(self.layers, self.config) if FusedLayers.fit(self.layers) else None
+
+    def forget_fused(self) -> None:
+        """Let the next step see modules that have been exchanged."""
+        self.__dict__.pop("_fused_layers", None)
 
     def get_position_ids(self, token_ids: list[int]) -> list[list[int]]:
         """The ``ids`` of ``positions``."""

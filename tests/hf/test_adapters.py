@@ -12,8 +12,8 @@ from tests.conftest import FIXTURES
 
 peft = pytest.importorskip("peft", reason="needs peft: pip install peft")
 
-ADAPTER = FIXTURES / "lora_v1" / "official"
-IDS = load_file(FIXTURES / "lora_v1" / "cases.safetensors")["input_ids"]
+ADAPTER = FIXTURES / "lora" / "v1" / "official"
+IDS = load_file(FIXTURES / "lora" / "v1" / "cases.safetensors")["input_ids"]
 
 
 @pytest.fixture
@@ -72,12 +72,12 @@ def test_a_refused_adapter_is_taken_out_again(tiny_model, tmp_path):
 
 def test_several_adapters_are_each_complete(tiny_model):
     model = peft.PeftModel.from_pretrained(tiny_model, ADAPTER, adapter_name="a")
-    model.load_adapter(FIXTURES / "lora_v1" / "all_linear", adapter_name="b")
+    model.load_adapter(FIXTURES / "lora" / "v1" / "all_linear", adapter_name="b")
     logits = {}
     for name in "ab":
         model.set_adapter(name)
         logits[name] = model(IDS).logits
-    expected = load_file(FIXTURES / "lora_v1" / "cases.safetensors")
+    expected = load_file(FIXTURES / "lora" / "v1" / "cases.safetensors")
     assert (logits["a"] - expected["official.logits"]).abs().max() < 2e-4
     assert (logits["b"] - expected["all_linear.logits"]).abs().max() < 2e-4
 

@@ -40,7 +40,7 @@ class World:
         if self.tiny:
             self.folder = FIXTURES / f"v{self.version}_tiny{'_int4' if 'INT4' in kind else ''}"
             self.options |= {"dtype": torch.float32, "model_version": self.version}
-            self._official = load_file(FIXTURES / f"lora_v{self.version}" / "cases.safetensors")
+            self._official = load_file(FIXTURES / "lora" / f"v{self.version}" / "cases.safetensors")
             self.inputs = {"input_ids": self._official["input_ids"]}
         else:
             self.folder = MINI if kind == "1" else folders[kind]
@@ -175,11 +175,11 @@ class World:
     # --- adapters -------------------------------------------------------------------------------------
 
     def _adapters(self):
-        own = FIXTURES / f"lora_v{self.version}"
+        own = FIXTURES / "lora" / f"v{self.version}"
         return {
             "adapter": own / "official",
             "adapter_of_all_linears": own / "all_linear",
-            "adapter_of_another_version": FIXTURES / f"lora_v{'2' if self.version == '1' else '1'}" / "official",
+            "adapter_of_another_version": FIXTURES / "lora" / ("v2" if self.version == "1" else "v1") / "official",
             "half_an_adapter": self._half(own / "official"),
             "adapter_that_names_the_folder": self._naming(own / "official"),
             "peft_prefix": own / "peft_prefix",
@@ -215,7 +215,7 @@ class World:
     @torch.no_grad()
     def logits_by_hand(self, name):
         """Of an adapter merged into the dequantized weights, in an unquantized model."""
-        folder = FIXTURES / f"lora_v{self.version}" / name
+        folder = FIXTURES / "lora" / f"v{self.version}" / name
         tensors = load_file(folder / "adapter_model.safetensors")
         settings = json.loads((folder / "adapter_config.json").read_text())
         dense = self.loaded(FIXTURES / f"v{self.version}_tiny")

@@ -4,7 +4,7 @@ import errno
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,14 @@ PARTIAL_SUFFIX, PROGRESS = ".partial", "progress.json"
 Shards = tuple[list[Path], dict[str, str] | None]
 
 
-def resolve_folder(model: str | Path, **hub_options: Any) -> Path:
+def resolve_folder(
+    model: str | Path, what: str = "a checkpoint", files: Sequence[str] = (), **hub_options: Any
+) -> Path:
     """Return the local folder of ``model``, downloading a hub id into the hub's own cache.
 
     Args:
         model: folder or hub id.
+        what: the folder holds, for errors. files: to download; none stands for a checkpoint's.
         hub_options: of the hub client's ``snapshot_download``, such as ``revision``.
     Raises:
         InputError: neither a folder nor a hub id that can be downloaded.
@@ -51,15 +54,13 @@ def resolve_folder(model: str | Path, **hub_options: Any) -> Path:
     try:
         is_folder, exists = path.is_dir(), path.exists()
     except OSError as error:
-        raise InputError(
-            f"expected a checkpoint folder or a hub id, got {str(model)[:80]}: {error.strerror}"
-        ) from error
+        raise InputError(f"expected {what} folder or a hub id, got {str(model)[:80]}: {error.strerror}") from error
     if is_folder:
         return _snapshot_in(path) or path
     if exists:
-        raise InputError(f"expected a checkpoint folder, got the file {path}; give the folder that holds it")
+        raise InputError(f"expected {what} folder, got the file {path}; give the folder that holds it")
     if not _HUB_ID.fullmatch(str(model)):
-        raise InputError(f"expected a checkpoint folder or a hub id (owner/name), got {model}: there is no such folder")
+        raise InputError(f"expected {what} folder or a hub id (owner/name), got {model}: there is no such folder")
     from huggingface_hub import constants, snapshot_download
 
     cache = Path(hub_options.get("cache_dir") or constants.HF_HUB_CACHE)
@@ -68,6 +69,8 @@ def resolve_folder(model: str | Path, **hub_options: Any) -> Path:
     if not known and (fault := write_fault(cache, make=False)):
         raise _no_room(model, f"{cache}: {fault}")
     try:
+        if files:
+            return Path(snapshot_download(str(model), allow_patterns=list(files), **hub_options))
         folder = Path(snapshot_download(str(model), allow_patterns=_HUB_SMALL_FILES, **hub_options))
         # Some repositories hold the weights twice: take one format.
         indexed = [w for w, index in zip(_HUB_WEIGHTS, _INDEX_FILES, strict=True) if (folder / index).is_file()]
@@ -78,7 +81,7 @@ def resolve_folder(model: str | Path, **hub_options: Any) -> Path:
             raise _no_room(model, fault) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"expected a checkpoint folder or a hub id, got {model}: there is no such folder, "
+            f"expected {what} folder or a hub id, got {model}: there is no such folder, "
             f"and the download failed ({reason}); check the name and the network, or pass a local folder"
         ) from error
 
@@ -246,7 +249,7 @@ def _fault(folder: Path, paths: list[Path], what: str) -> str | None:
 
 def _adapter_in(folder: Path) -> str | None:
     name = next((name for name in _ADAPTER_FILES if found_instead(folder / name) != ABSENT), None)
-    return name and f"the adapter {name}; merge it into its model first (peft: merge_and_unload), then save that"
+    return name and f"the adapter {name}; load its base model, with --adapter {folder}"
 
 
 def unfinished_in(folder: Path) -> str:

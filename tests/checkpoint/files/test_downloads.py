@@ -146,9 +146,9 @@ def test_an_adapter_alone_is_no_checkpoint(tiny_folder, files):
     (tiny_folder / "model.safetensors").unlink()
     for name in files:
         (tiny_folder / name).write_bytes(b"{}")
-    assert f"the adapter {files[0]}; merge it" in fault_of(glm_int4.load, tiny_folder)
+    assert f"the adapter {files[0]}; load its base model, with --adapter" in fault_of(glm_int4.load, tiny_folder)
     (tiny_folder / "config.json").unlink()
-    assert f"the adapter {files[0]}; merge it" in fault_of(glm_int4.load, tiny_folder)
+    assert f"the adapter {files[0]}; load its base model, with --adapter" in fault_of(glm_int4.load, tiny_folder)
 
 
 def test_a_head_that_was_trained_apart_is_not_ignored_silently(edit_tensors, tmp_path, caplog):
