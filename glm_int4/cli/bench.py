@@ -30,6 +30,7 @@ def run(
     batch: Annotated[list[str] | None, typer.Option(metavar="N,N", help="Rows that decode together: 1,4,16.")] = None,
     context: Annotated[list[str] | None, typer.Option(metavar="N,N", help="Tokens before them: 128,2048.")] = None,
     kv_bits: options.KVBits = 16,
+    adapter: options.Adapter = None,
     layers: Annotated[int | None, typer.Option(help="Fewer layers than the model has, of random weights.")] = None,
     seconds: Annotated[float, typer.Option(help="Leave out prompts that would take longer.")] = 60.0,
     tune: Annotated[
@@ -59,6 +60,7 @@ def run(
             device=device,
             threads=threads,
             kv_bits=kv_bits,
+            adapter=options.adapters(adapter),
             num_layers=layers,
             settings=settings,
             report=_say,

@@ -18,6 +18,7 @@ from glm_int4.text.chat.tools import Tool, check_tools
 from glm_int4.text.text_file import check_encodable, conversion, marked_encoding, plain, read_text
 
 if TYPE_CHECKING:
+    from glm_int4.adapters.adapter_source import Adapters
     from glm_int4.generation.engine import Engine
     from glm_int4.generation.sampling import SamplingParams
 
@@ -58,6 +59,13 @@ Prefix = Annotated[
         '"none" leaves out one that is stored with the model.'
     ),
 ]
+Adapter = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="DIR[:SCALE]",
+        help="A LoRA adapter or a prefix of peft: its folder or hub id; may be repeated, then all act together.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
@@ -86,12 +94,20 @@ class Loading:
     kv_bits: KVBits = 16
     prefix: Prefix = None
     embedding_device: EmbeddingDevice = "auto"
+    adapter: Adapter = None
 
     def load(self, model: str | None) -> "Engine":
         """Load the model that the command line names."""
         from glm_int4.generation.loading import load
 
-        return load(find_model(model), **asdict(self))
+        return load(find_model(model), **asdict(self) | {"adapter": adapters(self.adapter)})
+
+
+def adapters(given: list[str] | None) -> "Adapters | None":
+    """Adapters of the command line as the Python interface takes them."""
+    from glm_int4.adapters.adapter_source import parse_adapter
+
+    return [parse_adapter(text) for text in given] if given else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

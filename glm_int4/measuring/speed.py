@@ -16,6 +16,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from glm_int4.adapters.adapter_source import Adapters, find_adapters
+from glm_int4.adapters.applying import apply_loras
+from glm_int4.adapters.reading import read_adapters
 from glm_int4.checkpoint.build import build_model
 from glm_int4.checkpoint.files.folder import read_config, resolve_folder
 from glm_int4.checkpoint.formats import layout
@@ -69,6 +72,7 @@ def bench(
     device: str = "auto",
     threads: int | None = None,
     kv_bits: int = 16,
+    adapter: Adapters | None = None,
     num_layers: int | None = None,
     settings: BenchSettings | None = None,
     report: Callable[[str], None] = logger.info,
@@ -79,7 +83,8 @@ def bench(
         model: a folder or hub id, or the name of a preset ("chatglm-6b", "chatglm2-6b", "chatglm3-6b").
         bits: 4, 8 or 16; None for what the checkpoint has, 4 for a preset. A checkpoint of other bits lends
             its shapes to random weights.
-        kv_bits: of the cache. num_layers: fewer layers, with random weights.
+        kv_bits: of the cache. adapter: as of ``load``; a prefix has no effect here.
+        num_layers: fewer layers, with random weights.
         report: called with lines on what has been measured or left out.
     Returns:
         model, bits, device, threads, load_s, prefill, prefill_changing (None where nothing was read), decode,
@@ -97,7 +102,7 @@ def bench(
         report(f"bandwidth: {before / 1e9:.1f} GB/s ({'copy' if place.type == 'cuda' else 'sum'})")
     reset_peak(place)
     started = time.perf_counter()
-    engine = _load(model, bits, place, kv_bits, num_layers, report)
+    engine = _load(model, bits, place, kv_bits, adapter, num_layers, report)
     load_s = time.perf_counter() - started
     report(f"loaded in {load_s:.1f} s: {weight_bytes_per_step(engine) / 1e9:.2f} GB to read for a token")
     scheme = engine.info.linear_scheme
@@ -154,6 +159,7 @@ def _load(
     bits: int | None,
     device: torch.device,
     kv_bits: int,
+    adapter: Adapters | None,
     num_layers: int | None,
     report: Callable[[str], None],
 ) -> Engine:
@@ -162,10 +168,14 @@ def _load(
         folder = resolve_folder(model)
         stored = _stored_bits(open_checkpoint(folder)[1])
         if num_layers is None and bits in (None, stored):
-            return load(folder, device=device.type, kv_bits=kv_bits)
+            return load(folder, device=device.type, kv_bits=kv_bits, adapter=adapter)
         raw = read_config(folder)
         report(f"the checkpoint has {stored} bits: random weights of its shapes instead")
-    return random_engine(str(model), raw, bits or 4, device, kv_bits, num_layers)
+    engine = random_engine(str(model), raw, bits or 4, device, kv_bits, num_layers)
+    if adapter is not None:
+        read = read_adapters(find_adapters(adapter), engine.config, engine.setup, [str(model)])
+        apply_loras(engine.model, read.loras, engine.setup)
+    return engine
 
 
 def random_engine(

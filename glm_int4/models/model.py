@@ -13,7 +13,7 @@ from glm_int4.models.cpu_step import FusedLayers
 from glm_int4.models.kv_cache import KVCache, RunningRows
 from glm_int4.models.layer import Layer, run_twice
 from glm_int4.models.past import AttentionMask, Past
-from glm_int4.quantization.embedding import TokenEmbedding
+from glm_int4.quantization.embedding import DenseEmbedding, TokenEmbedding
 
 
 @dataclass(frozen=True, slots=True)
