@@ -12,6 +12,7 @@ from typing import Any
 
 from glm_int4.downloads import check_depth, shown, shown_name, unique_keys
 from glm_int4.errors import InputError
+from glm_int4.generation.constraints.disjoint import are_apart
 
 MOST_CHARACTERS = 1 << 16
 # Largest integers that every program keeps exactly (RFC 8259); a schema's own bounds may go beyond.
@@ -78,6 +79,8 @@ def _read(text: str) -> str:
         raise InputError(f"expected a JSON schema, which is an object, got {shown(schema)}")
     for place, part in _parts(schema, _TOP):
         _check(part, place)
+        if "oneOf" in part and "anyOf" not in part and are_apart(part["oneOf"], schema):
+            part["anyOf"] = part.pop("oneOf")
     if any(_intersects(part) for _, part in _parts(schema, "")):
         return json.dumps(_kept(schema, narrow=False))
     kept = _kept(schema, narrow=True)

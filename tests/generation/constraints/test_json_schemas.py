@@ -179,6 +179,47 @@ def test_numbers_have_an_end(engine):
     assert answer(engine, {"type": "integer", "minimum": 2**60, "maximum": 2**60}) == (str(2**60), True)
 
 
+def tagged(name, **more):
+    """An object with a property that says what it is."""
+    properties = {"kind": {"const": name, "type": "string"}, **more}
+    return {"type": "object", "properties": properties, "required": ["kind", *more]}
+
+
+@pytest.mark.parametrize(
+    ("schemas", "definitions"),
+    [
+        ([{"$ref": "#/$defs/A"}, {"$ref": "#/$defs/B"}], {"A": tagged("a"), "B": tagged("b", n={"enum": [1, 2]})}),
+        ([tagged("a"), {"type": "null"}, {"type": ["integer", "string"], "maxLength": 2}, {"const": True}], {}),
+        ([{"enum": ["a", "b"]}, {"const": "c"}, {"enum": [None]}, {"const": 1}, {"enum": [2, 3]}, {"const": [1]}], {}),
+    ],
+    ids=["references", "types", "constants"],
+)
+def test_one_of_schemas_that_no_value_shares_is_kept(engine, schemas, definitions):
+    schema = {"oneOf": schemas, "$defs": definitions, "discriminator": {"propertyName": "kind"}}
+    for seed in range(4):
+        text, is_complete = answer(engine, schema, 60, temperature=1.0, seed=seed)
+        assert is_complete
+        jsonschema.validate(json.loads(text), schema, jsonschema.Draft202012Validator)
+
+
+@pytest.mark.parametrize(
+    "schemas",
+    [
+        [{"type": "integer"}, {"type": "number"}],
+        [{"const": 1}, {"const": 1.0}],
+        [tagged("a"), tagged("a", n={})],
+        [tagged("a"), {"type": "object", "properties": {"kind": {"const": "b"}}}],
+        [{}, {"type": "null"}],
+        [{"$ref": "#/$defs/C"}, {"type": "null"}],
+    ],
+    ids=str,
+)
+def test_one_of_schemas_that_may_share_a_value_is_not_taken_for_any_of(schemas):
+    kept = read_schema({"oneOf": schemas, "$defs": {"C": {"$ref": "#/$defs/C"}}})
+    assert "oneOf" in kept
+    assert "anyOf" not in kept
+
+
 def test_remarks_change_nothing(engine):
     remarks = {"title": "a", "$schema": "b", "$id": "c", "default": 1, "x-guidance": {"lenient": True}}
     assert answer(engine, {"const": "是,否"} | remarks) == ('"是,否"', True)
