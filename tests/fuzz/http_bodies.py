@@ -41,6 +41,8 @@ TOOL_CHATS = (
         ],
         "tools": FILES[0],
     },
+    GOOD | {"tools": FILES[1], "tool_choice": {"type": "function", "function": {"name": "track"}}, "max_tokens": 20},
+    GOOD | {"functions": FILES[0], "function_call": {"name": "now"}, "parallel_tool_calls": True},
 )
 COMPLETIONS = (
     {"prompt": "3加5", "max_tokens": 5, "temperature": 1.5, "stop": "8", "echo": False, "best_of": 1, "suffix": ""},
