@@ -6,16 +6,24 @@ looked at. What else cannot be kept is refused by its name.
 """
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from glm_int4.downloads import shown
 from glm_int4.text.calls.merging import UnsupportedError, merged, reference, resolved, target
-from glm_int4.text.calls.number_patterns import ANY_NUMBER, at_least_pattern, at_most_pattern, integer_pattern
+from glm_int4.text.calls.number_patterns import ANY_NUMBER, integer_pattern
+from glm_int4.text.calls.schema_limits import (
+    bounds_of,
+    check_number_of_properties,
+    check_order,
+    count,
+    number_of,
+    number_pattern,
+    whole_pattern,
+)
 from glm_int4.text.calls.string_patterns import literal, plain_terminal, python_text, string_terminal
 
-MOST_COUNT, MOST_RULES = 10_000, 5_000
+MOST_RULES = 5_000
 _LARGEST_MULTIPLE = 10**15
 REFUSED = (
     *("not", "if", "then", "else", "dependencies", "dependentRequired", "dependentSchemas", "patternProperties"),
@@ -133,22 +141,22 @@ class SchemaRules:
         return self._number(said, whole=kind == "integer")
 
     def _string(self, said: Mapping[str, Any]) -> str:
-        low, high = _count(said, "minLength") or 0, _count(said, "maxLength")
+        low, high = count(said, "minLength") or 0, count(said, "maxLength")
         pattern = said.get("pattern")
         if pattern is not None and not isinstance(pattern, str):
             raise UnsupportedError("pattern", shown(pattern))
         if not low and high is None and pattern is None:
             return "STRING"
-        _check_order(low, high, "maxLength")
+        check_order(low, high, "maxLength")
         try:
             return self._rules.add(string_terminal(low, high, pattern), "T")
         except ValueError as error:
             raise UnsupportedError("pattern", f"{shown(pattern)} with {error}") from error
 
     def _number(self, said: Mapping[str, Any], *, whole: bool) -> str:
-        bounds = _bounds(said)
+        bounds = bounds_of(said)
         if "multipleOf" in said:
-            step = _number_of(said, "multipleOf")
+            step = number_of(said, "multipleOf")
             names = {(True, False): "minimum", (True, True): "exclusiveMinimum"}
             names |= {(False, False): "maximum", (False, True): "exclusiveMaximum"}
             schema = {"type": "integer" if whole else "number", "multipleOf": step}
@@ -158,14 +166,14 @@ class SchemaRules:
         if not bounds:
             return "INTEGER" if whole else "NUMBER"
         try:
-            pattern = _whole_pattern(bounds) if whole else _number_pattern(bounds)
+            pattern = whole_pattern(bounds) if whole else number_pattern(bounds)
         except ValueError as error:
             raise UnsupportedError("minimum" if bounds[0][0] else "maximum", str(error)) from error
         return self._rules.add(pattern, "T")
 
     def _array(self, said: Mapping[str, Any]) -> str:
-        low, high = _count(said, "minItems") or 0, _count(said, "maxItems")
-        _check_order(low, high, "maxItems")
+        low, high = count(said, "minItems") or 0, count(said, "maxItems")
+        check_order(low, high, "maxItems")
         given, others = said.get("prefixItems", []), said.get("items", True)
         if isinstance(others, list):  # as drafts before 2020 write it
             given, others = others, said.get("additionalItems", True)
@@ -195,7 +203,7 @@ class SchemaRules:
     def _object(self, said: Mapping[str, Any]) -> str:
         pairs = named_properties(said)
         more = said.get("additionalProperties", not pairs)
-        _check_number_of_properties(said, sum(needed for _, _, needed in pairs), None if more else len(pairs))
+        check_number_of_properties(said, sum(needed for _, _, needed in pairs), None if more else len(pairs))
         if not pairs and more is True:
             return "anydict"
         items = [(f'{constant(name)} ": " {self.symbol(schema)}', needed) for name, schema, needed in pairs]
@@ -266,71 +274,6 @@ def _types(said: Mapping[str, Any], *, inferred: bool = True) -> list[str]:
     if not types and inferred:
         return [kind for kind, keywords in _TYPED.items() if any(keyword in said for keyword in keywords)]
     return [kind for kind in types if kind != "integer" or "number" not in types]
-
-
-def _number_of(said: Mapping[str, Any], keyword: str) -> int | float:
-    value = said[keyword]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UnsupportedError(keyword, shown(value))
-    return value
-
-
-def _count(said: Mapping[str, Any], keyword: str) -> int | None:
-    if keyword not in said:
-        return None
-    value = _number_of(said, keyword)
-    if value != int(value) or value < 0:
-        raise UnsupportedError(keyword, shown(value))
-    if value > MOST_COUNT and keyword.startswith("max"):
-        return None if keyword == "maxLength" else MOST_COUNT
-    if value > MOST_COUNT:
-        raise UnsupportedError(keyword, f"{shown(value)}, more than {MOST_COUNT}")
-    return int(value)
-
-
-def _check_order(low: int, high: int | None, keyword: str) -> None:
-    if high is not None and low > high:
-        raise UnsupportedError(keyword, f"{high}, less than the {low} of its other bound")
-
-
-def _check_number_of_properties(said: Mapping[str, Any], least: int, most: int | None) -> None:
-    """Raise where an object's size would have to be counted."""
-    low, high = _count(said, "minProperties") or 0, said.get("maxProperties")
-    if low > least:
-        raise UnsupportedError("minProperties", f"{low}, more than are required")
-    if high is not None and (most is None or _number_of(said, "maxProperties") < most):
-        raise UnsupportedError("maxProperties", f"{shown(high)}, less than there can be")
-
-
-def _bounds(said: Mapping[str, Any]) -> list[tuple[bool, bool, int | float]]:
-    """Bounds of a number: whether it is the lower one, whether it is left out itself, and what it is."""
-    bounds = []
-    for keyword, is_low in (("minimum", True), ("maximum", False)):
-        exclusive = f"exclusive{keyword.capitalize()}"
-        strict = said.get(exclusive)
-        if keyword in said:
-            bounds.append((is_low, strict is True, _number_of(said, keyword)))  # true: as in draft 4
-        if strict is not None and not isinstance(strict, bool):
-            bounds.append((is_low, True, _number_of(said, exclusive)))
-    return bounds
-
-
-def _whole_pattern(bounds: Sequence[tuple[bool, bool, int | float]]) -> str:
-    lows = [math.floor(bound) + 1 if strict else math.ceil(bound) for is_low, strict, bound in bounds if is_low]
-    highs = [math.ceil(bound) - 1 if strict else math.floor(bound) for is_low, strict, bound in bounds if not is_low]
-    return f"/{integer_pattern(max(lows, default=None), min(highs, default=None))}/"
-
-
-def _number_pattern(bounds: Sequence[tuple[bool, bool, int | float]]) -> str:
-    lows = [(bound, strict) for is_low, strict, bound in bounds if is_low]
-    highs = [(bound, strict) for is_low, strict, bound in bounds if not is_low]
-    if lows and highs:
-        low, high = max(lows), min((bound, not strict) for bound, strict in highs)
-        if low[0] > high[0] or (low[0] == high[0] and (low[1] or not high[1])):
-            raise ValueError("bounds that no number keeps")
-    parts = [at_least_pattern(bound, strict) for bound, strict in lows]
-    parts += [at_most_pattern(bound, strict) for bound, strict in highs]
-    return " & ".join(f"/{part}/" for part in parts)
 
 
 def _repeated(item: str, low: int, high: int | None) -> str:
