@@ -73,7 +73,7 @@ def _pieces(matrix: Matrix) -> Iterator[tuple[slice, Tensor]]:
 def _dequantize(matrix: Matrix, rows: slice, nibbles: Tensor, out: Tensor) -> Tensor:
     """Write a run of rows as fp16 weights into ``out`` (rows, K), and return it."""
     scales = matrix.scales[:, rows].T  # (rows, K / G)
-    zeros = 1 << (matrix.bits - 1) if matrix.zero_points is None else matrix.zero_points[:, rows].T
+    zeros: int | Tensor = 1 << (matrix.bits - 1) if matrix.zero_points is None else matrix.zero_points[:, rows].T
     offsets = scales.float().mul_(zeros).neg_()
     if matrix.bits == 8:
         shape: tuple[int, ...] = (-1, scales.shape[1], matrix.group_size)
