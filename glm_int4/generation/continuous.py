@@ -20,6 +20,7 @@ from glm_int4.generation.decoding import TRIM_TOKENS
 from glm_int4.generation.engine import Engine
 from glm_int4.generation.padded_batch import Batch
 from glm_int4.generation.sampling import Sampler, SamplingParams, choose_together
+from glm_int4.generation.scoring import PromptScores
 from glm_int4.models.kv_cache import KVCache, RunningRows, SlotCache, copy_columns, kv_bytes_per_token
 from glm_int4.system import trim_heap
 
@@ -37,7 +38,8 @@ class Sequence:
     """One prompt and what has become of it.
 
     prompt: its ids; sequences with one list of them in common read it once, where they run at the same time.
-    limit: most new tokens. ids: the new tokens so far. first_logits: (1, 1, V) behind the prompt, kept for those.
+    limit: most new tokens, 0 for a prompt that is only read. ids: the new tokens so far. first_logits: (1, 1, V) behind
+    the prompt, kept for those. scores: of the prompt's tokens, where somebody wants them; shared as the prompt is.
     """
 
     prompt: list[int]
@@ -51,6 +53,7 @@ class Sequence:
     batch: Batch | None = None
     pieces: Iterator[Tensor | None] | None = None
     first_logits: Tensor | None = None
+    scores: PromptScores | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +116,10 @@ class Batcher:
             behind: whether the answer's text follows other text of its own; a constraint must know.
 
         Raises:
-            InputError: no room for a single new token, or a constraint that cannot be kept.
+            InputError: no room for a single new token, unless none is wanted; or a constraint that cannot be kept.
         """
         room = self._engine.max_length - len(prompt)
-        if room < 1:
+        if room < (0 if max_new_tokens == 0 else 1):
             raise PromptTooLongError(self._engine.max_length, str(len(prompt)))
         limit = room if max_new_tokens is None else min(max_new_tokens, room)
         sampler = Sampler(
@@ -157,7 +160,8 @@ class Batcher:
         sequence.slot = max(matches, key=lambda slot: matches[slot])
         self._free.remove(sequence.slot)
         sequence.cache = self._cache.slot(sequence.slot)
-        sequence.pieces = self._prefill(sequence, matches[sequence.slot])
+        # What has been read already gives no scores.
+        sequence.pieces = self._prefill(sequence, 0 if sequence.scores else matches[sequence.slot])
         self._reading.append(sequence)
 
     def _num_kept(self, slot: int, prompt: list[int]) -> int:
@@ -177,6 +181,9 @@ class Batcher:
             return [Event(sequence, error=error)]
         if logits is None:
             return []
+        if sequence.limit == 0:
+            self.remove(sequence)
+            return [Event(sequence, end="length")]
         self._reading.popleft()
         self._running.append(sequence)
         return self._pick([sequence], logits)
@@ -184,7 +191,7 @@ class Batcher:
     @torch.inference_mode()
     def _prefill(self, sequence: Sequence, num_kept: int) -> Iterator[Tensor | None]:
         """Read a prompt behind its first ``num_kept`` tokens; yields None, and in the end the logits (1, V)."""
-        cache, prompt = sequence.cache, sequence.prompt
+        cache, prompt, scores = sequence.cache, sequence.prompt, sequence.scores
         assert cache is not None
         batch = sequence.batch = Batch(self._model, [prompt], self._setup.device, self.prefix_length)
         mask = batch.prefill_mask(self._setup.stream_dtype)
@@ -193,6 +200,10 @@ class Batcher:
             self._take_over(twin, sequence)
             yield twin.first_logits
             return
+        if scores is not None and scores.complete:
+            scores = None  # somebody with the same prompt has read it, and has ended
+        if scores is not None:
+            scores.begin()
         is_causal = self._model.config.is_causal
         rows = self._piece if is_causal else batch.num_tokens
         kept = self._kept[sequence.slot] = prompt[:num_kept]
@@ -200,9 +211,11 @@ class Batcher:
         for first in range(num_kept, batch.num_tokens, rows):
             part = slice(first, first + rows)
             x = self._stepper.last_hidden_state(batch.token_ids[:, part], batch.positions[:, :, part], mask, cache)
-            x = x[:, -1].clone()  # the rest of the piece is not kept
             if is_causal and first + rows <= batch.num_tokens:
                 kept += prompt[part]
+            if scores is not None:
+                yield from scores.read(self._model, x[0])
+            x = x[:, -1].clone()  # the rest of the piece is not kept
             if first + rows < batch.num_tokens:
                 yield None
         if self._setup.device.type == "cpu" and batch.num_tokens >= TRIM_TOKENS:

@@ -1,4 +1,4 @@
-"""Perplexity of a text over a sliding window, with its standard error."""
+"""Perplexity of a text over a sliding window, with its standard error; log-probabilities of single tokens."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from glm_int4.errors import GLMError, InputError
+from glm_int4.errors import GLMError, InputError, NotFiniteError
 from glm_int4.models import Model
 from glm_int4.models.config import Config
 from glm_int4.text import Tokenizer
@@ -72,6 +72,72 @@ class TokenScores:
     losses: Tensor
     divergences: Tensor | None
     agreements: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredToken:
+    """A token, its log-probability, and the most likely ones in its place, with theirs.
+
+    All are the model's own: before a bias, penalties, temperature and what else makes a choice. A token of a prompt
+    has no log-probability where the model saw it before, and the first one where there is nothing in front of it.
+    """
+
+    token: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class PromptScores:
+    """Log-probabilities of a prompt's tokens, noted while the prompt is read.
+
+    Args:
+        prompt: its ids.
+        num_seen: leading ids that the model reads in both directions; they have no log-probability.
+        num_top: most likely tokens to note with each.
+    Attributes:
+        scored: all tokens, once the prompt has been read.
+    """
+
+    def __init__(self, prompt: Sequence[int], num_seen: int, num_top: int) -> None:
+        self._prompt, self._num_seen, self._num_top = prompt, num_seen, num_top
+        self.scored: list[ScoredToken] = []
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole prompt has been read."""
+        return len(self.scored) == len(self._prompt)
+
+    def begin(self) -> None:
+        """The prompt is read from its beginning."""
+        self.scored = [ScoredToken(self._prompt[0], None)]
+
+    @torch.inference_mode()
+    def read(self, model: Model, hidden: Tensor) -> Iterator[None]:
+        """Note what the final hidden states (T, hidden_size) of the next T ids say of the ids behind them.
+
+        Yields now and then, for others to have a turn.
+
+        Raises:
+            NotFiniteError: the model computed nan or inf.
+        """
+        for start in range(0, len(hidden), _HEAD_ROWS):
+            first = len(self.scored)
+            targets = self._prompt[first : first + min(_HEAD_ROWS, len(hidden) - start)]
+            if not targets:  # behind the last id comes the answer
+                return
+            log_p = model.head(hidden[start : start + len(targets)]).log_softmax(-1)
+            if not bool(torch.isfinite(log_p).all()):
+                raise NotFiniteError(_NOT_FINITE)
+            self._note(targets, log_p)
+            yield
+
+    def _note(self, targets: Sequence[int], log_p: Tensor) -> None:
+        picked = log_p.gather(-1, torch.tensor(targets, device=log_p.device)[:, None])[:, 0].tolist()
+        top = log_p.topk(min(self._num_top, log_p.shape[-1]))
+        for token, value, ids, values in zip(targets, picked, top.indices.tolist(), top.values.tolist(), strict=True):
+            seen = len(self.scored) < self._num_seen
+            likely = () if seen else tuple(zip(ids, values, strict=True))
+            self.scored.append(ScoredToken(token, None if seen else value, likely))
 
 
 def measure(

@@ -17,6 +17,7 @@ from glm_int4.hf.official_prompts import OfficialPrompts
 from glm_int4.text import Tokenizer, chat_format, load_tokenizer
 from glm_int4.text.added_tokens import OFFICIAL, AddedToken, AddedTokens
 from glm_int4.text.chat.messages import Message
+from glm_int4.text.continued import encode_open
 from glm_int4.text.tokenizer_loading import V1_FILE, V2_FILE
 from glm_int4.text.tokenizer_v2 import special_pieces
 
@@ -250,8 +251,11 @@ class ChatGLMTokenizer(OfficialPrompts, PreTrainedTokenizer):
             return chat.encode(self.inner, messages, tools or None)
         answer = f"{last.get('metadata') or ''}\n" if self.inner.role_ids else ""
         ids = chat.encode(self.inner, messages[:-1], tools or None)
-        ids += self.inner.encode(answer) + self.inner.encode(str(last.get("content", "")))
-        return ids if continued else [*ids, self.inner.eos_id]
+        ids += self.inner.encode(answer)
+        content = str(last.get("content", ""))
+        if continued:
+            return ids + encode_open(self.inner, content)
+        return [*ids, *self.inner.encode(content), self.inner.eos_id]
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Copy the tokenizer's file."""

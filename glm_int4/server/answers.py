@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from glm_int4.generation.scoring import ScoredToken
 from glm_int4.generation.stopping import StopFilter
 from glm_int4.server.openai_messages import read_calls
-from glm_int4.server.protocol.token_scores import ScoredToken
 from glm_int4.text import StreamDecoder, Tokenizer
 from glm_int4.text.chat.chat_format import ChatFormat
 from glm_int4.text.chat.prompts_v3 import ContentStream
 from glm_int4.text.chat.replies import ToolCall
 from glm_int4.text.chat.responses import TRAINING_TIME, TRAINING_TIME_TEXT, ResponseStream
+from glm_int4.text.continued import SpaceOnce
 
 
 @dataclass(slots=True)
@@ -38,13 +39,18 @@ class TextAnswer:
     """A text as the model continues it, up to a stop text.
 
     Args:
-        beginning: ids that the prompt ends with; their text is no part of what comes out.
+        before: the text that it continues.
+    Attributes:
+        starts: of every token, the characters of the text in front of it. length: characters of the whole text.
+        tells_end: whether the id that ends it has its log-probability told, as in OpenAI's completions.
     """
 
-    def __init__(self, decoder: StreamDecoder, stops: Sequence[str], beginning: Sequence[int] = ()) -> None:
-        self._decoder, self._stop = decoder, StopFilter(stops)
-        for token in beginning:
-            decoder.push(token)
+    tells_end = True
+
+    def __init__(self, decoder: StreamDecoder, stops: Sequence[str], before: str = "") -> None:
+        self._decoder, self._stop, self._space = decoder, StopFilter(stops), SpaceOnce(before)
+        self.starts: list[int] = []
+        self.length = 0
 
     @property
     def stopped(self) -> bool:
@@ -53,11 +59,14 @@ class TextAnswer:
 
     def push(self, token: int) -> str:
         """Take the next id; return the text that can be shown, perhaps none."""
-        return self._stop.push(self._decoder.push(token))
+        piece = self._space.push(self._decoder.push(token))
+        self.starts.append(self.length)
+        self.length += len(piece)
+        return self._stop.push(piece)
 
     def finish(self) -> tuple[str, list[ToolCall]]:
         """The rest of the text, and the tools that are called."""
-        return self._stop.push(self._decoder.finish()) + self._stop.finish(), []
+        return self._stop.push(self._space.push(self._decoder.finish())) + self._stop.finish(), []
 
 
 class ChatAnswer(TextAnswer):
@@ -65,7 +74,10 @@ class ChatAnswer(TextAnswer):
 
     Args:
         beginning: ids that the prompt ends with; their text is no part of what comes out.
+        before: the text that they stand for, which may end in a space that they lack.
     """
+
+    tells_end = False
 
     def __init__(
         self,
@@ -74,10 +86,13 @@ class ChatAnswer(TextAnswer):
         stops: Sequence[str],
         tools: list[dict[str, Any]] | None,
         beginning: Sequence[int] = (),
+        before: str = "",
     ) -> None:
         decoder = chat.reply_decoder(tokenizer)
-        super().__init__(decoder, stops)
+        super().__init__(decoder, stops, before)
         self._chat, self._tools, self._raw = chat, tools, "".join(map(decoder.push, beginning))
+        if before.endswith(" ") and not self._raw.endswith(" "):
+            self._raw += " "
         self._cleaned: ResponseStream = chat.response_stream()
         if tools:
             self._cleaned = ContentStream([tool["name"] for tool in tools])

@@ -8,6 +8,7 @@ from typing import Any
 
 from glm_int4.errors import InputError, PromptTooLongError, UserError
 from glm_int4.generation.sampling import SamplingParams
+from glm_int4.generation.scoring import PromptScores
 from glm_int4.server.answers import ChatAnswer, Chunk, TextAnswer
 from glm_int4.server.api_errors import ApiError
 from glm_int4.server.openai_messages import read_messages
@@ -16,15 +17,16 @@ from glm_int4.server.protocol.answer_writer import AnswerWriter
 from glm_int4.server.protocol.error_texts import too_long
 from glm_int4.server.protocol.fields import header_names
 from glm_int4.server.protocol.token_scores import ScoringSampler, TokenTexts
+from glm_int4.server.protocol.tool_definitions import unknown_tool_fields
 from glm_int4.server.protocol.wanted_scores import WantedScores, wanted_scores
 from glm_int4.server.protocol.wanted_tools import WantedTools, has_choice, wanted_tools
 from glm_int4.server.schemas import MOST_CHOICES, ChatRequest, CompletionRequest
 from glm_int4.server.settings import Settings
 from glm_int4.server.worker import PendingAnswer, Worker
-from glm_int4.text import StreamDecoder
 from glm_int4.text.chat.chat_format import chat_format
 from glm_int4.text.chat.prompts_v3 import encode_call
 from glm_int4.text.chat.tools import write_tools
+from glm_int4.text.continued import decoder_behind
 
 logger = logging.getLogger(__name__)
 
@@ -92,13 +94,11 @@ class RequestHandler:
     def _check_ignored(self, request: Request) -> list[str]:
         """Fields without effect; the log names each once. Raises ApiError where there may be none."""
         ignored = list(request.ignored)
-        if request.stream_options:
-            ignored += [f"stream_options.{name}" for name in request.stream_options.ignored]
-        if request.structured_outputs:
-            ignored += [f"structured_outputs.{name}" for name in request.structured_outputs.ignored]
-        if isinstance(request, ChatRequest) and not self._has_tools:
-            ignored += [name for name in ("tools", "functions") if getattr(request, name)]
-            ignored += ["tool_choice"] if has_choice(request) else []
+        if isinstance(request, ChatRequest):
+            for name in ("tools", "functions"):
+                if definitions := getattr(request, name):
+                    ignored += unknown_tool_fields(name, definitions) if self._has_tools else [name]
+            ignored += ["tool_choice"] if has_choice(request) and not self._has_tools else []
         if ignored and self._settings.strict:
             name = header_names(ignored[:1])
             raise ApiError(400, f"expected fields that have an effect, got {name}; leave it out", param=name)
@@ -114,7 +114,7 @@ class RequestHandler:
 
     def _make_jobs(self, request: Request, wanted: WantedScores) -> tuple[list[PendingAnswer], list[str]]:
         """The pending answers of a request, and what stands in front of each."""
-        prompts, number = self._prompts(request), wanted.number
+        prompts, number = self._prompts(request, scored=wanted.prompt), wanted.number
         if len(prompts) * number > MOST_CHOICES:
             raise InputError(
                 f"expected at most {MOST_CHOICES} answers to a request, got {len(prompts) * number}; send less"
@@ -124,6 +124,7 @@ class RequestHandler:
         jobs: list[PendingAnswer] = []
         echoes: list[str] = []
         for prompt in prompts:
+            scores = self._prompt_scores(prompt, wanted.num_top or 0) if wanted.prompt else None
             for choice in range(number):
                 own = sampling if sampling.seed is None else replace(sampling, seed=(sampling.seed + choice) % 2**63)
                 if prompt.grammar is not None:  # in place of another form: a call is what its tool takes
@@ -131,7 +132,7 @@ class RequestHandler:
                 answer = self._answer(request, own.stop, prompt)
                 behind = bool(prompt.beginning)
                 job = self._worker.pending(prompt.ids, self._limit(request), own, answer, stops, behind=behind)
-                job.chunks, job.index = chunks, len(jobs)
+                job.chunks, job.index, job.sequence.scores = chunks, len(jobs), scores
                 if wanted.noted is not None or wanted.bias:
                     version, matchers = self._engine.config.version, job.sequence.sampler.matchers
                     job.sequence.sampler = ScoringSampler(own, version, wanted.noted, wanted.bias, matchers)
@@ -139,17 +140,32 @@ class RequestHandler:
                 echoes.append(prompt.text if isinstance(request, CompletionRequest) and request.echo else "")
         return jobs, echoes
 
-    def _prompts(self, request: Request) -> list["_Prompt"]:
+    def _prompts(self, request: Request, *, scored: bool) -> list["_Prompt"]:
         if isinstance(request, ChatRequest):
             return [self._chat_prompt(request)]
         given = request.prompt
         several = isinstance(given, list) and not isinstance(given[0], int)
-        return [self._completion_prompt(prompt) for prompt in (given if several else [given])]  # type: ignore[arg-type]
+        return [
+            self._completion_prompt(prompt, scored=scored)  # type: ignore[arg-type]
+            for prompt in (given if several else [given])
+        ]
+
+    def _prompt_scores(self, prompt: "_Prompt", num_top: int) -> PromptScores:
+        """For the log-probabilities of a prompt; raises InputError where none of its tokens can have any."""
+        num_seen = self._engine.model.context_length(prompt.ids)
+        if num_seen > 1 and num_seen >= len(prompt.ids) - 1:
+            raise InputError(
+                f"expected ids behind {self._engine.config.bos_token_id} (<sop>), where log-probabilities of a prompt "
+                "are wanted, got none: those in front of it are read in both directions; begin with [gMASK] and <sop>, "
+                "as a tokenizer with add_bos_token=True does"
+            )
+        return PromptScores(prompt.ids, num_seen, num_top)
 
     def _limit(self, request: Request) -> int:
         if isinstance(request, CompletionRequest):
             unlimited = "max_tokens" in request.model_fields_set and request.max_tokens is None
-            limit = request.max_tokens or (self._engine.max_length if unlimited else _COMPLETION_TOKENS)
+            given = self._engine.max_length if unlimited else _COMPLETION_TOKENS
+            limit = given if request.max_tokens is None else request.max_tokens
         else:
             limit = request.max_completion_tokens or request.max_tokens or self._engine.max_length
         return min(limit, self._settings.max_new_tokens or limit)
@@ -158,9 +174,10 @@ class RequestHandler:
         engine = self._engine
         has_form = wanted_form(request) and prompt.grammar is None
         if isinstance(request, CompletionRequest) or has_form:  # of which nothing may be cleaned away
-            return TextAnswer(StreamDecoder(engine.tokenizer), stops, prompt.beginning)
+            before = prompt.text if prompt.beginning else ""
+            return TextAnswer(decoder_behind(engine.tokenizer, prompt.beginning), stops, before)
         chat = chat_format(engine.config.version)
-        return ChatAnswer(chat, engine.tokenizer, stops, prompt.tools, prompt.beginning)
+        return ChatAnswer(chat, engine.tokenizer, stops, prompt.tools, prompt.beginning, prompt.text)
 
     def _chat_prompt(self, request: ChatRequest) -> "_Prompt":
         if len(request.messages) > self._settings.max_messages:
@@ -175,21 +192,30 @@ class RequestHandler:
         engine = self._engine
         chat = chat_format(engine.config.version)
         ids, beginning = chat.encode_any_order(engine.tokenizer, messages, tools.given or None)
+        text = messages[-1]["content"] if beginning else ""
         if tools.called:  # the call is a message of its own
             ids = [*ids, *beginning, engine.tokenizer.role_ids["assistant"]] if beginning else ids
-            beginning = encode_call(engine.tokenizer, tools.name) if tools.name else []
+            beginning, text = encode_call(engine.tokenizer, tools.name) if tools.name else [], ""
         elif wanted_form(request) and not beginning:
             ids += chat.before_content(engine.tokenizer)
-        return _Prompt([*ids, *beginning], beginning=beginning, tools=tools.given, grammar=tools.grammar)
+        return _Prompt([*ids, *beginning], text=text, beginning=beginning, tools=tools.given, grammar=tools.grammar)
 
-    def _completion_prompt(self, prompt: str | list[int]) -> "_Prompt":
+    def _completion_prompt(self, prompt: str | list[int], *, scored: bool) -> "_Prompt":
         engine = self._engine
         if isinstance(prompt, str):
             self._check_size(len(prompt))
-            return _Prompt(engine.tokenizer.encode_prompt(prompt), text=prompt)
+            ids = engine.tokenizer.encode_prompt(prompt)
+            # As a perplexity is measured: version 1 would otherwise see a token before it says how likely that is.
+            ids = [*engine.text_prefix, *engine.tokenizer.encode(prompt)] if scored else ids
+            return _Prompt(ids, text=prompt, beginning=self._continued(ids))
         if max(prompt) >= engine.config.vocab_size:
             raise InputError(f"expected token ids below {engine.config.vocab_size}, got {max(prompt)}")
-        return _Prompt(list(prompt), text=engine.tokenizer.decode(prompt))
+        return _Prompt(list(prompt), text=engine.tokenizer.decode(prompt), beginning=self._continued(prompt))
+
+    def _continued(self, ids: list[int]) -> list[int]:
+        """Of ids, those of the text that goes on behind them: in version 1 an answer is a text of its own."""
+        context = self._engine.model.context_length(ids)
+        return ids[context + 1 :] if context else ids
 
     def _check_size(self, num_characters: int) -> None:
         """Refuse what cannot fit before any time is spent on it."""
@@ -200,8 +226,10 @@ class RequestHandler:
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
-    """Ids, the text that they were, those of them that begin the answer, the tools that it may call, and the grammar
-    of the call that it must be.
+    """Ids, the text that they were, those of them whose text goes on behind them, the tools that may be called, and the
+    grammar of the call that must be.
+
+    Of a chat, text and beginning are those of the answer that the assistant has begun.
     """
 
     ids: list[int]

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from glm_int4.server.protocol.fields import Seed, StopTexts, TokenLimit, Tolerant, TopK, Whole
+from glm_int4.server.protocol.fields import Seed, StopTexts, TokenLimit, TokenLimitOrNone, Tolerant, TopK, Whole
 
 MOST_CHOICES, MOST_LOGPROBS = 128, 20
 
@@ -21,6 +21,10 @@ class ContentPart(Tolerant):
     type: str = "text"
     text: str | None = None
     refusal: str | None = None
+    # Not read: the answer to their type says so.
+    image_url: Any = None
+    input_audio: Any = None
+    file: Any = None
 
 
 class FunctionCall(Tolerant):
@@ -36,6 +40,7 @@ class CalledTool(Tolerant):
     id: str = ""
     type: Literal["function"] = "function"
     function: FunctionCall
+    index: Any = None  # not used: where a call that came in a stream stood
 
 
 class ChatMessage(Tolerant):
@@ -46,6 +51,11 @@ class ChatMessage(Tolerant):
     tool_calls: list[CalledTool] | None = None
     tool_call_id: str | None = None
     function_call: FunctionCall | None = None
+    # Not used: OpenAI's clients send them back as they came.
+    name: Any = None
+    refusal: Any = None
+    annotations: Any = None
+    audio: Any = None
 
 
 class StreamOptions(Tolerant):
@@ -157,6 +167,7 @@ class CompletionRequest(_Sampled):
     """``POST /v1/completions``; lists of ids are used verbatim."""
 
     prompt: Text | TokenIds | Prompts
+    max_tokens: TokenLimitOrNone = None  # 0 reads the prompt alone
     echo: bool | None = None
     best_of: Choices | None = None
     suffix: Annotated[str, Field(max_length=0)] | None = None

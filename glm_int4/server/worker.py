@@ -211,8 +211,9 @@ class Worker:
             if event.token is not None:
                 pending.first_token = pending.first_token or time.monotonic()
                 chunk.text, chunk.num_tokens = pending.answer.push(event.token), 1
-                if isinstance(pending.sequence.sampler, ScoringSampler):
-                    chunk.scored = pending.sequence.sampler.next_scored()
+            told = event.token is not None or pending.answer.tells_end
+            if told and isinstance(pending.sequence.sampler, ScoringSampler):
+                chunk.scored = pending.sequence.sampler.next_scored()
             if event.end is None and not pending.answer.stopped:
                 return chunk
             rest, chunk.calls = pending.answer.finish()

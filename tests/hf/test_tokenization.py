@@ -148,6 +148,18 @@ def test_an_answer_at_the_end_is_closed_or_left_open(hf_mini_tokenizer, small_ch
     assert v3.apply_chat_template([question, answer], return_dict=False) == [*prompt, *line, *text, v3.eos_token_id]
 
 
+@pytest.mark.parametrize("version", ["1", "2", "3"])
+def test_a_space_that_ends_an_open_answer_is_left_to_the_next_word(official, version):
+    question = {"role": "user", "content": "a"}
+    spaced, plain = (
+        official[version].apply_chat_template(
+            [question, {"role": "assistant", "content": text}], return_dict=False, continue_final_message=True
+        )
+        for text in ("The sky is ", "The sky is")
+    )
+    assert spaced == plain
+
+
 def test_wrong_conversations_are_named(hf_mini_tokenizer):
     for wrong in ([], "你好", [{"role": "tool", "content": "x"}]):
         with pytest.raises(InputError, match="expected"):

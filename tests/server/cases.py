@@ -80,6 +80,7 @@ def _say(*turns: str, **more: Any) -> dict[str, Any]:
     return {"messages": [{"role": role, "content": content} for role, content in pairs], **more}
 
 
+_TURN = {"role": "user", "content": "a"}
 _CALL = {"id": "a", "type": "function", "function": {"name": "track", "arguments": {"symbol": "1"}}}
 _CALLED = {"role": "assistant", "content": None, "tool_calls": [_CALL]}
 _TOOL = {"type": "function", "function": {"name": "track", "description": None, "parameters": {}}}
@@ -201,6 +202,17 @@ _FIELDS = [
             ({"a|b\r\n": 1}, "a?b??"),
             ({"a": 1, "": 1}, "a, ?"),
             ({"stream_options": {"include_usage": True, "another": 1}}, "stream_options.another"),
+            (
+                {"messages": [{"role": "user", "content": "a", "timestamp": 1, "id": "b"}, _TURN | {"id": "c"}]},
+                "messages.timestamp, messages.id",
+            ),
+            (
+                {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {}}]}]},
+                "messages.content.cache_control",
+            ),
+            ({"messages": [_TURN | {"name": "b", "refusal": None}]}, ""),
+            ({"messages": [_TURN, {"role": "assistant", "content": "b", "annotations": [], "audio": None}]}, ""),
+            ({"messages": [_TURN | {"a": None, "b c": 1}], "d": 1}, "d, messages.b?c"),
         )
     ),
     Case(
@@ -209,6 +221,13 @@ _FIELDS = [
         send={"keep_alive": 5},
         status=400,
         says="expected fields that have an effect, got keep_alive",
+    ),
+    *(
+        Case(group="fields", strict=True, send={"messages": [message]}, status=400, says=f"got {name}; leave it out")
+        for message, name in (
+            (_TURN | {"id": "b"}, "messages.id"),
+            ({"role": "user", "content": [{"type": "text", "text": "a", "b": 1}]}, "messages.content.b"),
+        )
     ),
     Case(
         group="fields",
@@ -242,6 +261,8 @@ _COMPLETIONS = [
             ({"prompt": [[5, 6, 7], [8]]}, '"prompt_tokens":4'),
             ({"prompt": ["你好", "我叫小明。"], "n": 2}, '"index":3'),
             ({"prompt": "你好", "echo": True}, '"text":"你好'),
+            ({"prompt": "你好", "echo": True, "max_tokens": 0}, '"text":"你好"'),
+            ({"prompt": "你好", "max_tokens": 0}, '"completion_tokens":0'),
             ({"prompt": ["你好"], "best_of": 1}, '"index":0'),
         )
     ),
@@ -332,6 +353,24 @@ _TOOLS = [
     Case(group="tools", version="3", send={"functions": [{"name": "f"}], "function_call": "auto"}),
     Case(group="tools", version="3", send={"functions": [{"name": "f"}], "function_call": "none"}),
     Case(group="tools", version="3", note="a call whose arguments are an object", send={"messages": [_CALLED]}),
+    *(
+        Case(group="tools", version="3", send={"tools": [tool]}, ignored=ignored)
+        for tool, ignored in (
+            ({"type": "function", "function": {"name": "f", "strict": True}}, ""),
+            (
+                {"function": {"name": "f", "returns": {}}, "cache_control": {}},
+                "tools.cache_control, tools.function.returns",
+            ),
+            ({"name": "f", "input_schema": {}, "meta": None}, "tools.input_schema"),
+        )
+    ),
+    Case(group="tools", version="3", send={"functions": [{"name": "f", "a": 1}]}, ignored="functions.a"),
+    Case(
+        group="tools",
+        version="3",
+        send={"messages": [_CALLED | {"tool_calls": [_CALL | {"index": 0, "a": 1}]}]},
+        ignored="messages.tool_calls.a",
+    ),
     Case(group="tools", version="1", send={"tools": [_TOOL]}, ignored="tools"),
     Case(group="tools", version="2", send={"functions": [{"name": "f"}]}, ignored="functions"),
     Case(group="tools", version="1", strict=True, send={"tools": [_TOOL]}, status=400, says="got tools; leave it out"),
@@ -455,6 +494,8 @@ _SCORES = [
         Case(group="scores", path=COMPLETIONS, send={"prompt": "你好"} | send, says=says)
         for send, says in (
             ({"logprobs": 1}, '"text_offset":[0]'),
+            ({"logprobs": 1, "echo": True, "max_tokens": 0}, '"token_logprobs":[null,-'),
+            ({"logprobs": 1, "echo": True, "prompt": ["a", "b"]}, '"index":1'),
             ({"n": 1, "best_of": 3}, '"completion_tokens":3'),
         )
     ),
@@ -467,7 +508,11 @@ _SCORES = [
             (CHAT, {"logit_bias": {"5": 101}}, "another value at logit_bias"),
             (COMPLETIONS, {"prompt": "a", "n": 2, "best_of": 1}, "expected best_of of at least n, got 1 for 2"),
             (COMPLETIONS, {"prompt": "a", "best_of": 2, "stream": True}, "expected best_of without stream, got both"),
-            (COMPLETIONS, {"prompt": "a", "echo": True, "logprobs": 1}, "expected echo or logprobs, got both"),
+            (
+                COMPLETIONS,
+                {"prompt": [5, 6, 7], "echo": True, "logprobs": 1},
+                "(<sop>), where log-probabilities of a prompt are wanted, got none",
+            ),
         )
     ),
 ]

@@ -190,6 +190,16 @@ def test_a_conversation_with_a_call_becomes_the_same_prompt_as_in_python(v3_serv
     assert reply.usage.prompt_tokens == v3_engine.count_tokens(ours, [TOOL])
 
 
+def test_what_nobody_knows_in_a_definition_is_not_shown_to_the_model(v3_server):
+    more = {"type": "function", "cache_control": {}, "function": TOOL["function"] | {"strict": True, "returns": "text"}}
+    fields = dict(model="small-v3", messages=user("price"), max_tokens=1)
+    ask = client(v3_server).chat.completions.with_raw_response.create
+    plain, other = ask(**fields, tools=[TOOL]), ask(**fields, tools=[more])
+    assert plain.parse().usage.prompt_tokens == other.parse().usage.prompt_tokens
+    assert plain.headers.get("X-Ignored-Fields") is None
+    assert other.headers["X-Ignored-Fields"] == "tools.cache_control, tools.function.returns"
+
+
 @pytest.mark.parametrize("call", ["tool_call(symbol=__import__('os').getcwd())", "other()", "(" * 500])
 def test_a_call_that_cannot_be_read_is_text(v3_server, says, call):
     says(v3_server, f"track\n ```python\n{call}\n```")
@@ -252,6 +262,28 @@ def test_an_answer_goes_on_where_the_assistants_last_message_ends(request, says,
         )
         assert text == tokenizer.decode(ids)[len(begun) :].removesuffix("b").rstrip()
         assert "c d," in text
+
+
+@pytest.mark.parametrize("name", ["mini_server", "v3_server"])
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_space_that_ends_the_assistants_last_message_is_there_once(request, says, name, stream):
+    running = request.getfixturevalue(name)
+    for begun, written, text in (("b ", "c d", "c d"), ("b c ", ", d", ", d"), ("b", "c", " c")):
+        messages = [*user("a"), {"role": "assistant", "content": begun}]
+        says(running, written)
+        reply = client(running).chat.completions.create(model="m", messages=messages, stream=stream)
+        parts = [chunk.choices[0].delta for chunk in reply] if stream else [reply.choices[0].message]
+        assert "".join(part.content or "" for part in parts) == text
+
+
+@pytest.mark.parametrize("prompt", ["price", "price "])
+def test_a_completion_has_the_space_between_it_and_its_prompt_once(v3_server, says, prompt):
+    complete = client(v3_server).completions.create
+    for fields in ({}, {"echo": True}):
+        says(v3_server, "track")
+        (choice,) = complete(model="m", prompt=prompt, **fields).choices
+        text = choice.text if fields else prompt + choice.text
+        assert text == "price track"
 
 
 def test_a_list_of_prompts_gives_what_each_gives_alone(v2_engine):

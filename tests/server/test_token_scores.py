@@ -27,7 +27,7 @@ def complete(running, **fields):
 
 
 def chat(running, **fields):
-    status, answer = running.ask(TEXT, max_tokens=6, ignore_eos=True, **fields)
+    status, answer = running.ask(TEXT, **{"max_tokens": 6, "ignore_eos": True} | fields)
     assert status == 200, answer
     return answer["choices"]
 
@@ -95,8 +95,24 @@ def test_a_bias_makes_a_token_certain_or_impossible(running, v2_engine):
     assert banned["tokens"] == [forced["tokens"][0]] != plain["tokens"]
     assert len(set(forced["tokens"])) == 1
     # What is told is the model's own, whatever the bias.
-    assert list(banned["top_logprobs"][0].values()) == pytest.approx(plain["token_logprobs"], abs=TOLERANCE)
-    assert banned["token_logprobs"][0] < plain["token_logprobs"][0]
+    (top,) = banned["top_logprobs"]
+    assert max(top.values()) == pytest.approx(plain["token_logprobs"][0], abs=TOLERANCE)
+    assert banned["token_logprobs"][0] == top[banned["tokens"][0]] < plain["token_logprobs"][0]
+    assert len(top) == 2
+
+
+def test_the_id_that_ends_a_completion_is_told_and_counts(running, v2_engine):
+    """As of OpenAI: who asks for one token, to have the prompt scored, finds one behind it."""
+    eos = v2_engine.tokenizer.eos_id
+    fields = {"logit_bias": {str(eos): 100}, "ignore_eos": False}
+    (choice,) = complete(running, logprobs=1, **fields)["choices"]
+    assert (choice["text"], choice["finish_reason"]) == ("", "stop")
+    written = choice["logprobs"]
+    score = own_scores(v2_engine, v2_engine.tokenizer.encode_prompt(TEXT), [eos])[0, eos].item()
+    assert (written["tokens"], written["text_offset"]) == (["</s>"], [0])
+    assert written["token_logprobs"] == pytest.approx([score], abs=TOLERANCE)
+    (choice,) = chat(running, logprobs=True, **fields)
+    assert choice["logprobs"] is None
 
 
 def test_the_best_of_several_answers_are_given_in_order(running):

@@ -1,16 +1,18 @@
 """From the chunks of answers to OpenAI's objects: one at the end, or events on the way."""
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from glm_int4.errors import GLMError, is_out_of_memory
+from glm_int4.generation.scoring import ScoredToken
 from glm_int4.server.answers import Chunk
 from glm_int4.server.api_errors import ApiError
 from glm_int4.server.event_stream import COMMENT, DONE, event, next_or_comment
 from glm_int4.server.openai_messages import write_calls
-from glm_int4.server.protocol.token_scores import ScoredToken, TokenTexts
+from glm_int4.server.protocol.token_scores import TokenTexts
 from glm_int4.server.schemas import ChatRequest, CompletionRequest
 from glm_int4.server.worker import PendingAnswer
 
@@ -41,7 +43,7 @@ class AnswerWriter:
         self.jobs, self.ignored = jobs, ignored
         self._request, self._chunks = request, jobs[0].chunks
         self._echoes, self._tokens, self._kept = echoes or [""] * len(jobs), tokens, kept
-        self._offsets = [tokens.offsets(len(echo)) for echo in self._echoes] if tokens else []
+        self._num_told = [0] * len(jobs)  # tokens of every answer whose log-probabilities are written
         self._chat = isinstance(request, ChatRequest)
         self._as_function = isinstance(request, ChatRequest) and not request.tools  # how calls were written before
         kind = "chatcmpl" if self._chat else "cmpl"
@@ -67,7 +69,8 @@ class AnswerWriter:
                 raise as_api_error(chunk.error) from chunk.error
             self.num_tokens += chunk.num_tokens
             whole[chunk.index] = _joined(whole[chunk.index], chunk)
-        choices = [self._choice(index, answer) for index, answer in enumerate(self._best(whole))]
+        prompts = await self._prompt_logprobs()
+        choices = [self._choice(index, answer, prompts) for index, answer in enumerate(self._best(whole))]
         name = "chat.completion" if self._chat else "text_completion"
         return {**self._head, "object": name, "choices": choices, "usage": self._usage()}
 
@@ -79,9 +82,30 @@ class AnswerWriter:
         groups = (whole[first : first + number] for first in range(0, len(whole), number))
         return [answer for group in groups for answer in sorted(group, key=_likelihood, reverse=True)[:kept]]
 
-    def _choice(self, index: int, answer: Chunk) -> dict[str, Any]:
+    async def _prompt_logprobs(self, jobs: Sequence[PendingAnswer] | None = None) -> dict[int, dict[str, Any]]:
+        """``logprobs`` of what is echoed, by index; made in a thread, since long prompts take a while."""
+        wanted = [job for job in (self.jobs if jobs is None else jobs) if job.sequence.scores]
+        return await asyncio.to_thread(self._write_prompts, wanted) if wanted else {}
+
+    def _write_prompts(self, jobs: Sequence[PendingAnswer]) -> dict[int, dict[str, Any]]:
+        assert self._tokens is not None
+        written: dict[int, dict[str, Any]] = {}
+        one: dict[int, dict[str, Any]] = {}
+        for job in jobs:
+            scores = job.sequence.scores
+            assert scores is not None
+            if id(scores) not in one:  # several answers to one prompt
+                offsets = self._tokens.offsets(job.sequence.prompt, len(self._echoes[job.index]))
+                one[id(scores)] = self._tokens.completion(scores.scored, offsets)
+            written[job.index] = one[id(scores)]
+        return written
+
+    def _choice(self, index: int, answer: Chunk, prompts: dict[int, dict[str, Any]]) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": index, "finish_reason": self._end(answer)}
         choice["logprobs"] = self._logprobs(answer.index, answer.scored)
+        if prompt := prompts.get(answer.index):
+            new = choice["logprobs"] or {}
+            choice["logprobs"] = {name: values + new.get(name, []) for name, values in prompt.items()}
         if not self._chat:
             return choice | {"text": answer.text}
         message: dict[str, Any] = {"role": "assistant", "content": answer.text or (None if answer.calls else "")}
@@ -92,9 +116,10 @@ class AnswerWriter:
         for index, echo in enumerate(self._echoes):
             if self._chat:
                 yield self._event(Chunk(index=index), {"role": "assistant", "content": ""})
-            elif echo:
+            elif echo and not self.jobs[index].sequence.scores:
                 yield self._event(Chunk(index=index), {"content": echo})
         running = len(self.jobs)
+        unread = {job.index: job for job in self.jobs if job.sequence.scores}  # echoed with what is known of them
         while running:
             first = await next_or_comment(self._chunks)
             if first is None:
@@ -102,6 +127,9 @@ class AnswerWriter:
                 continue
             for chunk in self._with_what_waits(first):
                 self.num_tokens += chunk.num_tokens
+                if chunk.error is None and (job := unread.pop(chunk.index, None)):
+                    echo, logprobs = {"content": self._echoes[chunk.index]}, await self._prompt_logprobs([job])
+                    yield self._event(Chunk(index=chunk.index), echo, logprobs=logprobs)
                 if chunk.text or (chunk.scored and self._tokens):
                     yield self._event(chunk, {"content": chunk.text})
                 if chunk.error is not None:
@@ -143,15 +171,24 @@ class AnswerWriter:
             return None
         if self._chat:
             return self._tokens.chat(scored)
-        return self._tokens.completion(scored, self._offsets[index])
+        answer, first = self.jobs[index].answer, self._num_told[index]
+        self._num_told[index] += len(scored)
+        starts = [*answer.starts[first : first + len(scored)], answer.length][: len(scored)]  # the last may be no text
+        return self._tokens.completion(scored, [len(self._echoes[index]) + start for start in starts])
 
     @property
     def _object(self) -> str:
         return "chat.completion.chunk" if self._chat else "text_completion"
 
-    def _event(self, chunk: Chunk, delta: dict[str, Any], end: str | None = None) -> bytes:
+    def _event(
+        self,
+        chunk: Chunk,
+        delta: dict[str, Any],
+        end: str | None = None,
+        logprobs: dict[int, dict[str, Any]] | None = None,
+    ) -> bytes:
         choice: dict[str, Any] = {"index": chunk.index, "finish_reason": end}
-        choice["logprobs"] = self._logprobs(chunk.index, chunk.scored)
+        choice["logprobs"] = (logprobs or {}).get(chunk.index) or self._logprobs(chunk.index, chunk.scored)
         if self._chat:
             choice["delta"] = delta
         else:
@@ -176,7 +213,7 @@ def _joined(before: Chunk, after: Chunk) -> Chunk:
 
 def _likelihood(answer: Chunk) -> float:
     """Log-probability for a token."""
-    return sum(token.logprob for token in answer.scored) / max(len(answer.scored), 1)
+    return sum(token.logprob or 0.0 for token in answer.scored) / max(len(answer.scored), 1)
 
 
 def as_api_error(error: Exception) -> ApiError:

@@ -15,7 +15,7 @@ class Tolerant(BaseModel):
     """An object of a request. Its types are strict; what is null counts as absent.
 
     Attributes:
-        ignored: names of its fields that nobody knows here.
+        ignored: names of its fields that nobody knows here, and of those of its parts: "part.name".
     """
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, protected_namespaces=())
@@ -38,7 +38,13 @@ class Tolerant(BaseModel):
             return handler(data)
         given = {name: value for name, value in data.items() if value is not None}
         made = handler(given)
-        made._ignored = [str(name) for name in given if name not in cls.names()]
+        names = [str(name) for name in given if name not in cls.names()]
+        for field in cls.model_fields:
+            value = getattr(made, field)
+            for part in value if isinstance(value, list) else [value]:
+                if isinstance(part, Tolerant):
+                    names += [f"{field}.{name}" for name in part.ignored]
+        made._ignored = list(dict.fromkeys(names))
         return made
 
 
@@ -72,5 +78,6 @@ StopText = Annotated[str, Field(min_length=1, max_length=1000)]
 StopTexts = Annotated[StopText | Annotated[list[StopText], Field(max_length=16)] | None, BeforeValidator(_stop_texts)]
 Whole = Annotated[int, BeforeValidator(_whole)]
 TokenLimit = Annotated[Annotated[int, Field(ge=1, le=_INT32)] | None, BeforeValidator(_whole_or_none)]
+TokenLimitOrNone = Annotated[Annotated[int, Field(ge=0, le=_INT32)] | None, BeforeValidator(_whole_or_none)]
 TopK = Annotated[Annotated[int, Field(ge=0, le=_INT32)] | None, BeforeValidator(_whole_or_all)]
 Seed = Annotated[Annotated[int, Field(ge=-(2**63), le=_INT64)] | None, BeforeValidator(_whole)]

@@ -2,8 +2,7 @@
 
 import re
 from collections import deque
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,21 +10,10 @@ from torch import Tensor
 
 from glm_int4.generation.constraints.matcher import Matcher
 from glm_int4.generation.sampling import Sampler, SamplingParams
+from glm_int4.generation.scoring import ScoredToken
 from glm_int4.text import StreamDecoder, Tokenizer
 
 _BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredToken:
-    """A token that was picked, its log-probability, and the most likely ones in its place, with theirs.
-
-    All are the model's own: before a bias, penalties, temperature and what else makes a choice.
-    """
-
-    token: int
-    logprob: float
-    top: tuple[tuple[int, float], ...] = ()
 
 
 class ScoringSampler(Sampler):
@@ -92,7 +80,7 @@ class TokenTexts:
         """The text of an id; a replacement character for a part of a character."""
         return self._tokenizer.decode([*self._before, token])[self._length :]
 
-    def entry(self, token: int, logprob: float) -> dict[str, Any]:
+    def entry(self, token: int, logprob: float | None) -> dict[str, Any]:
         """A token as OpenAI's chats describe it."""
         byte = self._byte(token)
         text = self.text(token)
@@ -106,19 +94,29 @@ class TokenTexts:
         ]
         return {"content": content, "refusal": None}
 
-    def completion(self, scored: Sequence[ScoredToken], offsets: "TextOffsets") -> dict[str, Any]:
-        """``logprobs`` of a completion's choice."""
+    def completion(self, scored: Sequence[ScoredToken], offsets: Sequence[int]) -> dict[str, Any]:
+        """``logprobs`` of a completion's choice; ``offsets`` are where the text of every token begins."""
         return {
             "tokens": [self._name(one.token) for one in scored],
             "token_logprobs": [one.logprob for one in scored],
-            # The likeliest comes last, and stays where two have one name.
-            "top_logprobs": [{self._name(token): value for token, value in reversed(one.top)} for one in scored],
-            "text_offset": [offsets.before(one.token) for one in scored],
+            "top_logprobs": [self._likeliest(one) for one in scored],
+            "text_offset": list(offsets),
         }
 
-    def offsets(self, start: int) -> "TextOffsets":
-        """For a text that begins at ``start``."""
-        return TextOffsets(StreamDecoder(self._tokenizer), start)
+    def _likeliest(self, scored: ScoredToken) -> dict[str, float] | None:
+        """Log-probabilities by name: of the most likely tokens, and of the one that stands there."""
+        if scored.logprob is None:
+            return None
+        # The likeliest comes last, and stays where two have one name.
+        return {self._name(token): value for token, value in ((scored.token, scored.logprob), *reversed(scored.top))}
+
+    def offsets(self, ids: Iterable[int], end: int) -> list[int]:
+        """Where the text of every id begins, in one of ``end`` characters; parts of a character begin with it."""
+        decoder, length, starts = StreamDecoder(self._tokenizer), 0, []
+        for token in ids:
+            starts.append(min(length, end))
+            length += len(decoder.push(token))
+        return starts
 
     def _byte(self, token: int) -> int | None:
         """The byte of a piece that stands for one."""
@@ -126,19 +124,8 @@ class TokenTexts:
         return int(match[1], 16) if match else None
 
     def _name(self, token: int) -> str:
-        """The text, or as OpenAI names a part of a character."""
+        """The text, or as OpenAI names a part of a character; a special id's own name."""
         byte = self._byte(token)
-        return self.text(token) if byte is None else f"bytes:\\x{byte:02x}"
-
-
-class TextOffsets:
-    """Where the text of every token begins; parts of a character begin with it."""
-
-    def __init__(self, decoder: StreamDecoder, start: int) -> None:
-        self._decoder, self._length = decoder, start
-
-    def before(self, token: int) -> int:
-        """Characters in front of the next token."""
-        offset = self._length
-        self._length += len(self._decoder.push(token))
-        return offset
+        if byte is not None:
+            return f"bytes:\\x{byte:02x}"
+        return self.text(token) or self._tokenizer.id_to_piece(token)

@@ -13,11 +13,13 @@ class WantedScores:
 
     Attributes:
         num_top: most likely tokens to tell with each; None tells nothing.
+        prompt: whether the prompt's tokens are told too.
         bias: what is added to the logits of ids.
         number, kept: answers to a prompt that are made, and that are given.
     """
 
     num_top: int | None = None
+    prompt: bool = False
     bias: Mapping[int, float] = field(default_factory=dict)
     number: int = 1
     kept: int = 1
@@ -42,9 +44,8 @@ def wanted_scores(request: ChatRequest | CompletionRequest, vocab_size: int) -> 
         raise InputError(f"expected best_of of at least n, got {number} for {kept}")
     if number > kept and request.stream:
         raise InputError("expected best_of without stream, got both: the best answer is known at the end")
-    if request.echo and request.logprobs is not None:
-        raise InputError("expected echo or logprobs, got both; a prompt's log-probabilities are not computed")
-    return WantedScores(num_top=request.logprobs, bias=bias, number=number, kept=kept)
+    prompt = bool(request.echo) and request.logprobs is not None
+    return WantedScores(num_top=request.logprobs, prompt=prompt, bias=bias, number=number, kept=kept)
 
 
 def _read_bias(given: Mapping[str, float], vocab_size: int) -> dict[int, float]:

@@ -12,6 +12,7 @@ from glm_int4.text.chat.messages import Message
 from glm_int4.text.chat.replies import Reply, parse_reply_v3
 from glm_int4.text.chat.responses import CleaningStream, ResponseStream, fill_template
 from glm_int4.text.chat.tools import Tool
+from glm_int4.text.continued import encode_open
 from glm_int4.text.streaming import StreamDecoder
 from glm_int4.text.tokenizer import Tokenizer
 
@@ -78,7 +79,7 @@ class _Rounds:
         self._check_tools(messages, tools)
         before, beginning = split_beginning(messages)
         prompt = tokenizer.encode_prompt(self.write_prompt(*as_rounds(before)))
-        return prompt, tokenizer.encode(beginning)
+        return prompt, encode_open(tokenizer, beginning)
 
     def _check_tools(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> None:
         if tools or any(message.get("tools") for message in messages):

@@ -11,6 +11,7 @@ from glm_int4.errors import InputError
 from glm_int4.text.chat.messages import Message, check_question, role_and_content
 from glm_int4.text.chat.responses import TRAINING_TIME, CleaningStream, fill_template
 from glm_int4.text.chat.tools import TOOLS_SYSTEM_TEXT, Tool, check_tools, write_tools
+from glm_int4.text.continued import encode_open
 from glm_int4.text.tokenizer import Tokenizer
 from glm_int4.text.tokenizer_v2 import ROLES
 
@@ -50,7 +51,7 @@ def encode_messages(
 
 def encode_beginning(tokenizer: Tokenizer, text: str) -> list[int]:
     """Ids of an answer's beginning, behind the assistant's role id."""
-    return [*tokenizer.encode("\n"), *tokenizer.encode(text)]
+    return [*tokenizer.encode("\n"), *encode_open(tokenizer, text)]
 
 
 def encode_call(tokenizer: Tokenizer, name: str) -> list[int]:
