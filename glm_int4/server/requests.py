@@ -155,7 +155,7 @@ class RequestHandler:
         num_seen = self._engine.model.context_length(prompt.ids)
         if num_seen > 1 and num_seen >= len(prompt.ids) - 1:
             raise InputError(
-                f"expected ids behind {self._engine.config.bos_token_id} (<sop>), where log-probabilities of a prompt "
+                f"expected ids behind {self._engine.tokenizer.sop_id} (<sop>), where log-probabilities of a prompt "
                 "are wanted, got none: those in front of it are read in both directions; begin with [gMASK] and <sop>, "
                 "as a tokenizer with add_bos_token=True does"
             )

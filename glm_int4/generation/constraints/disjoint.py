@@ -30,10 +30,8 @@ def _apart(first: Any, second: Any, root: dict[str, Any], depth: int = 0) -> boo
     if kinds != {"object"} or other_kinds != {"object"}:
         return False
     shared = _required(first) & _required(second)
-    return any(
-        _apart(*(_resolve(schema["properties"][name], root) for schema in (first, second)), root, depth + 1)
-        for name in shared
-    )
+    here, there = first["properties"], second["properties"]
+    return any(_apart(_resolve(here[name], root), _resolve(there[name], root), root, depth + 1) for name in shared)
 
 
 def _resolve(schema: Any, root: dict[str, Any]) -> Any:

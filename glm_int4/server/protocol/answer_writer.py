@@ -128,8 +128,10 @@ class AnswerWriter:
             for chunk in self._with_what_waits(first):
                 self.num_tokens += chunk.num_tokens
                 if chunk.error is None and (job := unread.pop(chunk.index, None)):
-                    echo, logprobs = {"content": self._echoes[chunk.index]}, await self._prompt_logprobs([job])
-                    yield self._event(Chunk(index=chunk.index), echo, logprobs=logprobs)
+                    logprobs = await self._prompt_logprobs([job])
+                    yield self._event(
+                        Chunk(index=chunk.index), {"content": self._echoes[chunk.index]}, logprobs=logprobs
+                    )
                 if chunk.text or (chunk.scored and self._tokens):
                     yield self._event(chunk, {"content": chunk.text})
                 if chunk.error is not None:
