@@ -12,7 +12,10 @@ REQUIRED = {
     "transformers": "5", "typer": "", "rich": "", "prompt_toolkit": "", "markdown-it-py": "",
 }  # fmt: skip
 # What is wanted for a part alone.
-OPTIONAL = ("triton", "fastapi", "uvicorn", "prometheus-client", "matplotlib", "jieba", "rouge-chinese", "nltk")
+OPTIONAL = (
+    *("triton", "fastapi", "uvicorn", "prometheus-client", "llguidance"),
+    *("matplotlib", "jieba", "rouge-chinese", "nltk"),
+)
 # Numba's absence is the loop's fault, and its import, like torch's, is tried by a probe of its own.
 _PROBED = ("torch", "numba")
 

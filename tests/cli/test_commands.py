@@ -63,16 +63,11 @@ def test_an_answer_is_json_of_a_schema(tmp_path):
     assert answer["w"] == "是,b"
     result = json.loads(text(glm(*command, "--json-schema", schema, "--json", "--max-new-tokens", 4)))
     assert result["finish_reason"] == "length"
-    for content, says in (
-        ('{"not": {}}', "got not in the schema; leave it out (in"),
-        ("{", "expected a JSON schema, got something else"),
-        ("", "expected a JSON schema in"),
-    ):
-        schema.write_text(content)
-        result = glm(*command, "--json-schema", schema)
-        assert result.returncode == 2
-        assert says in result.stderr.decode()
-        assert result.stderr.count(b"\n") == 1
+    schema.write_text('{"not": {}}')
+    result = glm(*command, "--json-schema", schema)
+    assert result.returncode == 2
+    assert f"got not in the schema; leave it out (in {schema})" in result.stderr.decode()
+    assert result.stderr.count(b"\n") == 1
 
 
 def test_quantize_prints_the_contracts_json(tmp_path):

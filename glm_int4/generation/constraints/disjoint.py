@@ -30,6 +30,8 @@ def _apart(first: Any, second: Any, root: dict[str, Any], depth: int = 0) -> boo
     if kinds != {"object"} or other_kinds != {"object"}:
         return False
     shared = _required(first) & _required(second)
+    if not shared:
+        return False
     here, there = first["properties"], second["properties"]
     return any(_apart(_resolve(here[name], root), _resolve(there[name], root), root, depth + 1) for name in shared)
 

@@ -23,7 +23,10 @@ def wanted_form(request: ChatRequest | CompletionRequest) -> dict[str, Any]:
     if request.response_format is not None:
         forms.append(("response_format", "json_schema", _openai(request.response_format)))
     if request.structured_outputs is not None:
-        forms += [(f"structured_outputs.{field}", *form) for field, *form in _vllm(request.structured_outputs)]
+        forms += [
+            (f"structured_outputs.{field}", argument, value)
+            for field, argument, value in _vllm(request.structured_outputs)
+        ]
     given = [form for form in forms if form[2] is not None]
     if len(given) > 1:
         raise InputError(f"expected one form for an answer, got {' and '.join(name for name, _, _ in given)}")
