@@ -50,8 +50,8 @@ def test_answers_of_several_forms_run_together(mini_server):
 def test_log_probabilities_are_the_models_own(mini_server):
     fields = {"guided_choice": ["qq"], "logprobs": True, "top_logprobs": 1}
     _, answer = mini_server.ask("3加5等于几?", **fields)
-    first = answer["choices"][0]["logprobs"]["content"][0]
-    assert first["logprob"] < first["top_logprobs"][0]["logprob"]
+    content = answer["choices"][0]["logprobs"]["content"]
+    assert any(one["logprob"] < one["top_logprobs"][0]["logprob"] for one in content)
 
 
 def test_nobody_waits_for_a_schema_that_is_compiled(mini_server, monkeypatch):

@@ -145,7 +145,7 @@ def test_some_of_the_tools_can_be_allowed(v3_server, prompts):
 
 
 def test_calls_run_beside_answers_that_are_free(v3_server):
-    answers = [None] * 4
+    answers = [None] * 2
     alone = ask(v3_server, tool_choice=NAMED, seed=9).choices[0].message.tool_calls[0].function.arguments
     with openai.OpenAI(base_url=f"{v3_server.url}/v1", api_key="none").with_options(timeout=60) as shared:
         streams = [

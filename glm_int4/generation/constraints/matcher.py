@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     import llguidance
 
 _TAIL = 16
+_DEAD_END = (
+    "expected a constraint that some token can go on with, got one that none can; "
+    "allow other answers, or ask without it"
+)
 
 
 class Matcher:
@@ -65,10 +69,7 @@ class Matcher:
         if self._state.is_accepting():
             allowed[self._stops] = True
         if not allowed.any():
-            raise GLMError(
-                "expected a constraint that some token can go on with, got one that none can; "
-                "allow other answers, or ask without it"
-            )
+            raise GLMError(_DEAD_END)
         return torch.from_numpy(allowed)
 
     def accept(self, token: int) -> None:
@@ -103,4 +104,6 @@ class Matcher:
     def _check(state: "llguidance.LLMatcher") -> None:
         if state.is_error():
             reason = state.get_error().strip().partition("\n")[0]
+            if reason.startswith("NoExtension"):
+                raise GLMError(_DEAD_END)
             raise GLMError(f"expected a constraint that can be followed, got a fault ({reason:.200}); make it simpler")

@@ -138,7 +138,7 @@ def test_a_schema_that_is_none_is_refused(schema, says):
         ({"type": "integer", "minimum": 5, "maximum": 3}, "minimum (5) is greater than maximum (3)"),
         ({"type": "text"}, "Invalid type: text"),
         ({"$ref": "#/$defs/a"}, "Pointer '/$defs/a' does not exist"),
-        ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}, "none that some token can go on with"),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}, "that some token can go on with"),
         ({"type": "string", "pattern": "(?=a)"}, "look-around"),
         ({"oneOf": [{"type": "string"}, {"type": "string", "maxLength": 3}]}, "oneOf constraints are not supported"),
         (
@@ -164,7 +164,7 @@ def test_what_a_schema_does_not_name_is_not_written(engine):
     schema = {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]}
     assert answer(engine, schema) == ('{"a": 1}', True)
     assert answer(engine, {"prefixItems": [{"const": 1}], "type": "array", "minItems": 1}) == ("[1]", True)
-    assert answer(engine, {"type": "object", "required": ["a"], "properties": {"b": {}}}, 1)[0] == "{"
+    assert answer(engine, {"type": "object", "required": ["a"], "properties": {"b": {}}}, 2)[0].startswith("{")
 
 
 def test_numbers_have_an_end(engine):
