@@ -7,7 +7,7 @@ import torch
 from glm_int4.errors import InputError
 from glm_int4.generation.continuous import MAX_SLOTS, check_slots, slot_bytes
 from glm_int4.generation.engine import Engine
-from glm_int4.generation.slot_memory import slots_scratch_bytes
+from glm_int4.generation.memory_plan import slots_scratch_bytes
 from glm_int4.server.access.keys import Key
 from glm_int4.system import free_bytes, gb_text, total_bytes
 

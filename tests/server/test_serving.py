@@ -15,7 +15,7 @@ import pytest
 
 import glm_int4
 from glm_int4.errors import InputError
-from glm_int4.generation.slot_memory import slots_scratch_bytes
+from glm_int4.generation.memory_plan import slots_scratch_bytes
 from glm_int4.server.access.waiting_room import answering_while_loading
 from glm_int4.server.serving import bind
 from glm_int4.server.settings import Settings, choose_slots

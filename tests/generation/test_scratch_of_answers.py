@@ -9,9 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from glm_int4.checkpoint.build import ComputeSetup
-from glm_int4.generation.memory_plan import scratch_bytes
+from glm_int4.generation.memory_plan import scratch_bytes, slots_scratch_bytes
 from glm_int4.generation.sampling import Sampler, SamplingParams, choose_together
-from glm_int4.generation.slot_memory import slots_scratch_bytes
 from glm_int4.models.config_file import parse_config
 from glm_int4.models.presets import CONFIGS
 
