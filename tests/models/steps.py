@@ -16,11 +16,12 @@ ROWS = {
 }
 
 
-def compare(version, ops, kv_bits=16, batch_size=2, prefix_length=0, num_steps=3, folder=None):
+def compare(version, ops, kv_bits=16, batch_size=2, prefix_length=0, num_steps=3, folder=None, adapter=None):
     """Feed tokens both ways; a fused step errs at most twice as much as plain fp16, seen from float32."""
     folder = folder or FIXTURES / f"v{version}_tiny"
-    exact = glm_int4.load(folder, device="cpu", dtype=torch.float32, model_version=version)
-    half = glm_int4.load(folder, device="cpu", dtype=torch.float16, kv_bits=kv_bits, model_version=version)
+    options = {"device": "cpu", "model_version": version, "adapter": adapter}
+    exact = glm_int4.load(folder, dtype=torch.float32, **options)
+    half = glm_int4.load(folder, dtype=torch.float16, kv_bits=kv_bits, **options)
     rows = ROWS[min(version, "2")][:batch_size]
     plain = run(half, rows, num_steps, prefix_length, None)
     fused = run(half, rows, num_steps, prefix_length, ops)

@@ -34,3 +34,11 @@ def test_padded_prompts_and_single_tokens_are_left_to_others():
     assert not gpu_step.PromptPass.takes(ids[:, :1], mask, cache)
     assert not gpu_step.PromptPass.takes(ids.expand(2, -1), mask, cache)
     assert not gpu_step.PromptPass.takes(ids, mask, None)
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+@pytest.mark.parametrize("name", ["all_linear", "dora", "bias"])
+def test_steps_run_a_models_adapters(version, name):
+    adapter = FIXTURES / "lora" / f"v{version}" / name
+    with_it, without = compare(version, reference, adapter=adapter), compare(version, reference)
+    assert not torch.allclose(with_it[0], without[0], rtol=0.01)
