@@ -11,6 +11,7 @@ from glm_int4.models.config import Config
 from glm_int4.models.kv_cache import KVCache, RunningRows
 from glm_int4.models.layer import Layer
 from glm_int4.models.past import AttentionMask, Past
+from glm_int4.quantization.adapted import AdaptedLinear, base_of
 from glm_int4.quantization.cpu.integer import IntegerMatrix
 from glm_int4.quantization.cpu.threads import numba_threads
 from glm_int4.quantization.linear import QuantizedLinear
@@ -26,6 +27,7 @@ class FusedLayers:
         self._bytes_of_a_layer = sum(matrix.packed.nbytes for matrix in matrices[0] if matrix is not None)
         self._kept = matrices  # the table below holds addresses alone
         self._table = np.array([[_row(m) for m in row if m is not None] for row in matrices], dtype=np.int64)
+        self._adapters = _adapter_table(layers)
         self._norm_weights = _stack(layers, "weight")
         self._norm_biases = self._norm_weights if config.has_rms_norm else _stack(layers, "bias")
         self._epsilon = np.float32(config.layernorm_epsilon)
@@ -63,12 +65,18 @@ class FusedLayers:
         )
 
     def decode(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, past: KVCache | RunningRows
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask: AttentionMask,
+        past: KVCache | RunningRows,
+        choices: Tensor | None = None,
     ) -> Tensor:
         """Run all layers over x (B, 1, hidden) and write the cache, without counting the new column.
 
         Args:
             rotary: cos and sin, (B, 1, 1, D / 4) or (B, 1, 1, 2, D / 4).
+            choices: (B,) int64, 0 for rows with the model's adapter, -1 for rows without; None is 0 for all.
         Returns:
             (B, 1, hidden).
         """
@@ -80,10 +88,11 @@ class FusedLayers:
         quarter = rotary[0].shape[-1]
         cos, sin = (part.reshape(batch_size, -1, quarter).contiguous().numpy() for part in rotary)
         padding = torch.zeros(batch_size, dtype=torch.int64) if mask.padding is None else mask.padding
+        choices = torch.zeros(batch_size, dtype=torch.int64) if choices is None else choices
         arguments = (
-            x.numpy(), self._table, self._norm_weights, self._norm_biases, self._epsilon, self._alpha, cos, sin,
-            self._num_heads, *past.arrays(), slots.numpy(), columns.numpy(), padding.numpy(), mask.prefix_length,
-            self._widths,
+            x.numpy(), self._table, self._adapters, choices.numpy(), self._norm_weights, self._norm_biases,
+            self._epsilon, self._alpha, cos, sin, self._num_heads, *past.arrays(), slots.numpy(), columns.numpy(),
+            padding.numpy(), mask.prefix_length, self._widths,
         )  # fmt: skip
         if batch_size * self._bytes_of_a_layer <= cpu_step_loops.SERIAL_LAYER_BYTES:
             cpu_step_loops.decode_layers_here(*arguments)
@@ -94,6 +103,7 @@ class FusedLayers:
 
 
 def _matrix(linear: nn.Module) -> IntegerMatrix | None:
+    linear = base_of(linear)
     if isinstance(linear, QuantizedLinear) and isinstance(linear.matrix, IntegerMatrix):
         return linear.matrix
     return None
@@ -103,6 +113,23 @@ def _row(matrix: IntegerMatrix) -> list[int]:
     """A row of the table of ``cpu_step_loops.py``."""
     num_groups = matrix.in_features // matrix.group_size
     return [*matrix.addresses, matrix.bits, num_groups, matrix.run, matrix.in_features]
+
+
+def _adapter_table(layers: Iterable[Layer]) -> np.ndarray:
+    """The table of ``adapter_loops.py``: of the model's one adapter, or of none."""
+    linears = [layer.parts.linears for layer in layers]
+    table = np.array([[[_entry(linear) for linear in row] for row in linears]], dtype=np.int64)
+    has_adapter = any(isinstance(linear, AdaptedLinear) for row in linears for linear in row)
+    return table if has_adapter else table[:0]
+
+
+def _entry(linear: nn.Module) -> list[int]:
+    """An entry of that table."""
+    if not isinstance(linear, AdaptedLinear):
+        return [0] * 5
+    parts = (linear.down, linear.up, linear.ratio, linear.shift)
+    assert all(part is None or (part.dtype == torch.float32 and part.is_contiguous()) for part in parts)
+    return [*(0 if part is None else part.data_ptr() for part in parts), len(linear.down)]
 
 
 def _stack(layers: Iterable[Layer], name: str) -> np.ndarray:

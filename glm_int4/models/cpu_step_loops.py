@@ -9,6 +9,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
+from glm_int4.quantization.adapter_loops import PHASES_OF_A_MATRIX, adapt, largest_rank
 from glm_int4.quantization.cpu.compiled import loop
 from glm_int4.quantization.cpu.integer_loops import (
     GELU,
@@ -220,11 +221,11 @@ def _rotate_to_cache(qkv, rms, cos, sin, q, k, v, k_scales, v_scales, slots, col
 
 @loop(**LOOP)
 def _decode_layers(
-    x, matrices, norm_weights, norm_biases, epsilon, alpha, cos, sin, k, v, k_scales, v_scales,
+    x, matrices, adapters, choices, norm_weights, norm_biases, epsilon, alpha, cos, sin, k, v, k_scales, v_scales,
     slots, columns, padding, prefix_length, threads, buffers, board
 ):  # fmt: skip
     """What every thread runs; arguments as of ``decode_layers``, and what the threads share."""
-    normed, out, qkv, wide, q, attended, integers, scales, sums = buffers
+    normed, out, qkv, wide, q, attended, integers, scales, sums, low, activated = buffers
     rms = alpha == 0
     factor = np.float32(1.0) if rms else alpha
     softmax_scale = np.float32(1.0 / np.sqrt(q.shape[2]))
@@ -239,26 +240,30 @@ def _decode_layers(
             finish(board, phase, 1)
         wait_for_all(board, phase)
         _linear(board, phase + 1, normed, PLAIN, qkv_matrix, integers, scales, sums, threads, qkv)
+        phase = adapt(board, phase + 3, normed, PLAIN, adapters, layer, 0, choices, low, activated, qkv)
         stored = (k[layer], v[layer], k_scales[layer], v_scales[layer])
-        if claim(board, phase + 3) == 0:
+        if claim(board, phase) == 0:
             _rotate_to_cache(qkv, rms, cos, sin, q, *stored, slots, columns)
-            finish(board, phase + 3, 1)
-        wait_for_all(board, phase + 3)
-        task = claim(board, phase + 4)
+            finish(board, phase, 1)
+        wait_for_all(board, phase)
+        task = claim(board, phase + 1)
         while task < num_heads:
             _attend_head(task, q, *stored, slots, columns, padding, prefix_length, softmax_scale, attended)
-            finish(board, phase + 4, num_heads)
-            task = claim(board, phase + 4)
-        wait_for_all(board, phase + 4)
-        _linear(board, phase + 5, attended, PLAIN, dense, integers, scales, sums, threads, out)
-        if claim(board, phase + 7) == 0:
+            finish(board, phase + 1, num_heads)
+            task = claim(board, phase + 1)
+        wait_for_all(board, phase + 1)
+        _linear(board, phase + 2, attended, PLAIN, dense, integers, scales, sums, threads, out)
+        phase = adapt(board, phase + 4, attended, PLAIN, adapters, layer, 1, choices, low, activated, out)
+        if claim(board, phase) == 0:
             _add_residual(out, x if rms else normed, factor, x)
             _norm(x, norm_weights[layer, 1], norm_biases[layer, 1], epsilon, rms, normed)
-            finish(board, phase + 7, 1)
-        wait_for_all(board, phase + 7)
-        _linear(board, phase + 8, normed, PLAIN, up, integers, scales, sums, threads, wide)
-        _linear(board, phase + 10, wide, SWIGLU if rms else GELU, down, integers, scales, sums, threads, out)
-        phase += PHASES_OF_A_LAYER
+            finish(board, phase, 1)
+        wait_for_all(board, phase)
+        _linear(board, phase + 1, normed, PLAIN, up, integers, scales, sums, threads, wide)
+        phase = adapt(board, phase + 3, normed, PLAIN, adapters, layer, 2, choices, low, activated, wide)
+        kind = SWIGLU if rms else GELU
+        _linear(board, phase, wide, kind, down, integers, scales, sums, threads, out)
+        phase = adapt(board, phase + 2, wide, kind, adapters, layer, 3, choices, low, activated, out)
     if claim(board, phase) == 0:
         _add_residual(out, x if rms else normed, factor, x)
         finish(board, phase, 1)
@@ -266,7 +271,7 @@ def _decode_layers(
 
 
 @loop(**LOOP)
-def _buffers(x, matrices, num_heads, head_dim, widths):
+def _buffers(x, matrices, adapters, num_heads, head_dim, widths):
     """What the threads of ``decode_layers`` share between phases."""
     batch_size = x.shape[0]
     inputs, run = matrices[:, :, INPUTS].max(), matrices[:, :, RUN].min()
@@ -281,39 +286,49 @@ def _buffers(x, matrices, num_heads, head_dim, widths):
         np.empty(batch_size * inputs, dtype=np.int16),
         scales,
         np.empty_like(scales),
+        np.empty((batch_size, largest_rank(adapters)), dtype=np.float32),
+        np.empty((batch_size, matrices[0, 3, INPUTS]), dtype=np.float32),
     )
 
 
 @loop(**LOOP)
+def _new_board(matrices, adapters):
+    """What the threads of ``decode_layers`` share to go through all phases."""
+    num_phases = PHASES_OF_A_LAYER + (4 * PHASES_OF_A_MATRIX if adapters.shape[0] else 0)
+    return new_board(matrices.shape[0] * num_phases + 1)
+
+
+@loop(**LOOP)
 def decode_layers_here(
-    x, matrices, norm_weights, norm_biases, epsilon, alpha, cos, sin, num_heads, k, v, k_scales, v_scales,
-    slots, columns, padding, prefix_length, widths
+    x, matrices, adapters, choices, norm_weights, norm_biases, epsilon, alpha, cos, sin, num_heads, k, v, k_scales,
+    v_scales, slots, columns, padding, prefix_length, widths
 ):  # fmt: skip
     """As ``decode_layers``, in this thread alone: for models that are done before another one wakes."""
     _decode_layers(
-        x, matrices, norm_weights, norm_biases, epsilon, alpha, cos, sin, k, v, k_scales, v_scales, slots, columns,
-        padding, prefix_length, 1, _buffers(x, matrices, num_heads, k.shape[4], widths),
-        new_board(matrices.shape[0] * PHASES_OF_A_LAYER + 1),
+        x, matrices, adapters, choices, norm_weights, norm_biases, epsilon, alpha, cos, sin, k, v, k_scales, v_scales,
+        slots, columns, padding, prefix_length, 1, _buffers(x, matrices, adapters, num_heads, k.shape[4], widths),
+        _new_board(matrices, adapters),
     )  # fmt: skip
 
 
 @loop(parallel=True, **LOOP)
 def decode_layers(
-    x, matrices, norm_weights, norm_biases, epsilon, alpha, cos, sin, num_heads, k, v, k_scales, v_scales,
-    slots, columns, padding, prefix_length, widths, threads
+    x, matrices, adapters, choices, norm_weights, norm_biases, epsilon, alpha, cos, sin, num_heads, k, v, k_scales,
+    v_scales, slots, columns, padding, prefix_length, widths, threads
 ):  # fmt: skip
     """Run every layer over one new token of each row; x becomes the last layer's output.
 
     x: (B, hidden) float32. matrices: (L, 4, 8) int64, the table of qkv, dense and both of the feed-forward
-    part. norm_weights, norm_biases: (L, 2, hidden). alpha: of version 1's residual, which is the normalized
-    input; 0 for the others, whose residual is the input itself. cos, sin: (B, 1 or 2, D / 4). num_heads: of
-    queries. k, v, k_scales, v_scales: the cache of all layers. slots, columns: (B,) where each row's new keys
-    go. widths: outputs of qkv and of the feed-forward part's first matrix. threads: how many run.
+    part. adapters, choices: as of ``adapt``; a table of no adapters costs nothing. norm_weights, norm_biases:
+    (L, 2, hidden). alpha: of version 1's residual, which is the normalized input; 0 for the others, whose residual
+    is the input itself. cos, sin: (B, 1 or 2, D / 4). num_heads: of queries. k, v, k_scales, v_scales: the cache of
+    all layers. slots, columns: (B,) where each row's new keys go. widths: outputs of qkv and of the feed-forward
+    part's first matrix. threads: how many run.
     """
-    buffers = _buffers(x, matrices, num_heads, k.shape[4], widths)
-    board = new_board(matrices.shape[0] * PHASES_OF_A_LAYER + 1)
+    buffers = _buffers(x, matrices, adapters, num_heads, k.shape[4], widths)
+    board = _new_board(matrices, adapters)
     for _ in numba.prange(threads):
         _decode_layers(
-            x, matrices, norm_weights, norm_biases, epsilon, alpha, cos, sin, k, v, k_scales, v_scales,
-            slots, columns, padding, prefix_length, threads, buffers, board,
+            x, matrices, adapters, choices, norm_weights, norm_biases, epsilon, alpha, cos, sin, k, v, k_scales,
+            v_scales, slots, columns, padding, prefix_length, threads, buffers, board,
         )  # fmt: skip

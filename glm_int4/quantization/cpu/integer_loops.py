@@ -86,7 +86,7 @@ def exp(x):
 
 
 @loop(**LOOP)
-def _activate(x, start, stop, half, kind, out):
+def activate(x, start, stop, half, kind, out):
     """out = activation(x[start:stop]); SwiGLU's second factor lies ``half`` columns further."""
     part = x[start:stop]
     if kind == GELU:
@@ -147,7 +147,7 @@ def quantize_task(x, kind, run, task, q, scales, sums):
     for index in range(task * _RUNS_OF_A_TASK, min((task + 1) * _RUNS_OF_A_TASK, num_runs)):
         start = index * run
         for m in range(rows):
-            _activate(x[row + m], start, start + run, in_features, kind, values)
+            activate(x[row + m], start, start + run, in_features, kind, values)
             target = pairs[(row * in_features + start * rows) // 2 + m :]
             scale, total = _quantize_run(values, integers, rows, target)
             scales[row * num_runs + index * rows + m] = scale
