@@ -17,8 +17,10 @@ import torch
 _PRESSURE = "/proc/pressure/cpu"  # Linux's pressure stall information
 _PARALLEL_ELEMENTS = 1 << 22  # so many that torch shares them out between all threads
 
-# Of at least this time, a busy machine leaves a thread waiting for so large a share; what it is then stays so long.
-_WINDOW_S, _BUSY_SHARE, _CALM_S = 0.01, 0.2, 1.0
+# A share of at least this time in which some thread waited for a processor. Two threads of ours that spin beside other
+# busy programs make it nearly all, and none that sleep a fifth or more; a quiet machine has peaks of a third.
+_AWAKE_S, _BUSY_SHARE = 0.02, 0.5
+_ASLEEP_S, _CALM_SHARE = 0.5, 0.1
 
 
 class Waiting:
@@ -33,24 +35,19 @@ class Waiting:
         self._read_stalled, self._sleepers = read_stalled, sleepers
         self._asleep = False
         self._window: tuple[float, float] | None = None  # its beginning, and what was stalled then
-        self._busy_at = 0.0
 
     def look(self, now: float) -> None:
         """Decide anew; it takes microseconds. now: seconds of a clock that goes on."""
         stalled = self._read_stalled()
         if self._window is None or stalled is None:
             self._sleep(True)
-            self._window, self._busy_at = (now, stalled or 0.0), now - _CALM_S
+            self._window = now, stalled or 0.0
             return
         started, before = self._window
-        if now - started < _WINDOW_S:
+        if now - started < (_ASLEEP_S if self._asleep else _AWAKE_S):
             return
-        self._window = now, stalled
-        if stalled - before > _BUSY_SHARE * (now - started):
-            self._busy_at = now
-            self._sleep(True)
-        elif now - self._busy_at >= _CALM_S:
-            self._sleep(False)
+        share, self._window = (stalled - before) / (now - started), (now, stalled)
+        self._sleep(share > (_CALM_SHARE if self._asleep else _BUSY_SHARE))
 
     def _sleep(self, asleep: bool) -> None:
         if asleep != self._asleep:
