@@ -255,7 +255,8 @@ class Engine:
         """The text that continues ids, in pieces that are not empty; fills ``record`` in as it goes."""
         record.prompt_tokens = len(token_ids)
         lookup = PromptLookup(sampling.prompt_lookup) if sampling.prompt_lookup else None
-        matchers = self.matchers(sampling, frozenset(map(int, self.stop_ids)))
+        held = sampling.constraint is not None
+        matchers = self.matchers(sampling, frozenset(map(int, self.stop_ids))) if held else []
         for (token,) in self._decode(list(token_ids), max_new_tokens, sampling, None, lookup, matchers):
             if lookup is not None:
                 record.drafted, record.accepted = lookup.drafted, lookup.accepted

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral, Real
 
 import torch
@@ -41,6 +41,7 @@ class SamplingParams:
     json_schema, regex, choices, grammar: what the answer must look like, one of them at most: a JSON schema or its
     text, a regular expression for all of it, texts of which it is one, or Lark as llguidance reads it
     (docs/structured-output.md). It ends where nothing may follow, or where the model ends it and it is complete.
+    constraint: these, ready to be compiled.
     """
 
     temperature: float | None = None
@@ -57,11 +58,7 @@ class SamplingParams:
     regex: str | None = None
     choices: Sequence[str] | None = None
     grammar: str | None = None
-
-    @property
-    def constraint(self) -> Constraint | None:
-        """What the answer must look like, ready to be compiled."""
-        return read_constraint(self.json_schema, self.regex, self.choices, self.grammar)
+    constraint: Constraint | None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
         for name, kind, optional, low, high, range_text in _BOUNDS:
@@ -80,7 +77,9 @@ class SamplingParams:
         for text in stop:
             if not isinstance(text, str) or not text:
                 raise InputError(f"expected a stop text that is not empty, got {shown(stop)}")
-        read_constraint(self.json_schema, self.regex, self.choices, self.grammar)
+        forms = (self.json_schema, self.regex, self.choices, self.grammar)
+        if forms != (None, None, None, None):
+            object.__setattr__(self, "constraint", read_constraint(*forms))
 
 
 # Field, its type, whether it may be None, its least and greatest value, and those in words.
