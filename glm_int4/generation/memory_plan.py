@@ -134,7 +134,7 @@ def size_pieces(
 
 
 def _planner(
-    info: CheckpointInfo, plan: ComputeSetup, prefix_length: int, adapter_bytes: int
+    info: CheckpointInfo, plan: ComputeSetup, prefix_length: int, adapter_bytes: int = 0
 ) -> Callable[[int], MemoryPlan]:
     """From a max length to its plan."""
     free, config = free_bytes(plan.device), info.config

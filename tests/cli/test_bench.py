@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from tests.cli.test_commands import glm, text
 from tests.conftest import FIXTURES
 
@@ -17,6 +19,7 @@ def test_bench_prints_the_contracts_json_and_progress_beside_it():
     assert "decoding 2 x 16 tokens" in result.stderr.decode()
 
 
+@pytest.mark.slow(20)
 def test_bench_prints_a_table():
     out = text(glm("bench", FIXTURES / "v2_tiny", "--device", "cpu", "--prefill", 8, "--batch", 1, "--context", 16))
     assert "of the bandwidth" in out

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from glm_int4.generation.sampling import SamplingParams
-from glm_int4.text import StreamDecoder
+from glm_int4.text.continued import decoder_behind
 from tests.server.conftest import run_server
 
 # Sums are rounded in another order where the tokens are read at once.
@@ -80,7 +80,7 @@ def test_a_completions_log_probabilities_have_their_places_in_the_text(running, 
     assert written["token_logprobs"] == pytest.approx(expected, abs=TOLERANCE)
     for token, value, top in zip(written["tokens"], written["token_logprobs"], written["top_logprobs"], strict=True):
         assert top[token] == value == max(top.values())  # greedy
-    decoder = StreamDecoder(v2_engine.tokenizer)
+    decoder = decoder_behind(v2_engine.tokenizer, prompt)
     ends = [len(decoder.push(token)) for token in ids]
     assert written["text_offset"] == [sum(ends[:i]) for i in range(6)]
 

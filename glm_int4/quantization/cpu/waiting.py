@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 
 _PRESSURE = "/proc/pressure/cpu"  # Linux's pressure stall information
-_PARALLEL_ELEMENTS = 1 << 22  # so many that torch shares them out between all threads
+_ELEMENTS_OF_A_THREAD = 1 << 15  # torch gives no thread fewer
 
 # A share of at least this time in which some thread waited for a processor. Two threads of ours that spin beside other
 # busy programs make it nearly all, and none that sleep a fifth or more; a quiet machine has peaks of a third.
@@ -75,8 +75,9 @@ class Sleepers:
 
 def _hold_threads(asleep: threading.Event, leave: threading.Event) -> None:
     threads = torch.get_num_threads()
-    torch.set_num_threads((os.cpu_count() or 1) + 1)
-    torch.ones(_PARALLEL_ELEMENTS).mul_(2.0)
+    more = (os.cpu_count() or 1) + 1
+    torch.set_num_threads(more)
+    torch.zeros(more * _ELEMENTS_OF_A_THREAD, dtype=torch.uint8).add_(1)
     torch.set_num_threads(threads)  # the number is also that of threads that begin later
     asleep.set()
     leave.wait()

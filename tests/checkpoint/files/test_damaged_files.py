@@ -74,13 +74,15 @@ def test_tensors_may_lie_in_another_order_than_their_names(tiny_folder):
     assert all(torch.equal(reader[name], tensor) for name, tensor in TENSORS.items())
 
 
-def test_a_header_of_100000_entries_is_answered_in_about_a_second(tiny_folder):
+def test_a_header_of_100000_entries_is_answered_in_little_more_than_it_takes_to_parse(tiny_folder):
     header = {f"bogus.{i}": entry(8 * i, 8 * i + 8) for i in range(100_000)}
     write_safetensors(tiny_folder / "model.safetensors", header, b"\0" * 800_000)
-    started = time.process_time()
+    text, started = json.dumps(header), time.process_time()
+    json.loads(text, object_pairs_hook=dict)
+    parsed = time.process_time()
     with pytest.raises(CheckpointError, match=r"expected at most 50000 tensors in .* got 100000"):
         open_checkpoint(tiny_folder)
-    assert time.process_time() - started < 3
+    assert time.process_time() - parsed < 3 * (parsed - started) + 0.5
 
 
 def test_a_torch_file_that_would_unpack_to_much_more_is_refused(tiny_folder):
