@@ -119,6 +119,7 @@ def test_the_python_runs(tmp_path, monkeypatch, small_checkpoints, capsys):
     assert capsys.readouterr().out.strip()
 
 
+@pytest.mark.slow(15)
 def test_the_demo_of_the_makefile_prints_the_table_that_the_readme_shows(place):
     """Sizes and names in full; perplexity and accuracy are those of fewer lines here."""
     assert ["make", "demo"] in commands(README)

@@ -26,6 +26,7 @@ def test_bench_prints_a_table():
     assert "16 bits" in out
 
 
+@pytest.mark.slow(10)
 def test_mistakes_are_named():
     for arguments, message in (
         (("chatglm-6b", "--bits", 5), "expected --bits 4, 8 or 16, got 5"),

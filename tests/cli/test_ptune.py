@@ -46,6 +46,7 @@ def test_a_run_says_what_it_did_and_what_to_do_next(trained):
     assert result.stdout.endswith(f"--prefix {output / 'checkpoint-120'}\n")
 
 
+@pytest.mark.slow(20)
 def test_chat_generate_and_perplexity_take_the_prefix(trained, mini_int4, tmp_path):
     output, _ = trained
     model = [mini_int4, "--device", "cpu"]

@@ -12,6 +12,7 @@ from tests.conftest import FIXTURES
 FOLDERS = sorted(folder for folder in FIXTURES.glob("v?_tiny*") if folder.is_dir())
 
 
+@pytest.mark.slow(20)
 def test_info_describes_every_fixture():
     assert len(FOLDERS) == 10
     for folder in FOLDERS:
@@ -52,6 +53,7 @@ def test_a_chat_with_either_version(small_checkpoints, version):
     assert run.returncode == 0
 
 
+@pytest.mark.slow(15)
 def test_tools_are_read_from_a_file(small_checkpoints, tmp_path):
     tools = tmp_path / "tools.json"
     ask = ("chat", small_checkpoints["3"], "--prompt", "price", "--max-new-tokens", 2, "--greedy", "--tools", tools)

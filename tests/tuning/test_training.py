@@ -147,6 +147,7 @@ def test_the_learning_rate_rises_then_falls_to_nothing(ptune, tmp_path):
     assert [entry["learning_rate"] for entry in log(tmp_path / "out")] == pytest.approx([0.2, 0.4, 0.2, 0])
 
 
+@pytest.mark.slow(20)
 def test_an_evaluation_has_the_official_figures(ptune, train_file, tmp_path):
     report = ptune(eval_file=train_file, eval_greedy=True, max_steps=100, save_steps=100, learning_rate=0.2)
     result = json.loads((tmp_path / "out" / "eval_results.json").read_text())

@@ -184,6 +184,7 @@ def test_rows_that_end_within_a_vector(bits, in_features):
         assert (ours == theirs).float().mean() > 0.98
 
 
+@pytest.mark.slow(12)
 def test_the_process_that_compiles_the_loop_and_those_that_load_it_find_the_same_integers(tmp_path):
     """Tens of weights in a million lie in the middle of two integers; with --resume they must fall to the same side."""
     program = (
