@@ -41,7 +41,7 @@ class SamplingParams:
     json_schema, regex, choices, grammar: what the answer must look like, one of them at most: a JSON schema or its
     text, a regular expression for all of it, texts of which it is one, or Lark as llguidance reads it
     (docs/structured-output.md). It ends where nothing may follow, or where the model ends it and it is complete.
-    constraint: these, ready to be compiled.
+    constraint: these, ready to be compiled; what is given for it is not looked at.
     """
 
     temperature: float | None = None
@@ -58,7 +58,7 @@ class SamplingParams:
     regex: str | None = None
     choices: Sequence[str] | None = None
     grammar: str | None = None
-    constraint: Constraint | None = field(init=False, repr=False, compare=False, default=None)
+    constraint: Constraint | None = field(repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
         for name, kind, optional, low, high, range_text in _BOUNDS:
@@ -78,8 +78,8 @@ class SamplingParams:
             if not isinstance(text, str) or not text:
                 raise InputError(f"expected a stop text that is not empty, got {shown(stop)}")
         forms = (self.json_schema, self.regex, self.choices, self.grammar)
-        if forms != (None, None, None, None):
-            object.__setattr__(self, "constraint", read_constraint(*forms))
+        constraint = None if forms == (None, None, None, None) else read_constraint(*forms)
+        object.__setattr__(self, "constraint", constraint)
 
 
 # Field, its type, whether it may be None, its least and greatest value, and those in words.

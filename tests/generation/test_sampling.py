@@ -1,5 +1,7 @@
 """Sampling: order and meaning of its steps."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -240,3 +242,9 @@ def test_a_row_that_is_not_finite_has_no_token(value, temperature):
 def test_the_smallest_top_p_keeps_the_first_token():
     sampler = Sampler(SamplingParams(top_p=6e-154, top_k=0, temperature=1.0), "1")
     assert sampler.probabilities(LOGITS)[0].tolist() == [1.0] + [0.0] * (LOGITS.shape[1] - 1)
+
+
+def test_parameters_come_back_from_a_dict():
+    for params in (SamplingParams(top_k=7), SamplingParams(regex="a+")):
+        again = SamplingParams(**dataclasses.asdict(params))
+        assert (again, again.constraint) == (params, params.constraint)
