@@ -1,8 +1,8 @@
 """The text of an answer while it comes, and ending it at a stop text."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
-from glm_int4.text import StreamDecoder
 from glm_int4.text.chat.responses import ResponseStream
 
 
@@ -35,6 +35,16 @@ class StopFilter:
         return piece
 
 
+class TextDecoder(Protocol):
+    """What turns ids into text as they come, as ``StreamDecoder`` does."""
+
+    def push(self, token_id: int) -> str:
+        """Take the next id; return the text that it completes, perhaps none."""
+
+    def finish(self) -> str:
+        """Return what was held back."""
+
+
 class AnswerText:
     """The text of an answer, made from its ids one by one: decoded, ended at a stop text, cleaned.
 
@@ -48,7 +58,7 @@ class AnswerText:
         stopped: whether a stop text was found: no more ids are needed.
     """
 
-    def __init__(self, decoder: StreamDecoder, stops: Sequence[str], cleaned: ResponseStream | None = None) -> None:
+    def __init__(self, decoder: TextDecoder, stops: Sequence[str], cleaned: ResponseStream | None = None) -> None:
         self._decoder, self._cleaned = decoder, cleaned
         self._filter = StopFilter(stops) if stops else None
         self._shown = StopFilter(stops) if stops and cleaned else None  # for texts that the cleaning makes

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from glm_int4.generation.scoring import ScoredToken
-from glm_int4.generation.stopping import StopFilter
+from glm_int4.generation.stopping import AnswerText
 from glm_int4.server.openai_messages import read_calls
 from glm_int4.text import StreamDecoder, Tokenizer
 from glm_int4.text.chat.chat_format import ChatFormat
@@ -35,38 +35,61 @@ class Chunk:
     error: Exception | None = None
 
 
+class MeasuredPieces:
+    """The pieces of a text that goes on behind another one, and where in it every token is.
+
+    Attributes:
+        starts: of every token, the characters of the text in front of it. length: characters of the whole text.
+    """
+
+    def __init__(self, decoder: StreamDecoder, before: str) -> None:
+        self._decoder, self._space = decoder, SpaceOnce(before)
+        self.starts: list[int] = []
+        self.length = 0
+
+    def push(self, token_id: int) -> str:
+        """As of ``TextDecoder``."""
+        piece = self._space.push(self._decoder.push(token_id))
+        self.starts.append(self.length)
+        self.length += len(piece)
+        return piece
+
+    def finish(self) -> str:
+        """As of ``TextDecoder``."""
+        return self._space.push(self._decoder.finish())
+
+
 class TextAnswer:
     """A text as the model continues it, up to a stop text.
 
     Args:
         before: the text that it continues.
+        cleaned: cleans what the model wrote; None shows it as it is.
     Attributes:
-        starts: of every token, the characters of the text in front of it. length: characters of the whole text.
+        pieces: where every token is.
         tells_end: whether the id that ends it has its log-probability told, as in OpenAI's completions.
     """
 
     tells_end = True
 
-    def __init__(self, decoder: StreamDecoder, stops: Sequence[str], before: str = "") -> None:
-        self._decoder, self._stop, self._space = decoder, StopFilter(stops), SpaceOnce(before)
-        self.starts: list[int] = []
-        self.length = 0
+    def __init__(
+        self, decoder: StreamDecoder, stops: Sequence[str], before: str = "", cleaned: ResponseStream | None = None
+    ) -> None:
+        self.pieces = MeasuredPieces(decoder, before)
+        self._text = AnswerText(self.pieces, stops, cleaned)
 
     @property
     def stopped(self) -> bool:
         """Whether a stop text was found: no more ids are needed."""
-        return self._stop.stopped
+        return self._text.stopped
 
     def push(self, token: int) -> str:
         """Take the next id; return the text that can be shown, perhaps none."""
-        piece = self._space.push(self._decoder.push(token))
-        self.starts.append(self.length)
-        self.length += len(piece)
-        return self._stop.push(piece)
+        return self._text.push(token)
 
     def finish(self) -> tuple[str, list[ToolCall]]:
         """The rest of the text, and the tools that are called."""
-        return self._stop.push(self._space.push(self._decoder.finish())) + self._stop.finish(), []
+        return self._text.finish(), []
 
 
 class ChatAnswer(TextAnswer):
@@ -89,41 +112,38 @@ class ChatAnswer(TextAnswer):
         before: str = "",
     ) -> None:
         decoder = chat.reply_decoder(tokenizer)
-        super().__init__(decoder, stops, before)
-        self._chat, self._tools, self._raw = chat, tools, "".join(map(decoder.push, beginning))
-        if before.endswith(" ") and not self._raw.endswith(" "):
-            self._raw += " "
-        self._cleaned: ResponseStream = chat.response_stream()
-        if tools:
-            self._cleaned = ContentStream([tool["name"] for tool in tools])
-        self._shown = StopFilter(stops)  # once more, for texts that the cleaning has made
-        # The end of the beginning may wait for what follows it.
-        begun = self._raw.lstrip().replace(TRAINING_TIME, TRAINING_TIME_TEXT)
-        self._skipped = len(begun) - len(self._cleaned.push(self._raw)) if beginning else 0
-
-    @property
-    def stopped(self) -> bool:
-        """As of ``TextAnswer``; a stop text may also arise where the answer is cleaned."""
-        return super().stopped or self._shown.stopped
-
-    def push(self, token: int) -> str:
-        """As of ``TextAnswer``, cleaned."""
-        return self._show(super().push(token))
+        self._chat, self._tools, self._begun = chat, tools, "".join(map(decoder.push, beginning))
+        if before.endswith(" ") and not self._begun.endswith(" "):
+            self._begun += " "
+        cleaned = ContentStream([tool["name"] for tool in tools]) if tools else chat.response_stream()
+        super().__init__(decoder, stops, before, _Behind(cleaned, self._begun) if beginning else cleaned)
 
     def finish(self) -> tuple[str, list[ToolCall]]:
         """The rest of the text, and the tools that are called."""
         text, _ = super().finish()
-        text = self._show(text) + self._shown.push(self._new(self._cleaned.finish())) + self._shown.finish()
         if not self._tools:
             return text, []
-        calls, rest = read_calls(self._chat.parse_reply(self._raw, self._tools))
+        calls, rest = read_calls(self._chat.parse_reply(self._begun + self._text.raw, self._tools))
         return (f"{text}\n{rest}" if text and rest else text or rest), calls
 
-    def _show(self, raw: str) -> str:
-        self._raw += raw
-        return self._shown.push(self._new(self._cleaned.push(raw))) if raw else ""
+
+class _Behind:
+    """A ``ResponseStream`` of what comes behind a text that it cleans with it."""
+
+    def __init__(self, cleaned: ResponseStream, begun: str) -> None:
+        self._cleaned = cleaned
+        # The end of the beginning may wait for what follows it.
+        whole = begun.lstrip().replace(TRAINING_TIME, TRAINING_TIME_TEXT)
+        self._skipped = len(whole) - len(cleaned.push(begun))
+
+    def push(self, piece: str) -> str:
+        """As of ``ResponseStream``."""
+        return self._new(self._cleaned.push(piece))
+
+    def finish(self) -> str:
+        """As of ``ResponseStream``."""
+        return self._new(self._cleaned.finish())
 
     def _new(self, cleaned: str) -> str:
-        """Of a cleaned piece, what is behind the beginning."""
         new, self._skipped = cleaned[self._skipped :], max(self._skipped - len(cleaned), 0)
         return new

@@ -173,9 +173,9 @@ class AnswerWriter:
             return None
         if self._chat:
             return self._tokens.chat(scored)
-        answer, first = self.jobs[index].answer, self._num_told[index]
+        pieces, first = self.jobs[index].answer.pieces, self._num_told[index]
         self._num_told[index] += len(scored)
-        starts = [*answer.starts[first : first + len(scored)], answer.length][: len(scored)]  # the last may be no text
+        starts = [*pieces.starts[first : first + len(scored)], pieces.length][: len(scored)]  # the last may be no text
         return self._tokens.completion(scored, [len(self._echoes[index]) + start for start in starts])
 
     @property
