@@ -7,6 +7,7 @@ on its length, which are tensors, so that a CUDA graph of it serves many tokens.
 the graphs.
 """
 
+from functools import partial
 from types import ModuleType
 
 import torch
@@ -54,8 +55,9 @@ class PromptPass:
         residual = x if is_normed else total
         del total
         for i, layer in enumerate(self._layers):
-            for part, norm in ((self._attended, layer.post_attention_norm), (self._fed, norms[i + 1])):
-                total, x = _add_norm(model, self._ops, part(layer, i, x, rotary, mask, cache), norm, residual)
+            attended = partial(self._attended, layer.attention, i, rotary, mask, cache)
+            for part, norm in ((attended, layer.post_attention_norm), (partial(self._fed, layer.mlp), norms[i + 1])):
+                total, x = _add_norm(model, self._ops, part(x), norm, residual)
                 residual = x if is_normed else total
                 del total  # of which the next part has no use in version 1
         cache.advance(num_rows)
@@ -63,17 +65,17 @@ class PromptPass:
 
     def _attended(
         self,
-        layer: LayerParts,
+        attention: nn.Module,
         layer_id: int,
-        x: Tensor,
         rotary: tuple[Tensor, ...],
         mask: AttentionMask,
         cache: KVCache,
+        x: Tensor,
     ) -> Tensor:
         config = self._model.config
         stored = [part[layer_id] for part in (cache.k, cache.v, cache.k_scales, cache.v_scales)]
         q = self._ops.rotary_to_cache(
-            layer.attention.query_key_value(x).half(),  # type: ignore[operator]
+            attention.query_key_value(x).half(),  # type: ignore[operator]
             *rotary,
             *stored,
             num_heads=config.num_heads,
@@ -82,18 +84,10 @@ class PromptPass:
         keys, values = cache.read(layer_id, cache.length + len(x), q.dtype)
         out = attention_fn(q[None].transpose(1, 2), keys, values, mask)[0]
         del q, keys, values
-        return layer.attention.dense(out)  # type: ignore[operator]
+        return attention.dense(out)  # type: ignore[operator]
 
-    def _fed(
-        self,
-        layer: LayerParts,
-        layer_id: int,
-        x: Tensor,
-        rotary: tuple[Tensor, ...],
-        mask: AttentionMask,
-        cache: KVCache,
-    ) -> Tensor:
-        config, mlp = self._model.config, layer.mlp
+    def _fed(self, mlp: nn.Module, x: Tensor) -> Tensor:
+        config = self._model.config
         rows = len(x) if config.is_causal else _WIDE_ROWS
 
         def feed(part: Tensor) -> Tensor:
