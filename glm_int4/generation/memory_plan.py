@@ -163,9 +163,7 @@ def scratch_bytes(config: Config, plan: ComputeSetup, max_length: int, prefix_le
         values = rows * config.hidden_size * _VALUES_A_ROW + min(rows, _WIDE_ROWS[kind]) * config.up_features * 2
         activations = values * plan.stream_dtype.itemsize
     logits = 4 * 4 * config.vocab_size
-    # A product that no kernel computes: also of one that fails later.
-    dequantized = cublas.SCRATCH_BYTES if plan.backend in ("triton", "cublas") else 0
-    return activations + logits + dequantized + _LIBRARY_BYTES[kind]
+    return activations + logits + _LIBRARY_BYTES[kind]
 
 
 def _gpu_activation_bytes(config: Config, plan: ComputeSetup, rows: int, columns: int) -> int:
@@ -175,7 +173,8 @@ def _gpu_activation_bytes(config: Config, plan: ComputeSetup, rows: int, columns
     read = 2 * columns * config.num_kv_heads * config.head_dim if plan.kv_dtype != plan.stream_dtype else 0
     wide = rows if config.is_causal else min(rows, _FUSED_WIDE_ROWS)
     halves = up // 2 if config.activation == "swiglu" else 0  # written beside what they are made of
-    product = _PRODUCT_BYTES // plan.stream_dtype.itemsize
+    falls_back = plan.backend in ("triton", "cublas")  # to products that dequantize, where a kernel fails
+    product = max(_PRODUCT_BYTES, cublas.SCRATCH_BYTES if falls_back else 0) // plan.stream_dtype.itemsize
     values = max(
         around["projection"] + projection + product,
         around["attention"] + projection + read,
