@@ -46,7 +46,7 @@ nightly:
 	$(MAKE) nightly-here VENV=build/nightly
 
 # One process, with as many threads as torch takes: what make test does not see.
-nightly-here: $(VENV)/.nightly
+nightly-here: $(VENV)/.nightly build/clients/.installed
 	$(BIN)/python -m pytest --durations=20
 	$(MAKE) emulate
 	$(MAKE) fuzz
@@ -130,6 +130,12 @@ $(VENV)/.dev: $(VENV)/.python pyproject.toml constraints.txt
 
 $(VENV)/.nightly: $(VENV)/.dev
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[nightly]"
+	touch $@
+
+# Clients that want older packages than constraints.txt has.
+build/clients/.installed: examples/clients/requirements.txt
+	$(PYTHON) -m venv build/clients
+	build/clients/bin/pip install --quiet -r $<
 	touch $@
 
 clean:
