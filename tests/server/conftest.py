@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -20,6 +23,7 @@ import glm_int4
 from glm_int4.server.app import Server
 from glm_int4.server.serving import Service, bind
 from glm_int4.server.settings import LOOPBACK, Settings
+from tests.conftest import EXAMPLES
 
 
 @dataclass
@@ -77,6 +81,31 @@ def run_server(engine, num_slots=4, **changes):
 def mini_engine(mini_int4):
     """The mini model in INT4, as a user would load it."""
     return glm_int4.load(mini_int4, device="cpu")
+
+
+@pytest.fixture
+def start():
+    """Start a server in a process of its own; returns the process, its URL and its first line."""
+    processes = []
+
+    def start(*arguments, env=None):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "glm_int4", "serve", *map(str, arguments)],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=EXAMPLES.parent,
+            env=os.environ | (env or {}),
+        )
+        processes.append(process)
+        line = process.stderr.readline()
+        assert " on http://" in line, line + process.stderr.read()
+        return process, line.split(" on ")[1].split(" ")[0], line
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture(scope="module")

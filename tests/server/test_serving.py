@@ -24,31 +24,6 @@ from tests.conftest import EXAMPLES
 ROOT = EXAMPLES.parent
 
 
-@pytest.fixture
-def start():
-    """Start a server in a process of its own; returns the process, its URL and its first line."""
-    processes = []
-
-    def start(*arguments, env=None):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "glm_int4", "serve", *map(str, arguments)],
-            stderr=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env=os.environ | (env or {}),
-        )
-        processes.append(process)
-        line = process.stderr.readline()
-        assert " on http://" in line, line + process.stderr.read()
-        return process, line.split(" on ")[1].split(" ")[0], line
-
-    yield start
-    for process in processes:
-        process.kill()
-        process.communicate()
-
-
 def ask(url, **fields):
     body = {"messages": [{"role": "user", "content": "你好"}], "temperature": 0} | fields
     return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
