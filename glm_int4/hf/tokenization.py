@@ -42,6 +42,7 @@ class ChatGLMTokenizer(OfficialPrompts, PreTrainedTokenizer):
         add_bos_token: in version 1, where a prompt ends with [gMASK] and ``<sop>``, put the two in front of
             a text instead: it is then one to be continued or scored, as a perplexity is measured. The
             other versions' prompts begin with them anyway.
+        text_first: the same; transformers 5 does not save the former.
         others: as transformers defines them; special tokens are the model's and cannot be changed.
     """
 
@@ -55,6 +56,7 @@ class ChatGLMTokenizer(OfficialPrompts, PreTrainedTokenizer):
         ice_text_file: str | None = None,
         model_version: str = "auto",
         add_bos_token: bool = False,
+        text_first: bool = False,
         **kwargs: Any,
     ) -> None:
         file = ice_text_file or vocab_file
@@ -62,7 +64,7 @@ class ChatGLMTokenizer(OfficialPrompts, PreTrainedTokenizer):
             raise TokenizerError(
                 f"expected {V1_FILE} or {V2_FILE} beside the weights, got none; copy it from the official repository"
             )
-        self._file, self.text_first = Path(file), bool(add_bos_token)
+        self._file, self.text_first = Path(file), bool(add_bos_token or text_first)
         self.inner: Tokenizer = load_tokenizer(self._file.parent, model_version)
         pieces = ((index, self.inner.id_to_piece(index)) for index in range(self.inner.vocab_size))
         self._ids = {piece: index for index, piece in pieces if piece}
@@ -72,7 +74,7 @@ class ChatGLMTokenizer(OfficialPrompts, PreTrainedTokenizer):
         kept = {key: value for key, value in kwargs.items() if not key.endswith(("_token", "special_tokens"))}
         kept["split_special_tokens"] = kwargs.get("split_special_tokens", True)
         kept["model_version"] = self.inner.version  # saved, since versions 2 and 3 share their file
-        kept["add_bos_token"] = self.text_first
+        kept["text_first"] = self.text_first
         self._is_complete = False  # until the special tokens have been named, which are no new ones
         super().__init__(**kept, **special, extra_special_tokens=list(extra))
         self._is_complete = True

@@ -172,10 +172,12 @@ def test_special_tokens_in_a_text_are_text_unless_asked_for(hf_mini_tokenizer):
     assert mask in hf_mini_tokenizer("今天[MASK]。", split_special_tokens=False)["input_ids"]
 
 
-def test_a_text_to_score_stands_behind_its_special_tokens(hf_mini_tokenizer):
+def test_a_text_to_score_stands_behind_its_special_tokens_saved_too(hf_mini_tokenizer, tmp_path):
     scoring = AutoTokenizer.from_pretrained(MINI, add_bos_token=True)
     text = scoring.encode("你好", add_special_tokens=False)
     assert scoring.encode("你好") == [*hf_mini_tokenizer.encode("你好")[-2:], *text]
+    scoring.save_pretrained(tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path).encode("你好") == scoring.encode("你好")
 
 
 def test_a_pair_is_a_prompt_and_its_answer(hf_mini_tokenizer):
