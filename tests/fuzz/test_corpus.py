@@ -26,7 +26,7 @@ def test_an_input_that_was_found_once_ends_with_one_line(faults, name):
     assert answers[name] is None
 
 
-@pytest.mark.parametrize("seconds", [3, pytest.param(45, marks=pytest.mark.slow(170))])
+@pytest.mark.parametrize("seconds", [1, pytest.param(45, marks=pytest.mark.slow(170))])
 def test_a_short_run_finds_nothing(tmp_path, seconds):
     """The fuzzer itself works: every target takes its first inputs, and others."""
     command = [sys.executable, "-m", "tests.fuzz.fuzzer", "--seconds", str(seconds), "--seed", "1"]

@@ -31,7 +31,7 @@ FOLDER = Path(__file__).parent / "on_cpu"
 
 
 @pytest.mark.parametrize(
-    "architecture", [75, 90, *(pytest.param(sm, marks=pytest.mark.slow(50)) for sm in (80, 86, 89, 120))]
+    "architecture", [90, *(pytest.param(sm, marks=pytest.mark.slow(50)) for sm in (75, 80, 86, 89, 120))]
 )
 def test_compiled_kernels_agree_with_the_reference(architecture):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FOLDER)]
