@@ -261,6 +261,26 @@ def busy(_: str) -> str:
     return grid(["", "model", "threads", "alone, per second", *CROWDS.values()], rows, note)
 
 
+def adapters(_: str) -> str:
+    """Rates without and with a LoRA; a line for every kind of work and number of threads."""
+    result = read("adapters")["bench_adapters"]
+    rows = [
+        [
+            BUSY_WORK[row["kind"]],
+            str(row["threads"]),
+            f"{row['alone']:.1f}",
+            f"{row['with_lora']:.1f}",
+            f"{row['ratio']:.3f}",
+        ]
+        for row in result["rows"]
+    ]
+    note = (
+        "Four layers of ChatGLM2-6B's shapes with its head, INT4, rank 8 on query_key_value; medians of seven pairs. "
+        "{cpu} ({capability}), torch {torch}, {date}, commit {commit}."
+    ).format_map(result["machine"])
+    return grid(["tokens/s, CPU", "threads", "alone", "with LoRA", "ratio"], rows, note)
+
+
 def answer_forms(_: str) -> str:
     """What a form costs, by library; a line for every schema and vocabulary."""
     result = read("answer_forms")
@@ -293,6 +313,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "pairs": pairs,
     "speed": speed,
     "busy": busy,
+    "adapters": adapters,
     "answer-forms": answer_forms,
     "floors": lambda _: gpu_tables.floors(read("floors")["rows"]),
     **{f"requests-{group}": partial(_requests, group) for group in cases.GROUPS},
