@@ -1,21 +1,31 @@
-"""Telling ChatGLM3 from ChatGLM2: keys, shapes and the tokenizer's file are the same, so only words tell."""
+"""Telling GLM-4, ChatGLM3 and ChatGLM2 apart: keys are the same, so words, the vocabulary and the tokenizer tell."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_NAMES = (("chatglm3", "3"), ("chatglm2", "2"), ("codegeex2", "2"))
-# Files whose mention of a role's token speaks for version 3.
+_NAMES = (
+    (re.compile("chatglm3"), "3"),
+    (re.compile("chatglm2|codegeex2"), "2"),
+    (re.compile(r"(?<!chat)glm-?4(?!-?bit)|codegeex4"), "4"),
+)
+# Files whose mention of a role's token speaks for version 3, where nothing speaks for 4, which has the token too.
 _FILES = ("added_tokens.json", "special_tokens_map.json", "chat_template.jinja", "tokenization_chatglm.py")
 _MOST_CHARACTERS = 1 << 20
-_ROLE = "<|user|>"
+_ROLE, _END = "<|user|>", "<|endoftext|>"
+_GLM4_CLASS = "ChatGLM4Tokenizer"
+_TOKENIZER_FILE = "tokenizer.model"
+_RANK_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\s*")
+GLM4_VOCAB_SIZE, EARLIER_VOCAB_SIZE = 151552, 65024
+CONVERTED_TYPES = ("glm",)  # model types of checkpoints that were converted for transformers
 UNDECIDED = "nothing that speaks for version 3; if it is ChatGLM3, say so (--model-version 3)"
 
 
-def two_or_three(
+def later_version(
     config: Mapping[str, Any], tokenizer_config: Mapping[str, Any], folder: Path | None = None
 ) -> tuple[str, str]:
-    """Return the version "2" or "3" of a checkpoint, and what decided: the first of its ``evidence``."""
+    """Return the version "2", "3" or "4" of a checkpoint, and what decided: the first of its ``evidence``."""
     return next(iter(evidence(config, tokenizer_config, folder)), ("2", UNDECIDED))
 
 
@@ -25,18 +35,30 @@ def evidence(
     """Everything that speaks for a version, the most trusted first: pairs of version and what it is.
 
     Args:
-        config: the parsed config.json; its ``_name_or_path`` counts first.
-        tokenizer_config: the parsed tokenizer_config.json: a role token, or a name in any of its texts.
+        config: the parsed config.json; its vocabulary and its ``_name_or_path`` count first.
+        tokenizer_config: the parsed tokenizer_config.json: its class, a special token, or a name in any of its texts.
         folder: of the checkpoint; its other files and its name count last.
     """
-    found = _named(str(config.get("_name_or_path") or ""), "config.json")
+    size, kind = config.get("padded_vocab_size"), config.get("model_type")
+    found = [("4", f"the model_type {kind} in config.json")] if kind in CONVERTED_TYPES else []
+    found += [("4", f"the vocabulary of {size} in config.json")] if size == GLM4_VOCAB_SIZE else []
+    found += _named(str(config.get("_name_or_path") or ""), "config.json")
     texts = list(_texts(tokenizer_config))
-    if any(_ROLE in text for text in texts):
+    if _GLM4_CLASS in texts:
+        found.append(("4", f"the class {_GLM4_CLASS} in tokenizer_config.json"))
+    if _END in texts:
+        found.append(("4", f"the token {_END} in tokenizer_config.json"))
+    if folder is not None and holds_ranks(folder / _TOKENIZER_FILE):
+        found.append(("4", f"the lines of {_TOKENIZER_FILE}, which is no SentencePiece model"))
+    if size == EARLIER_VOCAB_SIZE:  # a tokenizer beside other weights says nothing of these
+        found = [(version, what) for version, what in found if version != "4"]
+    has_roles = not any(version == "4" for version, _ in found)
+    if has_roles and any(_ROLE in text for text in texts):
         found.append(("3", f"the token {_ROLE} in tokenizer_config.json"))
     found += _named("\n".join(texts), "tokenizer_config.json")
     if folder is None:
         return found
-    for name in _FILES:
+    for name in _FILES if has_roles else ():
         if _ROLE in _start(folder / name):
             found.append(("3", f"the token {_ROLE} in {name}"))
     folder = folder.resolve()
@@ -50,10 +72,28 @@ def contradiction(found: Sequence[tuple[str, str]]) -> str | None:
     return f"{found[0][1]} speaks for version {found[0][0]}, {other} against it" if other else None
 
 
+def holds_ranks(path: Path) -> bool:
+    """Whether a file begins with a line of a token in base64 and its rank, as GLM-4's tokenizer has them."""
+    return _RANK_LINE.fullmatch(_first_line(path)) is not None
+
+
+def holds_pieces(path: Path) -> bool:
+    """Whether a file begins as a SentencePiece model does: with the tag of its first piece, which is a line feed."""
+    return _first_line(path) == b"\n"
+
+
+def _first_line(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.readline(1024)
+    except OSError:
+        return b""
+
+
 def _named(text: str, where: str) -> list[tuple[str, str]]:
     """The first name of a model in a text."""
-    lower = text.lower()
-    return next(([(version, f"the name {part} in {where}")] for part, version in _NAMES if part in lower), [])
+    matches = ((version, name.search(text.lower())) for name, version in _NAMES)
+    return next(([(version, f"the name {match[0]} in {where}")] for version, match in matches if match), [])
 
 
 def _start(path: Path) -> str:

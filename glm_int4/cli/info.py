@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 NAME = "info"
 
-_NAMES = {"1": "ChatGLM-6B", "2": "ChatGLM2-6B", "3": "ChatGLM3-6B"}
+_NAMES = {"1": "ChatGLM-6B", "2": "ChatGLM2-6B", "3": "ChatGLM3-6B", "4": "GLM-4-9B"}
 _MEMORY_SIZES_GB = (4, 5, 6, 8, 12, 16, 24)
 _KV_BITS = (16, 8)
 

@@ -30,7 +30,7 @@ _COMPLETION, _SHELLS = ("--show-completion", "--install-completion"), ("bash", "
 
 app = typer.Typer(
     name="glm-int4",
-    help="Run ChatGLM-6B, ChatGLM2-6B and ChatGLM3-6B with INT8 or INT4 weights on a small GPU or a CPU.",
+    help="Run ChatGLM-6B, ChatGLM2-6B, ChatGLM3-6B and GLM-4-9B with INT8 or INT4 weights on a small GPU or a CPU.",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=epilog("glm-int4"),
     rich_markup_mode=None,

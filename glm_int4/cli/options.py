@@ -15,6 +15,7 @@ import typer
 from glm_int4.errors import GLMError, InputError
 from glm_int4.text.chat.messages import is_blank
 from glm_int4.text.chat.tools import Tool, check_tools
+from glm_int4.text.chat.tools_v4 import is_own_tool
 from glm_int4.text.text_file import check_encodable, conversion, marked_encoding, plain, read_text
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ Model = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cuda or cpu.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads.")]
-ModelVersion = Annotated[str, typer.Option(help="auto, 1, 2 or 3.")]
+ModelVersion = Annotated[str, typer.Option(help="auto, 1, 2, 3 or 4.")]
 MaxLength = Annotated[int | None, typer.Option(help="Most tokens of a conversation, prompt included.")]
 MaxNewTokens = Annotated[int | None, typer.Option(help="Most tokens of an answer.")]
 Temperature = Annotated[float | None, typer.Option(help="Default: the model's official value; 0 is greedy.")]
@@ -48,7 +49,7 @@ KVBits = Annotated[int, typer.Option(help="Bits of the key/value cache: 16, or 8
 EmbeddingDevice = Annotated[
     str,
     typer.Option(
-        help="Where a GPU's model keeps its embedding: cuda, cpu (versions 2 and 3), or auto, as memory allows."
+        help="Where a GPU's model keeps its embedding: cuda, cpu (versions 2 to 4), or auto, as memory allows."
     ),
 ]
 Greedy = Annotated[bool, typer.Option("--greedy", help="Always take the most likely token.")]
@@ -218,7 +219,9 @@ def read_tools(path: Path) -> list[Tool]:
     """Read a list of tool definitions from a JSON file."""
     text = read_text(path)
     try:
-        tools: list[Tool] = list(check_tools(json.loads(text)))
+        tools: list[Tool] = json.loads(text)
+        # What else must be true of the model's own tools, its version knows.
+        check_tools([tool for tool in tools if not is_own_tool(tool)] if isinstance(tools, list) else tools)
         check_encodable(json.dumps(tools, ensure_ascii=False), "the tools", "write the character itself")
         return tools
     except (ValueError, RecursionError) as error:

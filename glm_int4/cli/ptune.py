@@ -42,7 +42,7 @@ def run(
     ] = False,
     max_source_length: Annotated[int, typer.Option(help="Most tokens of a question.")] = 64,
     max_target_length: Annotated[
-        int | None, typer.Option(help="Most tokens of an answer. Default: 64; versions 2 and 3: 128.")
+        int | None, typer.Option(help="Most tokens of an answer. Default: 64; versions 2 to 4: 128.")
     ] = None,
     learning_rate: Annotated[float, typer.Option(help="Falls linearly to 0.")] = 2e-2,
     per_device_train_batch_size: Annotated[int, typer.Option(help="Samples that run together.")] = 1,

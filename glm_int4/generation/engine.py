@@ -36,7 +36,7 @@ class Engine:
     Attributes:
         model, config: the network and its config.
         prefix: keys and values in front of every sequence, or None.
-        stop_ids: the ids that end an answer; version 3's roles need its tokenizer.
+        stop_ids: the ids that end an answer: config.json's list in version 4; version 3's roles need its tokenizer.
         max_length: most tokens of a sequence, prompt included; a prefix does not count.
     """
 
@@ -52,7 +52,8 @@ class Engine:
         self.model, self.config, self.info, self.setup = model, info.config, info, setup
         self.max_length, self.prefix = max_length, prefix
         self._tokenizer = tokenizer
-        self.stop_ids = (self.config.eos_token_id,) if tokenizer is None else tokenizer.stop_ids
+        own_ids = (self.config.eos_token_id,) if tokenizer is None else tokenizer.stop_ids
+        self.stop_ids = self.config.stop_token_ids or own_ids
         self._prefix_length = prefix.length if prefix else 0
         self._decoder = Decoder(model, setup, max_length, prefix)
         self._format = chat_format(self.config.version)
@@ -185,11 +186,11 @@ class Engine:
         """Answer a conversation; the pieces add up to ``chat``'s answer.
 
         Args:
-            messages: ``{"role": ..., "content": ...}``, the last one the user's; in version 3 perhaps an
+            messages: ``{"role": ..., "content": ...}``, the last one the user's; from version 3 on perhaps an
                 observation, which is what a tool answered.
             max_new_tokens: None goes on to ``max_length``.
             record: if given, is filled in as it goes.
-            tools: definitions of what the model may call (version 3).
+            tools: definitions of what the model may call (from version 3 on).
         Raises:
             InputError: an empty question, roles out of order, or more tokens than ``max_length``.
         """
@@ -222,7 +223,7 @@ class Engine:
         sampling: SamplingParams | None = None,
         tools: Sequence[Tool] | None = None,
     ) -> Reply:
-        """Answer a conversation; the answer comes taken apart, with the call of a tool as data (version 3)."""
+        """Answer a conversation; the answer comes taken apart, with the call of a tool as data (version 3 on)."""
         record = StreamRecord()
         for _ in self.stream_chat(messages, max_new_tokens, sampling, record, tools):
             pass

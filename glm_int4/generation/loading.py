@@ -61,10 +61,10 @@ def load(
             "none" leaves that out.
         kv_bits: of the key/value cache: 16, or 8 for half the memory.
         max_length: most tokens of a sequence; None for what the model was made for and the memory holds.
-        model_version: "auto", "1", "2" or "3".
+        model_version: "auto", "1", "2", "3" or "4".
         threads: CPU threads; None leaves torch's choice.
         embedding_device: where the embedding of a model on a GPU is kept: "cuda", "cpu" for the host's memory, from
-            where the GPU reads the rows it needs (versions 2 and 3), or "auto": there if it does not fit otherwise.
+            where the GPU reads the rows it needs (versions 2 to 4), or "auto": there if it does not fit otherwise.
         adapter: what peft has written: a folder or hub id, ``(folder, scale)``, or a list of these, which act together.
             LoRA stays beside the weights, a prefix counts as ``prefix``.
     Raises:
@@ -218,8 +218,8 @@ def place_embedding(
     if info.config.has_tied_head:
         if device == "cpu":
             raise InputError(
-                f"expected ChatGLM2-6B or ChatGLM3-6B for the embedding device cpu, got {info.config.model_name}, "
-                "which multiplies with its embedding for every token; leave it out"
+                "expected ChatGLM2-6B, ChatGLM3-6B or GLM-4-9B for the embedding device cpu, got "
+                f"{info.config.model_name}, which multiplies with its embedding for every token; leave it out"
             )
         return setup
     on_host = replace(setup, host_embedding=True)

@@ -16,7 +16,7 @@ from glm_int4.generation.constraints.json_schemas import JSONSchema
 from glm_int4.generation.constraints.matcher import Matcher
 
 # temperature, top_p and top_k of the official chat(); top_k is the implicit default beneath it.
-OFFICIAL_DEFAULTS = {"1": (0.95, 0.7, 50), "2": (0.8, 0.8, 50), "3": (0.8, 0.8, 50)}
+OFFICIAL_DEFAULTS = {"1": (0.95, 0.7, 50)} | dict.fromkeys(("2", "3", "4"), (0.8, 0.8, 50))
 
 # Tokens as likely as the last of the top k are kept too. So many more are listed to find them; if there are more still,
 # top-p does not see those, and keeps them.

@@ -75,14 +75,19 @@ class ChatGLMConfig:
         """The ids in front of a text that the model continues; None where only the tokenizer knows them."""
         return [self.gmask_token_id, self.bos_token_id]
 
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """The ids that end an answer; none where the tokenizer decides."""
+        return ()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatGLM2Config:
     """Shape of a ChatGLM2-6B or ChatGLM3-6B model. Sizes are counts of elements.
 
-    version: "2" or "3", which differ in the rotary tables and in the prompt. head_dim: officially
-    kv_channels. rope_ratio: of the 32k models; divides positions in version 2, multiplies the rotary
-    base in version 3.
+    version: "2" or "3", which differ in the rotary tables and in the prompt; ``GLM4Config`` is "4".
+    head_dim: officially kv_channels. rope_ratio: of the 32k models; divides positions in version 2, multiplies the
+    rotary base in version 3.
     """
 
     version: str
@@ -148,6 +153,34 @@ class ChatGLM2Config:
     def text_prefix_ids(self) -> list[int] | None:
         """As of ``ChatGLMConfig``."""
         return None
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """As of ``ChatGLMConfig``."""
+        return ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GLM4Config(ChatGLM2Config):
+    """Shape of a GLM-4-9B model: ChatGLM3's network, deeper, with another vocabulary.
+
+    stop_token_ids: the ids that end an answer, of a list in config.json; none leaves it to the tokenizer.
+    """
+
+    version: str = "4"
+    stop_token_ids: tuple[int, ...] = ()
+
+    model_name = "GLM-4-9B"
+
+    @property
+    def rotary_base_factor(self) -> float:
+        """Of the rotary base."""
+        return self.rope_ratio
+
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """None: the ids that end an answer are any of the tokenizer's."""
+        return {}
 
 
 # What a version fixes, beside its sizes:

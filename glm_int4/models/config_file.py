@@ -11,19 +11,19 @@ from typing import Any
 
 from glm_int4.downloads import shown
 from glm_int4.errors import ConfigError
-from glm_int4.models.config import ChatGLM2Config, ChatGLMConfig, Config
-from glm_int4.versions import two_or_three
+from glm_int4.models.config import ChatGLM2Config, ChatGLMConfig, Config, GLM4Config
+from glm_int4.models.converted_config import is_converted, official_config
+from glm_int4.versions import EARLIER_VOCAB_SIZE, GLM4_VOCAB_SIZE, later_version
 
-VERSIONS = ("1", "2", "3")
+VERSIONS = ("1", "2", "3", "4")
 
 logger = logging.getLogger(__name__)
 
 # Keys that only one generation's config carries; all of them say model_type "chatglm".
 _V1_KEYS = ("position_encoding_2d", "inner_hidden_size")
 _V2_KEYS = ("ffn_hidden_size", "multi_query_group_num", "padded_vocab_size")
-_GLM4_VOCAB_SIZE = 151552
 
-# What ChatGLM2 and ChatGLM3 share; another value would be another network.
+# What ChatGLM2, ChatGLM3 and GLM-4 share; another value would be another network.
 _V2_FIXED = {
     "rmsnorm": True,
     "post_layer_norm": True,
@@ -33,7 +33,16 @@ _V2_FIXED = {
     "multi_query_attention": True,
     "tie_word_embeddings": False,
 }
+_VERSIONS_OF_VOCABULARIES = {EARLIER_VOCAB_SIZE: ("2", "3"), GLM4_VOCAB_SIZE: ("4",)}
 _V3_PLAIN_LENGTH = 8192  # tokens that ChatGLM3-6B was made for; with more, the rotary base grows
+
+# Relatives by their model_type.
+_OTHER_MODELS = {
+    "glm4_moe": "GLM-4.5 or a later mixture of experts (model_type glm4_moe)",
+    "glm4_moe_lite": "a mixture of experts (model_type glm4_moe_lite)",
+    "glm4v": "GLM-4V, which reads images (model_type glm4v)",
+    "glm4v_moe": "GLM-4V, which reads images (model_type glm4v_moe)",
+}
 
 # Before mask_token_id and gmask_token_id were written to the file, the class supplied them; the
 # values belong to the first vocabulary (defaults of the official ChatGLMConfig class).
@@ -48,24 +57,33 @@ def detect_version(
 
     Args:
         raw: the JSON object.
-        tokenizer_config: that of ``tokenizer_config.json``, which can tell 3 from 2.
+        tokenizer_config: that of ``tokenizer_config.json``, which can tell 4 and 3 from 2.
         folder: where they lie; its other files can tell too.
     Returns:
-        The version ("1", "2" or "3") and what decided.
+        The version ("1", "2", "3" or "4") and what decided.
     Raises:
         ConfigError: another model type, or no key that tells.
     """
     model_type = raw.get("model_type")
+    if name := _OTHER_MODELS.get(model_type) if isinstance(model_type, str) else None:
+        raise ConfigError(f"expected a ChatGLM or GLM-4-9B checkpoint, got {name}, which this release does not run")
+    if is_converted(raw):
+        return later_version(raw, tokenizer_config or {}, folder)
     if model_type != "chatglm":
         raise ConfigError(
             f'expected model_type "chatglm" in config.json, got {shown(model_type)}; this is not a ChatGLM checkpoint'
+        )
+    if raw.get("vision_config"):
+        raise ConfigError(
+            "expected a ChatGLM or GLM-4-9B checkpoint, got GLM-4V (vision_config in config.json), which reads images "
+            "and which this release does not run"
         )
     for key in _V1_KEYS:
         if key in raw:
             return "1", key
     for key in _V2_KEYS:
         if key in raw:
-            return two_or_three(raw, tokenizer_config or {}, folder)
+            return later_version(raw, tokenizer_config or {}, folder)
     raise ConfigError(
         f"expected one of the keys {', '.join(_V1_KEYS + _V2_KEYS)} in config.json, got none; "
         "take config.json from the official repository"
@@ -75,7 +93,8 @@ def detect_version(
 def is_base_model(raw: Mapping[str, Any]) -> bool:
     """Whether a model calls itself a base model: it continues texts and was not trained to answer."""
     name = str(raw.get("_name_or_path") or "").lower()
-    return name.rstrip("/").endswith("-base") or "-base-" in name or "codegeex2" in name
+    name = name.rstrip("/")
+    return name.endswith(("-base", "glm-4-9b", "glm-4-9b-hf")) or "-base-" in name or "codegeex2" in name
 
 
 def parse_config(
@@ -88,13 +107,13 @@ def parse_config(
 
     Args:
         raw: the JSON object.
-        model_version: "auto", "1", "2" or "3"; an explicit value overrides detection.
+        model_version: "auto", "1", "2", "3" or "4"; an explicit value overrides detection.
         tokenizer_config, folder: as in ``detect_version``.
     Raises:
         ConfigError: a key is missing, mis-typed, contradictory, or the model is another one.
     """
     if model_version not in ("auto", *VERSIONS):
-        raise ConfigError(f"expected model_version auto, 1, 2 or 3, got {model_version!r}")
+        raise ConfigError(f"expected model_version auto, 1, 2, 3 or 4, got {model_version!r}")
     version, decided_by = detect_version(raw, tokenizer_config, folder)
     if model_version != "auto" and (model_version == "1") != (version == "1"):
         raise ConfigError(
@@ -107,24 +126,23 @@ def parse_config(
     for key in ("quantization_embeddings", "prefix_projection"):
         if raw.get(key) not in (None, 0, 1):  # False and True are 0 and 1
             raise ConfigError(f"expected {key} true or false in config.json, got {shown(raw[key])}")
-    return _parse_v1(raw) if version == "1" else _parse_v2(raw, version)
+    return _parse_v1(raw) if version == "1" else _parse_v2(official_config(raw), version)
 
 
 def _parse_v2(raw: Mapping[str, Any], version: str) -> ChatGLM2Config:
     for key, fixed in _V2_FIXED.items():
         if raw.get(key, fixed if key == "tie_word_embeddings" else None) is not fixed:
             raise ConfigError(
-                f"expected {key} {str(fixed).lower()} in config.json, as in every ChatGLM2-6B and ChatGLM3-6B, "
-                f"got {shown(raw.get(key))}; take the file from the official repository"
+                f"expected {key} {str(fixed).lower()} in config.json, as in every ChatGLM2-6B, ChatGLM3-6B and "
+                f"GLM-4-9B, got {shown(raw.get(key))}; take the file from the official repository"
             )
     vocab_size = _integer(raw, "padded_vocab_size", high=2**24)
-    if vocab_size == _GLM4_VOCAB_SIZE:
+    if version not in (versions := _VERSIONS_OF_VOCABULARIES.get(vocab_size, (version,))):
         raise ConfigError(
-            f"expected a ChatGLM2-6B or ChatGLM3-6B checkpoint, got GLM-4 (padded_vocab_size {vocab_size}); "
-            "it is another model, which this release does not run"
+            f"expected the vocabulary of version {version} in config.json, got that of {' and '.join(versions)} "
+            f"(padded_vocab_size {vocab_size}); leave the model version out"
         )
-    config = ChatGLM2Config(
-        version=version,
+    sizes: dict[str, Any] = dict(
         num_layers=_integer(raw, "num_layers", high=1000),
         hidden_size=_integer(raw, "hidden_size", high=2**17),
         num_heads=_integer(raw, "num_attention_heads", high=2**10),
@@ -138,6 +156,11 @@ def _parse_v2(raw: Mapping[str, Any], version: str) -> ChatGLM2Config:
         pad_token_id=_token_id(raw, "pad_token_id", default=0),
         rope_ratio=_rope_ratio(raw, version),
     )
+    config = (
+        GLM4Config(**sizes, stop_token_ids=_stop_ids(raw))
+        if version == "4"
+        else ChatGLM2Config(version=version, **sizes)
+    )
     if config.num_heads % config.num_kv_heads:
         raise ConfigError(
             f"expected multi_query_group_num to divide num_attention_heads in config.json, "
@@ -150,15 +173,19 @@ def _parse_v2(raw: Mapping[str, Any], version: str) -> ChatGLM2Config:
         )
     if config.head_dim % 4:
         raise ConfigError(f"expected kv_channels divisible by 4 in config.json, got {config.head_dim}")
-    for key in ("eos_token_id", "pad_token_id"):
-        if getattr(config, key) >= vocab_size:
-            raise ConfigError(
-                f"expected {key} below padded_vocab_size {vocab_size} in config.json, got {getattr(config, key)}"
-            )
+    stops = (config.eos_token_id, *config.stop_token_ids)
+    for key, ids in (("eos_token_id", stops), ("pad_token_id", (config.pad_token_id,))):
+        if max(ids) >= vocab_size:
+            raise ConfigError(f"expected {key} below padded_vocab_size {vocab_size} in config.json, got {max(ids)}")
     return config
 
 
 def _rope_ratio(raw: Mapping[str, Any], version: str) -> float:
+    if scaling := raw.get("rope_scaling"):
+        raise ConfigError(
+            f"expected rope_scaling null or absent in config.json, got {shown(scaling)}; leave it out: the model then "
+            "has the context that it was trained for"
+        )
     value = raw.get("rope_ratio")
     if value is None:
         name, length = str(raw.get("_name_or_path") or ""), raw.get("seq_length")
@@ -244,6 +271,14 @@ def _token_id(raw: Mapping[str, Any], key: str, default: int | None = None) -> i
     value = raw.get(key)
     first = {key: value[0]} if isinstance(value, list) and value else raw
     return _integer(first, key, low=0, default=default)
+
+
+def _stop_ids(raw: Mapping[str, Any]) -> tuple[int, ...]:
+    """The ids of a list under eos_token_id; none where there is no list."""
+    value = raw.get("eos_token_id")
+    if not isinstance(value, list):
+        return ()
+    return tuple(dict.fromkeys(_integer({"eos_token_id": item}, "eos_token_id", low=0) for item in value))
 
 
 def _number(raw: Mapping[str, Any], key: str) -> float:

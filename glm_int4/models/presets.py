@@ -54,4 +54,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "chatglm2-6b": {"_name_or_path": "chatglm2-6b-random", "seq_length": 32768} | _V2,
     "chatglm3-6b": {"_name_or_path": "chatglm3-6b-random", "seq_length": 8192} | _V2,
+    "glm-4-9b": _V2
+    | {
+        "_name_or_path": "glm-4-9b-chat-random",
+        "eos_token_id": [151329, 151336, 151338],
+        "layernorm_epsilon": 1.5625e-07,
+        "num_layers": 40,
+        "pad_token_id": 151329,
+        "padded_vocab_size": 151552,
+        "rope_ratio": 500,
+        "seq_length": 131072,
+        "torch_dtype": "bfloat16",
+    },
 }

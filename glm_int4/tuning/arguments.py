@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 # Of the official code, where they are no arguments.
 PREFIX_DROPOUT = 0.1
 MAX_GRAD_NORM = 1.0
-_TARGET_LENGTHS = {"1": 64, "2": 128, "3": 128}
+_TARGET_LENGTHS = {"1": 64, "2": 128, "3": 128, "4": 128}
 
 # Arguments that are whole numbers, and their least values.
 _WHOLE_NUMBERS = {

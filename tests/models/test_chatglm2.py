@@ -1,4 +1,4 @@
-"""ChatGLM2 and ChatGLM3 against what the official code computes on tiny models."""
+"""ChatGLM2, ChatGLM3 and GLM-4 against what the official code computes on tiny models."""
 
 from dataclasses import replace
 
@@ -25,19 +25,20 @@ def close(value, expected):
     torch.testing.assert_close(value, expected, atol=ORACLE_ABSOLUTE, rtol=0)
 
 
-@pytest.fixture(scope="module", params=["2", "3"])
-def version(request):
-    return request.param
+@pytest.fixture(scope="module", params=["v2_tiny", "v3_tiny", "glm4_tiny", "glm4_tiny_1m"])
+def folder(request):
+    return FIXTURES / request.param
 
 
 @pytest.fixture(scope="module")
-def engine(version):
-    return glm_int4.load(FIXTURES / f"v{version}_tiny", device="cpu", dtype=torch.float32, model_version=version)
+def engine(folder):
+    version = {"v2_tiny": "2", "v3_tiny": "3"}.get(folder.name, "auto")
+    return glm_int4.load(folder, device="cpu", dtype=torch.float32, model_version=version)
 
 
 @pytest.fixture(scope="module")
-def cases(version):
-    return load_file(FIXTURES / f"v{version}_tiny" / "cases.safetensors")
+def cases(folder):
+    return load_file(folder / "cases.safetensors")
 
 
 def run(engine, ids, hidden=None, cache=None):

@@ -85,7 +85,8 @@ def test_the_keys_of_the_second_and_third_generation_are_read(version):
         ({"kv_channels": 32}, "got 4 \\* 32 for 64"),
         ({"kv_channels": 2, "num_attention_heads": 32}, "kv_channels divisible by 4"),
         ({"eos_token_id": 160}, "below padded_vocab_size"),
-        ({"padded_vocab_size": 151552}, "got GLM-4"),
+        ({"vision_config": {"num_hidden_layers": 63}}, "got GLM-4V"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4}}, "expected rope_scaling null or absent"),
         ({"rope_ratio": 0}, "rope_ratio in config.json to be a number"),
         ({"rope_ratio": "50"}, "rope_ratio in config.json to be a number"),
         ({"_name_or_path": "THUDM/chatglm3-6b-32k"}, "expected rope_ratio in config.json of a 32k model"),
@@ -196,8 +197,8 @@ def test_lists_of_stop_tokens_and_no_padding_are_taken():
 
 
 def test_an_unknown_version_is_refused():
-    with pytest.raises(ConfigError, match="auto, 1, 2 or 3"):
-        parse_config(RAW, "4")
+    with pytest.raises(ConfigError, match="auto, 1, 2, 3 or 4"):
+        parse_config(RAW, "5")
 
 
 @pytest.mark.parametrize(
