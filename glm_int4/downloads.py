@@ -63,7 +63,7 @@ def _broken_link(path: Path) -> str:
     return "a link to nowhere; download the file itself"
 
 
-def read_json(path: Path, error_class: type[Exception]) -> dict[str, Any]:
+def read_json(path: Path, error_class: type[Exception], most_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """Return a JSON object from a file, or raise ``error_class`` naming the file.
 
     Keys that stand twice in an object are refused: which one counts would be a guess.
@@ -73,8 +73,8 @@ def read_json(path: Path, error_class: type[Exception]) -> dict[str, Any]:
         raise error_class(f"expected JSON in {path}, got {fault}")
     try:
         size = path.stat().st_size
-        if size > MAX_JSON_BYTES:
-            raise error_class(f"expected at most {MAX_JSON_BYTES} bytes of JSON in {path}, got {size}")
+        if size > most_bytes:
+            raise error_class(f"expected at most {most_bytes} bytes of JSON in {path}, got {size}")
         text = path.read_bytes().decode("utf-8-sig")
         value = json.loads(text, object_pairs_hook=unique_keys, parse_int=_integer)
         check_depth(value)

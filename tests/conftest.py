@@ -1,5 +1,6 @@
 """Fixtures that several rooms share."""
 
+import base64
 import hashlib
 import json
 import os
@@ -13,6 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import glm_int4
+from glm_int4.text.byte_pairs import name_of
+from glm_int4.text.sample_text import SAMPLE_TEXT
 
 try:
     import hypothesis
@@ -27,6 +30,7 @@ FIXTURES = TESTS / "fixtures"
 TINY = FIXTURES / "v1_tiny"
 EXAMPLES = TESTS.parent / "examples"
 MINI = EXAMPLES / "mini-chatglm"
+WORDS = "你好 世界 晚上 睡不着 应该 怎么办 Hello world the weather track tool call python symbol price 12 345"
 
 # Files that take half a minute or more: begun first, so that no process is left alone with one in the end.
 LONG = (
@@ -43,6 +47,9 @@ LONG = (
     "test_readme.py",
     "test_corpus.py",
 )
+
+
+SMALL = {"padded_vocab_size": 512, "hidden_size": 128, "ffn_hidden_size": 384, "kv_channels": 32, "seq_length": 256}
 
 
 def pytest_addoption(parser):
@@ -149,10 +156,40 @@ def official_tokenizers():
     pytest.skip("needs the official tokenizer models: set GLM_INT4_TOKENIZERS to a folder with v1/ice_text.model")
 
 
+@pytest.fixture(scope="session")
+def official_glm4(official_tokenizers):
+    """GLM-4's ``tokenizer.model``."""
+    path = official_tokenizers / "glm4" / "tokenizer.model"
+    if not path.is_file():
+        pytest.skip("needs GLM-4's tokenizer model: put glm4/tokenizer.model into the folder of GLM_INT4_TOKENIZERS")
+    return path
+
+
+def train_ranks(path, size=400):
+    """Write a file of lines of tokens and ranks, as GLM-4's: every byte, then pairs of a few words."""
+    import tokenizers
+
+    trained = tokenizers.Tokenizer(tokenizers.models.BPE())
+    trained.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+    trained.train_from_iterator([WORDS] * 4 + SAMPLE_TEXT.splitlines(), trainer)
+    by_name = {name_of(bytes([byte])): bytes([byte]) for byte in range(256)}
+    names = sorted(trained.get_vocab(), key=trained.get_vocab().__getitem__)
+    tokens = [b"".join(map(by_name.__getitem__, name)) for name in names]
+    path.write_bytes(b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_ranks(tmp_path_factory):
+    """A file of 400 tokens and their ranks, trained on the spot."""
+    return train_ranks(tmp_path_factory.mktemp("ranks") / "tokenizer.model")
+
+
 def train_bpe(path, **changes):
     """Train a BPE model of 400 pieces with the official settings, or some changed."""
-    words = "你好 世界 晚上 睡不着 应该 怎么办 Hello world the weather track tool call python symbol price 12 345"
-    text = [" ".join(words.split()[i:] + words.split()[:i]) for i in range(16)]
+    text = [" ".join(WORDS.split()[i:] + WORDS.split()[:i]) for i in range(16)]
     settings = dict(
         model_type="bpe",
         vocab_size=400,
@@ -176,20 +213,23 @@ def small_bpe(tmp_path_factory):
     return train_bpe(tmp_path_factory.mktemp("bpe") / "tokenizer.model")
 
 
-@pytest.fixture(scope="session")
-def small_checkpoints(tmp_path_factory, small_bpe):
-    """Random ChatGLM2 and ChatGLM3 checkpoints by version, with a tokenizer of their own."""
+def random_tensors(raw, dtype):
+    """Random tensors of the checkpoint that a config describes."""
     from glm_int4.checkpoint.formats import layout
     from glm_int4.models.config_file import parse_config
 
-    raw = json.loads((FIXTURES / "v2_tiny" / "config.json").read_text())
-    raw |= {"padded_vocab_size": 512, "hidden_size": 128, "ffn_hidden_size": 384, "kv_channels": 32, "seq_length": 256}
-    generator = torch.Generator().manual_seed(0)
-    config = parse_config(raw)
+    generator, config = torch.Generator().manual_seed(0), parse_config(raw)
     shapes = layout.vectors(config) | {
         f"{m.name}.weight": (m.out_features, m.in_features) for m in layout.matrices(config).values()
     }
-    tensors = {name: torch.randn(shape, generator=generator).mul(0.3).half() for name, shape in shapes.items()}
+    return {name: torch.randn(shape, generator=generator).mul(0.3).to(dtype) for name, shape in shapes.items()}
+
+
+@pytest.fixture(scope="session")
+def small_checkpoints(tmp_path_factory, small_bpe):
+    """Random ChatGLM2 and ChatGLM3 checkpoints by version, with a tokenizer of their own."""
+    raw = json.loads((FIXTURES / "v2_tiny" / "config.json").read_text()) | SMALL
+    tensors = random_tensors(raw, torch.float16)
     folders = {}
     for version in ("2", "3"):
         folder = folders[version] = tmp_path_factory.mktemp(f"small-v{version}")
@@ -198,6 +238,18 @@ def small_checkpoints(tmp_path_factory, small_bpe):
         save_file(tensors, folder / "model.safetensors")
         shutil.copy(small_bpe, folder / "tokenizer.model")
     return folders
+
+
+@pytest.fixture(scope="session")
+def small_glm4(tmp_path_factory, small_ranks):
+    """Folder of a random GLM-4 with room for the definitions of tools, and with a tokenizer of its own."""
+    folder = tmp_path_factory.mktemp("small-v4")
+    raw = json.loads((FIXTURES / "glm4_tiny" / "config.json").read_text()) | SMALL
+    raw |= {"seq_length": 4096, "eos_token_id": [400, 407, 409], "pad_token_id": 400}
+    (folder / "config.json").write_text(json.dumps(raw))
+    save_file(random_tensors(raw, torch.bfloat16), folder / "model.safetensors")
+    shutil.copy(small_ranks, folder / "tokenizer.model")
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -214,3 +266,9 @@ def v3_engine(small_checkpoints, tmp_path_factory):
     config = json.loads((folder / "config.json").read_text()) | {"seq_length": 2048}
     (folder / "config.json").write_text(json.dumps(config))
     return glm_int4.load(folder, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def v4_engine(small_glm4):
+    """A small random GLM-4."""
+    return glm_int4.load(small_glm4, device="cpu")

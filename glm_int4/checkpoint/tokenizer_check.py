@@ -17,7 +17,7 @@ def load_checked_tokenizer(folder: Path, config: Config) -> Tokenizer | None:
         TokenizerError: it cannot be read, or prompts and the model would mean different ids; or it is missing in a
             folder whose download is not finished.
     """
-    if not has_tokenizer(folder):
+    if not has_tokenizer(folder, config.version):
         if unfinished := unfinished_in(folder):
             raise TokenizerError(f"expected a tokenizer in {folder}, got none yet{unfinished}")
         return None
@@ -27,6 +27,12 @@ def load_checked_tokenizer(folder: Path, config: Config) -> Tokenizer | None:
             raise TokenizerError(
                 f"expected {name.replace('_', '_token_')} {token_id} as in config.json from the tokenizer, "
                 f"got {getattr(tokenizer, name)}; the tokenizer and the weights are of different revisions"
+            )
+    for token_id in config.stop_token_ids:
+        if not tokenizer.id_to_piece(token_id):
+            raise TokenizerError(
+                f"expected a token for {token_id} of eos_token_id in config.json from the tokenizer, got none; "
+                "the tokenizer and the weights are of different revisions"
             )
     for content, token_id in tokenizer.added.ids.items():
         if token_id >= config.vocab_size:

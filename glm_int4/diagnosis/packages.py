@@ -8,8 +8,8 @@ from glm_int4.diagnosis.faults import Fault
 
 # What pyproject.toml asks for, and the oldest version that will do.
 REQUIRED = {
-    "torch": "2.11", "numpy": "", "numba": "", "safetensors": "", "sentencepiece": "", "huggingface_hub": "",
-    "transformers": "5", "typer": "", "rich": "", "prompt_toolkit": "", "markdown-it-py": "",
+    "torch": "2.11", "numpy": "", "numba": "", "safetensors": "", "sentencepiece": "", "tokenizers": "",
+    "huggingface_hub": "", "transformers": "5", "typer": "", "rich": "", "prompt_toolkit": "", "markdown-it-py": "",
 }  # fmt: skip
 # What is wanted for a part alone.
 OPTIONAL = (

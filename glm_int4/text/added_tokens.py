@@ -13,6 +13,7 @@ from glm_int4.errors import TokenizerError
 # Where packages list them: by text, by id, and as a list of both.
 _BY_TEXT, _BY_ID, _IN_FAST = "added_tokens.json", "tokenizer_config.json", "tokenizer.json"
 _MOST_CHARACTERS = 1000
+_MOST_BYTES = 64 << 20
 # Special tokens of all versions: they stay plain text where somebody types them.
 OFFICIAL = {
     *("[MASK]", "[gMASK]", "[sMASK]", "<unk>", "<pad>", "<s>", "</s>", "sop", "eop", "<sop>", "<eop>"),
@@ -109,7 +110,7 @@ def _listed(folder: Path) -> Iterator[tuple[Path, AddedToken]]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return {} if found_instead(path) == ABSENT else read_json(path, TokenizerError)
+    return {} if found_instead(path) == ABSENT else read_json(path, TokenizerError, most_bytes=_MOST_BYTES)
 
 
 def _checked(path: Path, content: object, token_id: object, known: dict[str, Any]) -> AddedToken:

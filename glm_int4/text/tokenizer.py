@@ -11,14 +11,14 @@ class Tokenizer(Protocol):
     """Text to ids and back; special tokens that a user types are plain text.
 
     Attributes:
-        version: "1", "2" or "3".
+        version: "1", "2", "3" or "4".
         added: tokens that fine-tuning has added.
         pad_id, eos_id, mask_id, gmask_id: special ids.
-        sop_id: the id after which the answer (v1) or the text (v2, v3) starts; ``bos_id`` is the same.
+        sop_id: the id after which the answer (v1) or the text (v2 to v4) starts; ``bos_id`` is the same.
         stop_ids: the ids that end an answer.
         prefix_ids, suffix_ids: what stands around a prompt's text; one of the two is empty.
-        role_ids: ids of the roles in a conversation by name; v3 alone has any.
-        spec: how the SentencePiece model treats white space.
+        role_ids: ids of the roles in a conversation by name; v3 and v4 alone have any.
+        spec: how the model treats white space.
         rewritten: texts that ``decode`` turns into white space, whichever pieces spell them; v1 alone has any.
     """
 
@@ -51,7 +51,11 @@ class Tokenizer(Protocol):
 
     @property
     def role_ids(self) -> dict[str, int]:
-        """Ids of the roles by name; empty but for version 3."""
+        """Ids of the roles by name; empty but for versions 3 and 4."""
+
+    @property
+    def special_names(self) -> tuple[str, ...]:
+        """Names of the special ids behind the pieces; none in version 1, where they are pieces."""
 
     def piece_id(self, piece: str) -> int:
         """Id of a piece by its name; raises TokenizerError where there is none."""

@@ -65,6 +65,11 @@ class ChatGLMTokenizer:
         self.role_ids: dict[str, int] = {}
 
     @property
+    def special_names(self) -> tuple[str, ...]:
+        """As of ``Tokenizer``."""
+        return ()
+
+    @property
     def vocab_size(self) -> int:
         """Number of ids that stand for something; the embedding matrix may have more rows."""
         return max(self.num_image_tokens + self._sp.get_piece_size(), *(i + 1 for i in self.added.contents), 0)

@@ -65,6 +65,11 @@ class ChatGLM2Tokenizer:
         self._silent = {self._sp.unk_id(), self._sp.bos_id(), self._sp.eos_id()}
 
     @property
+    def special_names(self) -> tuple[str, ...]:
+        """As of ``Tokenizer``."""
+        return self._special
+
+    @property
     def vocab_size(self) -> int:
         """Number of ids that stand for something; the embedding matrix has more rows."""
         return max(self._base + len(self._special), *(i + 1 for i in self.added.contents), 0)

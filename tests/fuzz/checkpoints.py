@@ -102,7 +102,7 @@ def torch_file(tensors, as_zip):
 
 def use_folder(folder):
     """Do with a folder what commands do: open, describe, load, compute; and the same with its tokenizer."""
-    if has_tokenizer(folder):
+    if has_tokenizer(folder, "2"):
         tokenizer = load_tokenizer(folder)
         tokenizer.decode(tokenizer.encode(TEXT))
         tokenizer.decode(range(-5, 2000))
