@@ -14,9 +14,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 from glm_int4.hf.configuration import ChatGLMConfig
 from glm_int4.hf.modeling import ChatGLMForCausalLM
-from glm_int4.hf.tokenization import ChatGLMTokenizer
+from glm_int4.hf.tokenization import ChatGLM4Tokenizer, ChatGLMTokenizer
 
-__all__ = ["ChatGLMConfig", "ChatGLMForCausalLM", "ChatGLMTokenizer"]
+__all__ = ["ChatGLM4Tokenizer", "ChatGLMConfig", "ChatGLMForCausalLM", "ChatGLMTokenizer"]
 
 
 class _NoConfig(ChatGLMConfig):
@@ -28,7 +28,12 @@ class _NoConfig(ChatGLMConfig):
     """
 
 
+class _NoConfig4(ChatGLMConfig):
+    """Another one, for GLM-4's tokenizer."""
+
+
 AutoConfig.register(ChatGLMConfig.model_type, ChatGLMConfig, exist_ok=True)
 for _auto_class in (AutoModelForCausalLM, AutoModel, AutoModelForSeq2SeqLM):  # official: the last, too
     _auto_class.register(ChatGLMConfig, ChatGLMForCausalLM, exist_ok=True)
 AutoTokenizer.register(_NoConfig, tokenizer_class=ChatGLMTokenizer, exist_ok=True)
+AutoTokenizer.register(_NoConfig4, tokenizer_class=ChatGLM4Tokenizer, exist_ok=True)

@@ -23,7 +23,7 @@ _SAMPLING: dict[str, dict[str, Any]] = {
     "1": {"max_length": 2048, "do_sample": True, "top_p": 0.7, "temperature": 0.95},
     "2": {"max_length": 8192, "do_sample": True, "top_p": 0.8, "temperature": 0.8},
 }
-_SAMPLING["3"] = _SAMPLING["2"]
+_SAMPLING["3"] = _SAMPLING["4"] = _SAMPLING["2"]
 # What follows the history where arguments have no names.
 _CHAT = ("max_length", "num_beams", "do_sample", "top_p", "temperature", "logits_processor")
 _PAST = ("past_key_values",)
@@ -36,6 +36,7 @@ _ORDER = {
     ("2", "stream_chat"): (*_PAST, *_STREAM),
     ("3", "stream_chat"): ("role", *_PAST, *_STREAM),
 }
+_ORDER |= {("4", name): _ORDER["3", name] for name in ("chat", "stream_chat")}
 
 
 class Conversing:
@@ -52,14 +53,14 @@ class Conversing:
 
         Args:
             tokenizer: of the same version.
-            query: the question; in version 3 a message of ``role``.
-            history: what was said: pairs of question and answer; in version 3 messages.
-            arguments, options: in the order of the official code of the version: in version 3 ``role`` ("user"
+            query: the question; from version 3 on a message of ``role``.
+            history: what was said: pairs of question and answer; from version 3 on messages.
+            arguments, options: in the order of the official code of the version: from version 3 on ``role`` ("user"
                 or "observation"); ``max_length``, ``num_beams``, ``do_sample``, ``top_p``, ``temperature``,
                 ``logits_processor``; and all others of ``generate``.
         Returns:
-            The answer and the new history; the one that was given stays as it is. In version 3 the call of a tool is
-            ``{"name": ..., "parameters": {...}}``, or has "content" instead where no tools were given.
+            The answer and the new history; the one that was given stays as it is. From version 3 on the call of a tool
+            is ``{"name": ..., "parameters": {...}}``, or has "content" instead where no tools were given.
         Raises:
             InputError: a question or a history that the version cannot take.
         """
@@ -72,7 +73,7 @@ class Conversing:
     ) -> Iterator[tuple[Any, ...]]:
         """Answer a question, and yield the answer so far and its history each time it has grown.
 
-        Arguments are those of ``chat`` without ``num_beams``; in versions 2 and 3 also ``past_key_values``, which are
+        Arguments are those of ``chat`` without ``num_beams``; from version 2 on also ``past_key_values``, which are
         computed anew from the history, and ``return_past_key_values``, with which None is yielded beside the history.
         What is yielded last is what ``chat`` returns.
         """
@@ -141,7 +142,7 @@ def _response(reply: Reply, tools: Any) -> Any:
 def _extended(
     tokenizer: Tokenizer, history: Any, query: str, role: str, response: str, answer: list[dict[str, Any]]
 ) -> History:
-    """The history with a question and its answer, which in version 3 may be several messages."""
+    """The history with a question and its answer, which from version 3 on may be several messages."""
     if not tokenizer.role_ids:
         return [*(history or ()), (query, response)]
     messages = [{"role": "assistant", "metadata": "", **message} for message in answer]

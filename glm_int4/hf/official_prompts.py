@@ -9,7 +9,7 @@ from glm_int4.errors import InputError
 from glm_int4.text import Tokenizer, chat_format
 from glm_int4.text.chat import prompts_v1, prompts_v2
 
-# Pairs of question and answer, or version 3's messages.
+# Pairs of question and answer, or messages, from version 3 on.
 History = list[Any]
 
 
@@ -47,19 +47,20 @@ class OfficialPrompts:
         """The text of versions 1 and 2 that asks a question after a history of pairs."""
         if self.inner.role_ids:
             raise InputError(
-                "expected version 2 for build_prompt, got 3, whose prompt is no text; use build_chat_input"
+                f"expected version 1 or 2 for build_prompt, got {self.inner.version}, whose prompt is no text; use "
+                "build_chat_input"
             )
         build = prompts_v1.build_prompt if self.inner.version == "1" else prompts_v2.build_prompt
         return build(as_messages(self.inner, query, history))
 
     def build_chat_input(self, query: str, history: Sequence[Any] | None = None, role: str = "user") -> BatchEncoding:
-        """The inputs of version 3, one row, that ask a question after a history of messages."""
+        """The inputs of versions 3 and 4, one row, that ask a question after a history of messages."""
         self._only_3("build_chat_input", "tokenizer(tokenizer.build_prompt(query, history), return_tensors='pt')")
-        ids = chat_format("3").encode(self.inner, as_messages(self.inner, query, history, role))
+        ids = chat_format(self.inner.version).encode(self.inner, as_messages(self.inner, query, history, role))
         return self.pad({"input_ids": [ids]}, return_tensors="pt")
 
     def build_single_message(self, role: str, metadata: str, message: str) -> list[int]:
-        """The ids of one message of version 3."""
+        """The ids of one message of versions 3 and 4."""
         self._only_3("build_single_message", "build_prompt")
         if role not in self.inner.role_ids:
             raise InputError(f"expected a role of {', '.join(self.inner.role_ids)}, got {role!r:.80}")
@@ -70,9 +71,9 @@ class OfficialPrompts:
         return self.inner.piece_id(token)
 
     def get_prefix_tokens(self) -> list[int]:
-        """What every prompt of versions 2 and 3 begins with."""
+        """What every prompt of versions 2 to 4 begins with."""
         return self.inner.prefix_ids
 
     def _only_3(self, name: str, instead: str) -> None:
         if not self.inner.role_ids:
-            raise InputError(f"expected version 3 for {name}, got {self.inner.version}; use {instead}")
+            raise InputError(f"expected version 3 or 4 for {name}, got {self.inner.version}; use {instead}")

@@ -18,8 +18,7 @@ from glm_int4.text import Tokenizer, chat_format, load_tokenizer
 from glm_int4.text.added_tokens import OFFICIAL, AddedToken, AddedTokens
 from glm_int4.text.chat.messages import Message
 from glm_int4.text.continued import encode_open
-from glm_int4.text.tokenizer_loading import V1_FILE, V2_FILE
-from glm_int4.text.tokenizer_v2 import special_pieces
+from glm_int4.text.tokenizer_loading import FAST_FILE, V1_FILE, V2_FILE
 
 _V1_SPECIAL = {
     "bos_token": "<sop>",
@@ -31,14 +30,17 @@ _V1_SPECIAL = {
     "end_token": "</s>",
 }
 _V2_SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>", "unk_token": "<unk>"}
+_V4_SPECIAL = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+_SPECIAL = {"1": _V1_SPECIAL, "2": _V2_SPECIAL, "3": _V2_SPECIAL, "4": _V4_SPECIAL}
 
 
 class ChatGLMTokenizer(OfficialPrompts, PreTrainedTokenizer):
     """Tokenizer of every version.
 
     Args:
-        ice_text_file, vocab_file: ``ice_text.model`` (version 1) or ``tokenizer.model`` (2 and 3).
-        model_version: "auto", "1", "2" or "3"; "auto" goes by the files beside the tokenizer's.
+        ice_text_file, vocab_file: ``ice_text.model`` (version 1) or ``tokenizer.model`` (2 to 4).
+        tokenizer_file: ``tokenizer.json``, which version 4 may have in its place.
+        model_version: "auto", "1", "2", "3" or "4"; "auto" goes by the files beside the tokenizer's.
         add_bos_token: in version 1, where a prompt ends with [gMASK] and ``<sop>``, put the two in front of
             a text instead: it is then one to be continued or scored, as a perplexity is measured. The
             other versions' prompts begin with them anyway.
@@ -57,20 +59,21 @@ class ChatGLMTokenizer(OfficialPrompts, PreTrainedTokenizer):
         model_version: str = "auto",
         add_bos_token: bool = False,
         text_first: bool = False,
+        tokenizer_file: str | None = None,
         **kwargs: Any,
     ) -> None:
-        file = ice_text_file or vocab_file
+        file = ice_text_file or vocab_file or tokenizer_file
         if file is None:
             raise TokenizerError(
-                f"expected {V1_FILE} or {V2_FILE} beside the weights, got none; copy it from the official repository"
+                f"expected {V1_FILE}, {V2_FILE} or {FAST_FILE} beside the weights, got none; "
+                "copy it from the official repository"
             )
         self._file, self.text_first = Path(file), bool(add_bos_token or text_first)
         self.inner: Tokenizer = load_tokenizer(self._file.parent, model_version)
         pieces = ((index, self.inner.id_to_piece(index)) for index in range(self.inner.vocab_size))
         self._ids = {piece: index for index, piece in pieces if piece}
-        v1 = self.inner.version == "1"
-        special = _V1_SPECIAL if v1 else _V2_SPECIAL
-        extra = () if v1 else special_pieces(self.inner.version)
+        self._unknown = self._ids.get("<unk>", self.inner.pad_id)
+        special, extra = _SPECIAL[self.inner.version], self.inner.special_names
         kept = {key: value for key, value in kwargs.items() if not key.endswith(("_token", "special_tokens"))}
         kept["split_special_tokens"] = kwargs.get("split_special_tokens", True)
         kept["model_version"] = self.inner.version  # saved, since versions 2 and 3 share their file
@@ -81,7 +84,7 @@ class ChatGLMTokenizer(OfficialPrompts, PreTrainedTokenizer):
 
     @property
     def version(self) -> str:
-        """Of the model: "1", "2" or "3"."""
+        """Of the model: "1", "2", "3" or "4"."""
         return self.inner.version
 
     @property
@@ -121,7 +124,7 @@ class ChatGLMTokenizer(OfficialPrompts, PreTrainedTokenizer):
         return [self.inner.id_to_piece(index) for index in self.inner.encode(text)]
 
     def _convert_token_to_id(self, token: str) -> int:
-        return self._ids.get(token, self._ids["<unk>"])
+        return self._ids.get(token, self._unknown)
 
     def _convert_id_to_token(self, index: int) -> str:
         return self.inner.id_to_piece(index)
@@ -137,7 +140,7 @@ class ChatGLMTokenizer(OfficialPrompts, PreTrainedTokenizer):
         clean_up_tokenization_spaces: bool | None = None,
         **kwargs: Any,
     ) -> str:
-        """Text of ids. As officially, only version 3 spells special ids out, unless they are to be skipped.
+        """Text of ids. As officially, versions 3 and 4 spell special ids out, unless they are to be skipped.
 
         A special id alone has its name in every version: programs ask so for the text that ends an answer.
         """
@@ -213,7 +216,7 @@ class ChatGLMTokenizer(OfficialPrompts, PreTrainedTokenizer):
             conversation: messages, or a list of conversations. One that ends with an answer is closed, as in
                 training; with ``continue_final_message`` it is left open. Any other is ready for the answer,
                 whatever ``add_generation_prompt`` says.
-            tools: definitions, or functions with type hints and docstrings (version 3).
+            tools: definitions, or functions with type hints and docstrings (versions 3 and 4).
             chat_template: a Jinja template to use instead.
             tokenize: False for text with the special pieces spelled out, which a tokenizer with
                 ``split_special_tokens=False`` turns into the same ids (without ``add_special_tokens``).
@@ -265,3 +268,7 @@ class ChatGLMTokenizer(OfficialPrompts, PreTrainedTokenizer):
         if target.resolve() != self._file.resolve():
             shutil.copyfile(self._file, target)
         return (str(target),)
+
+
+class ChatGLM4Tokenizer(ChatGLMTokenizer):
+    """The same under the name that GLM-4's files give."""

@@ -9,7 +9,6 @@ from glm_int4.generation.stopping import AnswerText
 from glm_int4.server.openai_messages import read_calls
 from glm_int4.text import StreamDecoder, Tokenizer
 from glm_int4.text.chat.chat_format import ChatFormat
-from glm_int4.text.chat.prompts_v3 import ContentStream
 from glm_int4.text.chat.replies import ToolCall
 from glm_int4.text.chat.responses import TRAINING_TIME, TRAINING_TIME_TEXT, ResponseStream
 from glm_int4.text.continued import SpaceOnce
@@ -115,7 +114,7 @@ class ChatAnswer(TextAnswer):
         self._chat, self._tools, self._begun = chat, tools, "".join(map(decoder.push, beginning))
         if before.endswith(" ") and not self._begun.endswith(" "):
             self._begun += " "
-        cleaned = ContentStream([tool["name"] for tool in tools]) if tools else chat.response_stream()
+        cleaned = chat.content_stream([tool["name"] for tool in tools]) if tools else chat.response_stream()
         super().__init__(decoder, stops, before, _Behind(cleaned, self._begun) if beginning else cleaned)
 
     def finish(self) -> tuple[str, list[ToolCall]]:

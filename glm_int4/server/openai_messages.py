@@ -8,6 +8,7 @@ from typing import Any
 from glm_int4.downloads import shown
 from glm_int4.errors import InputError
 from glm_int4.server.schemas import CalledTool, ChatMessage, ContentPart
+from glm_int4.text.chat.chat_format import ChatFormat
 from glm_int4.text.chat.messages import Message
 from glm_int4.text.chat.replies import Reply, ToolCall
 
@@ -15,13 +16,13 @@ _ROLES = {"developer": "system"}
 _TEXTS = ("text", "input_text", "output_text", "refusal")
 
 
-def read_messages(messages: Sequence[ChatMessage], *, calls_tools: bool = True) -> list[Message]:
+def read_messages(messages: Sequence[ChatMessage], chat: ChatFormat) -> list[Message]:
     """Messages as the text room takes them, roles in any order.
 
     An assistant's message with several calls becomes one message a call, each followed by its result if it has one.
 
     Args:
-        calls_tools: whether the model knows calls; otherwise one becomes a text that says it, and a result the user's.
+        chat: of the model; where it knows no tools, a call becomes a text that says it, and a result the user's.
     Raises:
         InputError: a part of a message that is no text, or arguments that are no JSON.
     """
@@ -29,14 +30,14 @@ def read_messages(messages: Sequence[ChatMessage], *, calls_tools: bool = True) 
     calls: dict[str, ToolCall] = {}  # that wait for their result
 
     def take(key: str) -> None:
-        converted.append(_call_message(calls.pop(key), calls_tools))
+        converted.append(chat.call_message(calls.pop(key)))
 
     for message in messages:
         if message.role in ("tool", "function"):
             key = message.tool_call_id or next(iter(calls), "")
             if key in calls:
                 take(key)
-            role = "observation" if calls_tools else "user"
+            role = "observation" if chat.calls_tools else "user"
             converted.append({"role": role, "content": _text(message)})
             continue
         for key in [*calls]:
@@ -46,13 +47,6 @@ def read_messages(messages: Sequence[ChatMessage], *, calls_tools: bool = True) 
     for key in [*calls]:
         take(key)
     return converted
-
-
-def _call_message(call: ToolCall, calls_tools: bool) -> Message:
-    if calls_tools:
-        return call.as_message()
-    arguments = json.dumps(call.arguments, ensure_ascii=False)
-    return {"role": "assistant", "content": f"{call.name}({arguments})"}
 
 
 def _text(message: ChatMessage) -> str:

@@ -24,7 +24,6 @@ from glm_int4.server.schemas import MOST_CHOICES, ChatRequest, CompletionRequest
 from glm_int4.server.settings import Settings
 from glm_int4.server.worker import PendingAnswer, Worker
 from glm_int4.text.chat.chat_format import chat_format
-from glm_int4.text.chat.prompts_v3 import encode_call
 from glm_int4.text.chat.tools import write_tools
 from glm_int4.text.continued import decoder_behind
 
@@ -44,7 +43,7 @@ class RequestHandler:
 
     def __init__(self, worker: Worker, settings: Settings) -> None:
         self._worker, self._settings, self._engine = worker, settings, worker.engine
-        self._has_tools = self._engine.config.version not in ("1", "2")
+        self._chat = chat_format(self._engine.config.version)
         self._named: set[str] = set()  # fields without effect that the log has
 
     async def accept(self, request: Request) -> AnswerWriter:
@@ -97,8 +96,8 @@ class RequestHandler:
         if isinstance(request, ChatRequest):
             for name in ("tools", "functions"):
                 if definitions := getattr(request, name):
-                    ignored += unknown_tool_fields(name, definitions) if self._has_tools else [name]
-            ignored += ["tool_choice"] if has_choice(request) and not self._has_tools else []
+                    ignored += unknown_tool_fields(name, definitions) if self._chat.calls_tools else [name]
+            ignored += ["tool_choice"] if has_choice(request) and not self._chat.calls_tools else []
         if ignored and self._settings.strict:
             name = header_names(ignored[:1])
             raise ApiError(400, f"expected fields that have an effect, got {name}; leave it out", param=name)
@@ -176,8 +175,7 @@ class RequestHandler:
         if isinstance(request, CompletionRequest) or has_form:  # of which nothing may be cleaned away
             before = prompt.text if prompt.beginning else ""
             return TextAnswer(decoder_behind(engine.tokenizer, prompt.beginning), stops, before)
-        chat = chat_format(engine.config.version)
-        return ChatAnswer(chat, engine.tokenizer, stops, prompt.tools, prompt.beginning, prompt.text)
+        return ChatAnswer(self._chat, engine.tokenizer, stops, prompt.tools, prompt.beginning, prompt.text)
 
     def _chat_prompt(self, request: ChatRequest) -> "_Prompt":
         if len(request.messages) > self._settings.max_messages:
@@ -185,20 +183,20 @@ class RequestHandler:
                 f"expected at most {self._settings.max_messages} messages, got {len(request.messages)}; "
                 "send the last ones"
             )
-        messages = read_messages(request.messages, calls_tools=self._has_tools)
-        tools = wanted_tools(request) if self._has_tools else WantedTools()
+        messages = read_messages(request.messages, self._chat)
+        tools = wanted_tools(request) if self._chat.calls_tools else WantedTools()
         written = len(write_tools(tools.given)) if tools.given else 0
         self._check_size(sum(len(message["content"]) for message in messages) + written)
-        engine = self._engine
-        chat = chat_format(engine.config.version)
+        engine, chat = self._engine, self._chat
         ids, beginning = chat.encode_any_order(engine.tokenizer, messages, tools.given or None)
         text = messages[-1]["content"] if beginning else ""
         if tools.called:  # the call is a message of its own
             ids = [*ids, *beginning, engine.tokenizer.role_ids["assistant"]] if beginning else ids
-            beginning, text = encode_call(engine.tokenizer, tools.name) if tools.name else [], ""
+            beginning, text = chat.encode_call(engine.tokenizer, tools.name) if tools.name else [], ""
         elif wanted_form(request) and not beginning:
             ids += chat.before_content(engine.tokenizer)
-        return _Prompt([*ids, *beginning], text=text, beginning=beginning, tools=tools.given, grammar=tools.grammar)
+        grammar = tools.grammar(chat)
+        return _Prompt([*ids, *beginning], text=text, beginning=beginning, tools=tools.given, grammar=grammar)
 
     def _completion_prompt(self, prompt: str | list[int], *, scored: bool) -> "_Prompt":
         engine = self._engine

@@ -135,4 +135,4 @@ def sent_back(tokenizer, calls, tools):
     written = json.loads(json.dumps(write_calls(calls)))
     messages = [QUESTION, {"role": "assistant", "content": None, "tool_calls": written}]
     messages += [{"role": "tool", "tool_call_id": call["id"], "content": "5"} for call in written]
-    V3.encode(tokenizer, read_messages([ChatMessage.model_validate(message) for message in messages]), tools)
+    V3.encode(tokenizer, read_messages([ChatMessage.model_validate(message) for message in messages], V3), tools)

@@ -165,5 +165,5 @@ def test_the_official_names_of_a_tokenizers_methods_are_there(loaded):
     )
     with pytest.raises(InputError, match="expected a role of system"):
         v3.build_single_message("robot", "", "你好")
-    with pytest.raises(InputError, match="expected version 3 for build_single_message"):
+    with pytest.raises(InputError, match="expected version 3 or 4 for build_single_message"):
         loaded["2"][1].build_single_message("user", "", "你好")

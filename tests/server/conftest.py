@@ -120,6 +120,12 @@ def v3_server(v3_engine):
         yield running
 
 
+@pytest.fixture(scope="module")
+def v4_server(v4_engine):
+    with run_server(v4_engine, model_name="small-v4") as running:
+        yield running
+
+
 @pytest.fixture
 def slow_model(monkeypatch):
     """Make every step of a server's model take a while, so that a test can act in between."""

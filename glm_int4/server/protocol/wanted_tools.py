@@ -5,9 +5,10 @@ from typing import Any
 
 from glm_int4.downloads import shown
 from glm_int4.errors import InputError
+from glm_int4.generation.constraints.json_schemas import read_schema
 from glm_int4.server.protocol.tool_definitions import read_tools
 from glm_int4.server.schemas import ChatRequest, NamedFunction, ToolChoice
-from glm_int4.text.calls.call_grammar import tool_call_grammar
+from glm_int4.text.chat.chat_format import ChatFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +27,11 @@ class WantedTools:
         """Of the one tool that the answer must call, where there is no other."""
         return self.called[0]["name"] if len(self.called) == 1 else None
 
-    @property
-    def grammar(self) -> str | None:
+    def grammar(self, chat: ChatFormat) -> str | None:
         """What the answer must be, behind the line of the name where there is one; raises InputError."""
-        return tool_call_grammar(self.called, named=self.name is not None) if self.called else None
+        if not self.called:
+            return None
+        return chat.call_grammar(self.called, named=self.name is not None, read_schema=read_schema)
 
 
 def wanted_tools(request: ChatRequest) -> WantedTools:

@@ -5,24 +5,19 @@ apart, as officially. Metadata is empty but for an assistant's call of a tool, w
 """
 
 from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 from glm_int4.downloads import shown
 from glm_int4.errors import InputError
-from glm_int4.text.chat.messages import Message, check_question, role_and_content
+from glm_int4.text.chat.messages import Message
 from glm_int4.text.chat.responses import TRAINING_TIME, CleaningStream, fill_template
+from glm_int4.text.chat.role_messages import RoleMessage, check_messages
 from glm_int4.text.chat.tools import TOOLS_SYSTEM_TEXT, Tool, check_tools, write_tools
 from glm_int4.text.continued import encode_open
 from glm_int4.text.tokenizer import Tokenizer
-from glm_int4.text.tokenizer_v2 import ROLES
 
 ASSISTANT = "<|assistant|>"
 _FENCE = "```"
-_BEFORE = {  # roles that a role may follow; None is the beginning
-    "system": (None, "system"),
-    "user": (None, "system", "assistant"),
-    "assistant": ("user", "observation", "assistant"),
-    "observation": ("assistant",),
-}
 
 
 def encode_messages(
@@ -43,10 +38,17 @@ def encode_messages(
     Raises:
         InputError: unknown roles, roles out of order, an empty question, or faulty tools.
     """
-    ids = [tokenizer.gmask_id, tokenizer.sop_id]
-    for role, metadata, content in _checked(messages, check_tools(tools) if tools is not None else [], in_turn):
-        ids += [tokenizer.role_ids[role], *tokenizer.encode(f"{metadata}\n"), *tokenizer.encode(content)]
+    given = check_tools(tools)
+    checked = check_messages(messages, check_tools, has_tools=bool(given), in_turn=in_turn)
+    ids = list(tokenizer.prefix_ids)
+    for message in _with_tools(checked, given) if given else checked:
+        ids += encode_message(tokenizer, message.role, message.metadata, _content(message))
     return [*ids, tokenizer.role_ids["assistant"]]
+
+
+def encode_message(tokenizer: Tokenizer, role: str, metadata: str, content: str) -> list[int]:
+    """Ids of one message."""
+    return [tokenizer.role_ids[role], *tokenizer.encode(f"{metadata}\n"), *tokenizer.encode(content)]
 
 
 def encode_beginning(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -66,52 +68,19 @@ def encode_call(tokenizer: Tokenizer, name: str) -> list[int]:
     return ids
 
 
-def _checked(messages: Sequence[Message], tools: list[dict[str, object]], in_turn: bool) -> list[tuple[str, str, str]]:
-    """Role, metadata and content of every message, with the tools written out."""
-    checked: list[tuple[str, str, str]] = []
-    for message in messages:
-        role, content = role_and_content(message)
-        if not isinstance(role, str) or role not in ROLES:
-            raise InputError(f"expected a role of {', '.join(ROLES)}, got {shown(role)}")
-        metadata = message.get("metadata") or ""
-        if not isinstance(metadata, str) or "\n" in metadata:
-            raise InputError(f"expected metadata of one line, got {shown(metadata)}")
-        if in_turn:
-            _check_turn(role, *(checked[-1][:2] if checked else (None, "")))
-        own_tools = check_tools(message["tools"]) if message.get("tools") is not None else []
-        if own_tools and role != "system":
-            raise InputError(f"expected tools in a system message, got them in one of role {role!r}")
-        if own_tools and tools:
-            raise InputError("expected tools once, got them as an argument and in a system message")
-        checked.append((role, metadata, f"{content}\n{write_tools(own_tools)}" if own_tools else content))
-    last = checked[-1] if checked else (None, "", "")
-    if in_turn and last[0] != "observation":
-        check_question(last[2] if last[0] == "user" else None)
-    return _with_tools(checked, tools) if tools else checked
-
-
-def _check_turn(role: str, before: str | None, before_metadata: str) -> None:
-    if before not in _BEFORE[role]:
-        raise InputError(f"expected messages in turn, got one of role {role!r} {_place(before)}")
-    if role == "observation" and not before_metadata.strip():
-        raise InputError(
-            "expected an observation to follow a call of a tool, got one after an answer; "
-            "give the assistant's message its metadata"
-        )
-
-
-def _place(before: str | None) -> str:
-    return "at the beginning" if before is None else f"after one of role {before!r}"
-
-
-def _with_tools(messages: list[tuple[str, str, str]], tools: list[dict[str, object]]) -> list[tuple[str, str, str]]:
+def _with_tools(messages: list[RoleMessage], tools: list[dict[str, Any]]) -> list[RoleMessage]:
     """Put tools behind the text of the first system message, or in front as one of their own."""
     content = ""
-    if messages and messages[0][0] == "system":
-        content, messages = messages[0][2], messages[1:]
+    if messages and messages[0].role == "system":
+        content, messages = _content(messages[0]), messages[1:]
     if TOOLS_SYSTEM_TEXT not in content:
         content = f"{content}\n{TOOLS_SYSTEM_TEXT}" if content else TOOLS_SYSTEM_TEXT
-    return [("system", "", f"{content}\n{write_tools(tools)}"), *messages]
+    return [RoleMessage("system", content, tools=tools), *messages]
+
+
+def _content(message: RoleMessage) -> str:
+    """The content with the message's tools written out."""
+    return f"{message.content}\n{write_tools(message.tools)}" if message.tools else message.content
 
 
 class ReplyDecoder:

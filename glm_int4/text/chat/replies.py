@@ -47,7 +47,7 @@ class Reply:
 
     Attributes:
         content: what to show; for a call or code, the text that holds it, as it was written.
-        metadata: first line of a v3 answer: the name of a tool, ``interpreter`` or nothing.
+        metadata: first line of a v3 or v4 answer: the name of a tool, ``interpreter`` or nothing.
         tool_call: the call, if there is one and it can be read.
         code: what the code interpreter is to run.
         fault: why a call or code could not be read.
@@ -96,7 +96,7 @@ def _parse_message(metadata: str, content: str, tools: list[dict[str, Any]] | No
     try:
         code = _fenced(content)
         reply |= {"code": code} if name == INTERPRETER else {"tool_call": _read_call(name, code, tools)}
-    except _MalformedError as error:
+    except MalformedError as error:
         reply["fault"] = str(error)
     return Reply(**reply)
 
@@ -106,37 +106,37 @@ def is_keyword_argument(name: str) -> bool:
     return name.isidentifier() and not keyword.iskeyword(name) and unicodedata.normalize("NFKC", name) == name
 
 
-class _MalformedError(Exception):
-    """The model wrote a call that cannot be read."""
+class MalformedError(Exception):
+    """The model wrote a call that cannot be read; the message says what was expected."""
 
 
 def _fenced(content: str) -> str:
     match = _FENCE.fullmatch(content.strip())
     if match is None:
-        raise _MalformedError(f"expected code between ``` lines, got {shown(content.strip())}")
+        raise MalformedError(f"expected code between ``` lines, got {shown(content.strip())}")
     return match[1]
 
 
 def _read_call(name: str, code: str, tools: list[dict[str, Any]] | None) -> ToolCall:
     names = None if tools is None else parameter_names(tools, name)
     if tools is not None and names is None:
-        raise _MalformedError(f"expected a tool of {', '.join(tool['name'] for tool in tools)}, got {shown(name)}")
+        raise MalformedError(f"expected a tool of {', '.join(tool['name'] for tool in tools)}, got {shown(name)}")
     call = _parse_call(code)
     if len(call.args) > len(names or ()):
-        raise _MalformedError(f"expected keyword arguments, got {len(call.args)} without a name in {shown(code)}")
+        raise MalformedError(f"expected keyword arguments, got {len(call.args)} without a name in {shown(code)}")
     pairs: list[tuple[str | None, ast.expr]] = list(zip(names or (), call.args, strict=False))
     for given in call.keywords:
         pairs += [(given.arg, given.value)] if given.arg is not None else _unpacked(given.value)
     arguments: dict[str, Any] = {}
     for key, node in pairs:
         if key is None or key in arguments:
-            raise _MalformedError(f"expected every argument once by its name, got {shown(code)}")
+            raise MalformedError(f"expected every argument once by its name, got {shown(code)}")
         try:
-            arguments[_json_value(key, 1)] = _json_value(ast.literal_eval(node), MAX_CALL_DEPTH)
+            arguments[json_value(key, 1)] = json_value(ast.literal_eval(node), MAX_CALL_DEPTH)
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
-            raise _MalformedError(f"expected a literal JSON value for {shown(key)}, got {shown(code)}") from error
+            raise MalformedError(f"expected a literal JSON value for {shown(key)}, got {shown(code)}") from error
     if tools is not None:
-        _check_arguments(arguments, next(tool for tool in tools if tool["name"] == name).get("parameters", {}))
+        check_arguments(arguments, next(tool for tool in tools if tool["name"] == name).get("parameters", {}))
     return ToolCall(name=name, arguments=arguments)
 
 
@@ -150,38 +150,38 @@ def _unpacked(node: ast.expr) -> list[tuple[str | None, ast.expr]]:
     ]
 
 
-def _check_arguments(arguments: dict[str, Any], parameters: Mapping[str, Any]) -> None:
+def check_arguments(arguments: dict[str, Any], parameters: Mapping[str, Any]) -> None:
     """Raise where arguments have names that a tool does not know, or lack some that it needs."""
     known = parameters.get("properties", {})
     strange = [name for name in arguments if name not in known]
     missing = [name for name in parameters.get("required", []) if name not in arguments]
     if strange or missing:
         wanted = f"arguments of {', '.join(known) or 'none'}"
-        raise _MalformedError(f"expected {wanted}, got {', '.join(map(shown, arguments)) or 'none'}")
+        raise MalformedError(f"expected {wanted}, got {', '.join(map(shown, arguments)) or 'none'}")
 
 
 def _parse_call(code: str) -> ast.Call:
     """Parse ``tool_call(...)`` without evaluating anything; hostile sizes are refused first."""
     if len(code) > MAX_CALL_CHARACTERS:
-        raise _MalformedError(f"expected a call of at most {MAX_CALL_CHARACTERS} characters, got {len(code)}")
+        raise MalformedError(f"expected a call of at most {MAX_CALL_CHARACTERS} characters, got {len(code)}")
     try:
         with warnings.catch_warnings(action="ignore"):  # on escapes that Python does not know
             tree = ast.parse(code.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise _MalformedError(f"expected tool_call(name=value, ...), got {shown(code)}") from error
+        raise MalformedError(f"expected tool_call(name=value, ...), got {shown(code)}") from error
     if not (isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id == "tool_call"):
-        raise _MalformedError(f"expected tool_call(name=value, ...), got {shown(code)}")
+        raise MalformedError(f"expected tool_call(name=value, ...), got {shown(code)}")
     return tree
 
 
-def _json_value(value: object, depth: int) -> Any:
+def json_value(value: object, depth: int) -> Any:
     """The value as JSON holds it, tuples as lists; raises ValueError for anything else."""
     if depth == 0:
         raise ValueError("nested too deeply")
     if isinstance(value, list | tuple):
-        return [_json_value(item, depth - 1) for item in value]
+        return [json_value(item, depth - 1) for item in value]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {_json_value(key, depth): _json_value(item, depth - 1) for key, item in value.items()}
+        return {json_value(key, depth): json_value(item, depth - 1) for key, item in value.items()}
     if isinstance(value, str):
         value.encode()  # a lone surrogate raises a ValueError
         return value

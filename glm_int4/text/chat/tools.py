@@ -1,7 +1,7 @@
-"""Tools that ChatGLM3-6B may call: what a definition must hold, and how the model reads it."""
+"""Tools that ChatGLM3-6B and GLM-4-9B may call: what a definition must hold, and how the model reads it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from glm_int4.downloads import check_depth, shown
@@ -16,13 +16,14 @@ TOOLS_SYSTEM_TEXT = (
 INTERPRETER = "interpreter"
 
 
-def check_tools(tools: Sequence[Tool] | None) -> list[dict[str, Any]]:
+def check_tools(tools: Sequence[Tool] | None, taken: Collection[str] = (INTERPRETER,)) -> list[dict[str, Any]]:
     """Return the definitions of tools, without OpenAI's wrapping.
 
     Args:
         tools: ``{"name": ..., "description": ..., "parameters": {"type": "object", "properties": {...},
             "required": [...]}}``, or that as ``{"type": "function", "function": {...}}``. ``description``,
             ``required`` and, for a tool that takes nothing, ``parameters`` may be absent.
+        taken: names that mean something else to the model.
     Raises:
         InputError: names the first fault.
     """
@@ -37,7 +38,7 @@ def check_tools(tools: Sequence[Tool] | None) -> list[dict[str, Any]]:
     checked: list[dict[str, Any]] = []
     for index, tool in enumerate(tools):
         definition = _unwrapped(tool, f"tool {index}")
-        name = _checked_name(definition, f"tool {index}")
+        name = _checked_name(definition, f"tool {index}", taken)
         if name in (other["name"] for other in checked):
             raise InputError(f"expected tools of different names, got {shown(name)} twice")
         _check_definition(definition, f"tool {shown(name)}")
@@ -47,8 +48,13 @@ def check_tools(tools: Sequence[Tool] | None) -> list[dict[str, Any]]:
 
 def write_tools(tools: Sequence[Tool]) -> str:
     """Definitions as the model was trained to read them, behind the system text."""
+    return write_json(list(tools))
+
+
+def write_json(definition: Any) -> str:
+    """One or several definitions in JSON; raises InputError for what JSON cannot hold."""
     try:
-        return json.dumps(list(tools), indent=4, ensure_ascii=False, allow_nan=False)
+        return json.dumps(definition, indent=4, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"expected tools that JSON can hold, got others ({error}); use texts and numbers") from error
 
@@ -71,16 +77,15 @@ def _unwrapped(tool: object, where: str) -> dict[str, Any]:
     return dict(tool)
 
 
-def _checked_name(definition: Tool, where: str) -> str:
+def _checked_name(definition: Tool, where: str, taken: Collection[str]) -> str:
     name = definition.get("name")
     if not isinstance(name, str) or not name.strip() or name != name.strip() or "\n" in name:
         raise InputError(f"expected {where} to have a name of one line, got {shown(name)}")
     if any(piece in name for piece in ROLE_PIECES):  # an answer is cut there, so the call could never be read
         raise InputError(f"expected {where} to have a name without a role of the model's, got {shown(name)}")
-    if name == INTERPRETER:
-        raise InputError(
-            f"expected {where} to have another name than {INTERPRETER!r}, which means the code interpreter"
-        )
+    if name in taken:
+        meant = "the code interpreter" if name == INTERPRETER else "a tool of the model's own"
+        raise InputError(f"expected {where} to have another name than {name!r}, which means {meant}")
     return name
 
 

@@ -42,9 +42,9 @@ def chat(engine, max_new_tokens=100, **sampling):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("version", "123")
+@pytest.mark.parametrize("version", "1234")
 def test_an_answer_of_every_version_has_its_form(request, version, form):
-    engine = request.getfixturevalue({"1": "engine", "2": "v2_engine", "3": "v3_engine"}[version])
+    engine = request.getfixturevalue({"1": "engine", "2": "v2_engine", "3": "v3_engine", "4": "v4_engine"}[version])
     for seed in range(5):
         text, record = chat(engine, temperature=1.0, seed=seed, **FORMS[form])
         assert record.cut or is_of_form(form, text), text
@@ -52,17 +52,18 @@ def test_an_answer_of_every_version_has_its_form(request, version, form):
         assert not record.cut or form == "grammar"
 
 
-def test_nothing_of_an_answer_is_cleaned_away(engine, v3_engine):
+def test_nothing_of_an_answer_is_cleaned_away(engine, v3_engine, v4_engine):
     for text in ("  是,否 ", "[[训练时间]]", "a\n", " \n"):
-        for one in (engine, v3_engine):
+        for one in (engine, v3_engine, v4_engine):
             assert chat(one, choices=[text], temperature=0)[0] == text
             assert one.reply(QUESTION, 50, SamplingParams(choices=[text])).content == text
 
 
-def test_chatglm3_writes_its_line_of_metadata_first(v3_engine):
-    _, record = chat(v3_engine, choices=["a"])
-    plain = v3_engine.count_tokens(QUESTION)
-    assert record.prompt_tokens == plain + len(v3_engine.tokenizer.encode("\n"))
+def test_models_with_roles_write_their_line_of_metadata_first(v3_engine, v4_engine):
+    for engine in (v3_engine, v4_engine):
+        _, record = chat(engine, choices=["a"])
+        plain = engine.count_tokens(QUESTION)
+        assert record.prompt_tokens == plain + len(engine.tokenizer.encode("\n"))
 
 
 @pytest.mark.parametrize("form", FORMS)

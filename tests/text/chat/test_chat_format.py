@@ -29,7 +29,7 @@ def test_tools_need_version_3(version):
 
 
 def test_an_unknown_version_is_refused():
-    with pytest.raises(InputError, match="expected version 1, 2 or 3, got 'auto'"):
+    with pytest.raises(InputError, match="expected version 1, 2, 3 or 4, got 'auto'"):
         chat_format("auto")
 
 
