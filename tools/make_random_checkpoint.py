@@ -1,64 +1,70 @@
-"""Write a full-size ChatGLM checkpoint in the official layout, with random weights.
+"""Write a full-size ChatGLM or GLM-4 checkpoint in the official layout, with random weights.
 
     python tools/make_random_checkpoint.py --model chatglm-6b --output chatglm-6b-random
 
-It answers nonsense, but sizes, times and memory are those of the real one: 7 or 8 ``.bin`` shards, about
-13 GB, in the official names, shapes and types. The official tokenizers are not ours to ship: a small one lies
+It answers nonsense, but sizes, times and memory are those of the real one: 7 to 10 ``.bin`` shards, 13 GB
+or 19, in the official names, shapes and types. The official tokenizers are not ours to ship: a small one lies
 beside the weights, and the special ids of ChatGLM-6B's config are its ids. A shard is held in memory while it
 is written.
 """
 
 import argparse
+import base64
 import json
 import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
+import tokenizers
 import torch
 from rich.progress import track
+from tokenizers import models, pre_tokenizers, trainers
 from torch import Tensor
 
 from glm_int4.checkpoint.formats import layout
 from glm_int4.models.config import ChatGLMConfig, Config
 from glm_int4.models.config_file import parse_config
 from glm_int4.models.presets import CONFIGS
+from glm_int4.text import GLM4Tokenizer
+from glm_int4.text.byte_pairs import name_of
 
 MINI = Path(__file__).parent.parent / "examples" / "mini-chatglm"
-NUM_SHARDS = {"1": 8, "2": 7, "3": 7}
+NUM_SHARDS = {"1": 8, "2": 7, "3": 7, "4": 10}
 
 Entry = tuple[str, tuple[int, ...], torch.dtype]
 
 
-def tensors(config: Config) -> Iterator[Entry]:
-    """Names, shapes and types in the order of the official files."""
+def tensors(config: Config, dtype: torch.dtype) -> Iterator[Entry]:
+    """Names, shapes and types in the order of the official files; dtype is that of the weights."""
     version_1 = isinstance(config, ChatGLMConfig)
     vectors = layout.vectors(config)
     matrices = {m.name: (m.out_features, m.in_features) for m in layout.linears(config)}
-    norm_dtype = torch.float32 if version_1 else torch.float16
+    norm_dtype = torch.float32 if version_1 else dtype
     stem = "transformer" if version_1 else "transformer.encoder"
     embedding, *heads = layout.vocabulary(config)
     shape = (embedding.out_features, embedding.in_features)
-    yield f"{embedding.name}.weight", shape, torch.float16
+    yield f"{embedding.name}.weight", shape, dtype
     if not version_1:
-        yield "transformer.rotary_pos_emb.inv_freq", (config.head_dim // 4,), torch.float16
+        yield "transformer.rotary_pos_emb.inv_freq", (config.head_dim // 4,), dtype
     for i in range(config.num_layers):
         prefix = f"{stem}.layers.{i}."
         if version_1:
-            yield f"{prefix}attention.rotary_emb.inv_freq", (config.head_dim // 4,), torch.float16
+            yield f"{prefix}attention.rotary_emb.inv_freq", (config.head_dim // 4,), dtype
         for name, size in vectors.items():
             if name.startswith(prefix):
-                yield name, size, norm_dtype if "layernorm" in name else torch.float16
+                yield name, size, norm_dtype if "layernorm" in name else dtype
         for name, size in matrices.items():
             if name.startswith(prefix):
-                yield f"{name}.weight", size, torch.float16
+                yield f"{name}.weight", size, dtype
     for name, size in vectors.items():
         if name.startswith(f"{stem}.final_layernorm"):
             yield name, size, norm_dtype
     for head in (layout.tied_head(config), *(head.name for head in heads)):
         if head:
-            yield f"{head}.weight", shape, torch.float16
+            yield f"{head}.weight", shape, dtype
 
 
 def random_tensor(name: str, shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
@@ -88,10 +94,10 @@ def main() -> None:
     if arguments.layers:
         raw["num_layers"] = arguments.layers
     arguments.output.mkdir(parents=True, exist_ok=True)
-    raw |= write_tokenizer(arguments.output, version_1=arguments.model == "chatglm-6b")
     config = parse_config(raw)
+    raw |= write_tokenizer(arguments.output, config.version)
     generator = torch.Generator().manual_seed(arguments.seed)
-    shards = split(list(tensors(config)), NUM_SHARDS[config.version])
+    shards = split(list(tensors(config, getattr(torch, raw["torch_dtype"]))), NUM_SHARDS[config.version])
     weight_map, total_size = {}, 0
     tied, embedding = f"{layout.tied_head(config)}.weight", f"{layout.embedding(config).name}.weight"
     for name, shard in track(shards.items(), "writing shards"):
@@ -110,9 +116,11 @@ def main() -> None:
     (arguments.output / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
 
 
-def write_tokenizer(folder: Path, *, version_1: bool) -> dict[str, int]:
+def write_tokenizer(folder: Path, version: str) -> dict[str, Any]:
     """Put a small tokenizer beside the weights; returns the special ids that config.json must have."""
-    if version_1:
+    if version == "4":
+        return write_ranks(folder / "tokenizer.model")
+    if version == "1":
         shutil.copy(MINI / "ice_text.model", folder / "ice_text.model")
         mini = json.loads((MINI / "config.json").read_text(encoding="utf-8"))
         return {key: value for key, value in mini.items() if key.endswith("_token_id")}
@@ -128,6 +136,21 @@ def write_tokenizer(folder: Path, *, version_1: bool) -> dict[str, int]:
     )
     (folder / "tokenizer.vocab").unlink()
     return {}
+
+
+def write_ranks(path: Path) -> dict[str, Any]:
+    """Write lines of tokens and ranks: every byte, then pairs; returns the special ids behind them."""
+    trained = tokenizers.Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=800, initial_alphabet=alphabet, show_progress=False)
+    trained.train_from_iterator((MINI.parent / "heldout.txt").read_text(encoding="utf-8").splitlines(), trainer)
+    bytes_of = {name_of(bytes([byte])): byte for byte in range(256)}
+    names = sorted(trained.get_vocab(), key=trained.get_vocab().__getitem__)
+    tokens = [bytes(map(bytes_of.__getitem__, name)) for name in names]
+    path.write_bytes(b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens)))
+    made = GLM4Tokenizer(path)
+    return {"eos_token_id": list(made.stop_ids), "pad_token_id": made.pad_id}
 
 
 def split(entries: list[Entry], num_shards: int) -> dict[str, list[Entry]]:

@@ -38,7 +38,7 @@ def write_model(path: Path, preset: str, layers: int = 28) -> Path:
     """
     raw = CONFIGS[preset] | {"num_layers": layers}
     with tempfile.TemporaryDirectory() as folder:
-        raw |= write_tokenizer(Path(folder), version_1=preset == "chatglm-6b")
+        raw |= write_tokenizer(Path(folder), "1" if preset == "chatglm-6b" else "2")
         tokenizer = next(Path(folder).glob("*.model")).read_bytes()
     config = parse_config(raw)
     with open(path, "wb") as file:

@@ -16,9 +16,11 @@ from glm_int4.checkpoint.files.steady import read_steadily
 from glm_int4.checkpoint.formats import layout, tensor_names
 from glm_int4.checkpoint.formats import official as official_format
 from glm_int4.checkpoint.formats import packed as packed_format
+from glm_int4.checkpoint.formats.converted_names import converted_parts
 from glm_int4.checkpoint.formats.layout import MatrixSpec
 from glm_int4.models.config import Config
 from glm_int4.models.config_file import detect_version, is_base_model, parse_config
+from glm_int4.models.converted_config import is_converted
 from glm_int4.quantization.scheme import QuantizationScheme, QuantizedWeight
 from glm_int4.versions import contradiction, evidence
 
@@ -33,7 +35,7 @@ class CheckpointInfo:
 
     schemes: by matrix name, None where a matrix is not quantized. stored_bytes: as stored, by the name
     of the matrix or tensor. official: quantized the official way. version_from: what decided the version;
-    evidence: all that speaks for version 2 or 3, pairs of version and words.
+    evidence: all that speaks for version 2, 3 or 4, pairs of version and words.
     is_base: a base model, by its name. has_prefix: a P-Tuning prefix lies among the weights.
     """
 
@@ -81,6 +83,8 @@ def _open(folder: Path, model_version: str) -> tuple[CheckpointReader, Checkpoin
     tokenizer_config = read_tokenizer_config(folder)
     config = parse_config(raw, model_version, tokenizer_config, folder)
     reader = CheckpointReader(folder)
+    if is_converted(raw):
+        _join_parts(reader, config)
     _use_official_names(reader, config)
     matrices = layout.matrices(config)
     schemes, official = _stored_schemes(reader, raw, matrices)
@@ -101,10 +105,8 @@ def _open(folder: Path, model_version: str) -> tuple[CheckpointReader, Checkpoin
     prefix = [name for name in reader if name.startswith(tensor_names.PREFIX_STEM)]
     ignored = [*prefix, *((f"{tied}.weight", f"{tied}.weight_scale") if tied else ())]
     reader.check(expected, dtypes, ignored, tensor_names.advice)
-    stored = {
-        key: sum(reader[name].numel() * reader[name].element_size() for name in names) for key, names in parts.items()
-    }
-    found = evidence(raw, tokenizer_config or {}, folder) if config.is_causal else []  # it tells 2 from 3
+    stored = {key: sum(reader.spec(name).num_bytes for name in names) for key, names in parts.items()}
+    found = evidence(raw, tokenizer_config or {}, folder) if config.is_causal else []  # it tells 2, 3 and 4
     if model_version == "auto" and (unclear := contradiction(found)):
         logger.warning("%s; taking version %s: say which it is with --model-version", unclear, config.version)
     info = CheckpointInfo(
@@ -118,6 +120,13 @@ def _open(folder: Path, model_version: str) -> tuple[CheckpointReader, Checkpoin
         has_prefix=bool(prefix),
     )
     return reader, info
+
+
+def _join_parts(reader: CheckpointReader, config: Config) -> None:
+    """Give the tensors of a converted checkpoint their official names; those that lack a part stay as they are."""
+    for name, parts in converted_parts(config):
+        if all(part in reader for part in parts):
+            reader.join(name, parts)
 
 
 def _use_official_names(reader: CheckpointReader, config: Config) -> None:

@@ -20,7 +20,7 @@ def run(
         str | None,
         typer.Argument(
             metavar="MODEL_OR_PRESET",
-            help="Checkpoint folder or hub id; or chatglm-6b, chatglm2-6b or chatglm3-6b, which need no files.",
+            help="Folder or hub id; or chatglm-6b, chatglm2-6b, chatglm3-6b or glm-4-9b, which need no files.",
         ),
     ] = None,
     bits: Annotated[int | None, typer.Option(help="4, 8 or 16. Default: the checkpoint's, 4 for a preset.")] = None,

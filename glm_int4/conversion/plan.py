@@ -11,7 +11,6 @@ from typing import Any
 from glm_int4.checkpoint.checks import warn_of_untied_head
 from glm_int4.checkpoint.files.folder import read_tokenizer_config
 from glm_int4.checkpoint.files.reader import CheckpointReader
-from glm_int4.checkpoint.files.safetensors_file import TensorSpec
 from glm_int4.checkpoint.formats import layout
 from glm_int4.checkpoint.formats.layout import MatrixSpec
 from glm_int4.checkpoint.formats.tensor_names import PREFIX_STEM
@@ -102,7 +101,7 @@ class QuantizationPlan:
         """Bytes to be read for a unit."""
         weight = f"{self.sources.get(unit.key, unit.key)}.weight"
         names = [weight] if weight in self.reader else [spec.name for spec in unit.specs]
-        return sum(self.reader[name].numel() * self.reader[name].element_size() for name in names)
+        return sum(self.reader.spec(name).num_bytes for name in names)
 
 
 def make_plan(
@@ -213,7 +212,7 @@ def _check_vllm(folder: Path, config: Config) -> str | None:
             "expected a model of plain rotary positions with --vllm, got chatglm2-6b-32k, which divides positions by "
             f"{config.position_divisor:g}; vLLM would stretch the base instead, and its answers would be nonsense"
         )
-    if not has_tokenizer(folder):
+    if not has_tokenizer(folder, config.version):
         logger.warning("%s holds no tokenizer.model: no tokenizer.json is written, which vLLM needs", folder)
         return None
     return fast_tokenizer_json(folder / V2_FILE, config.version, added=read_added_tokens(folder))
@@ -275,19 +274,15 @@ def _units(
     for name, matrix in matrices.items():
         scheme = schemes[name]
         if scheme is None:
-            specs = [_as_stored(reader, f"{name}.weight")]
+            specs = [reader.spec(f"{name}.weight")]
         else:
             specs = tensor_specs(matrix, scheme, official=options.official)
         units.append(Unit(name, tuple(specs)))
-    units.append(Unit("norms and biases", tuple(_as_stored(reader, name) for name in layout.vectors(info.config))))
+    units.append(Unit("norms and biases", tuple(map(reader.spec, layout.vectors(info.config)))))
     if options.official:  # whatever else the source holds, as it is: a tied head, inverse frequencies
         written = {spec.name for unit in units for spec in unit.specs} | {f"{name}.weight" for name in matrices}
         written |= {name for name in reader if name.startswith(PREFIX_STEM)}  # gets a file of its own
-        rest = [_as_stored(reader, name) for name in reader if name not in written]
+        rest = [reader.spec(name) for name in reader if name not in written]
         if rest:
             units.append(Unit("the rest", tuple(rest)))
     return units
-
-
-def _as_stored(reader: CheckpointReader, name: str) -> TensorSpec:
-    return TensorSpec(name, tuple(reader[name].shape), reader[name].dtype)

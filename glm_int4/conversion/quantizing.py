@@ -35,6 +35,7 @@ from glm_int4.conversion.plan import QuantizationPlan, make_plan
 from glm_int4.conversion.quantization_options import QuantizationOptions, parse_size
 from glm_int4.conversion.report import QuantizationReport, layer_report, read_report
 from glm_int4.errors import OutputError
+from glm_int4.models.converted_config import official_config
 from glm_int4.quantization.gpu.cuda_device import cuda_fault
 from glm_int4.system import peak_bytes, size_text
 from glm_int4.version import __version__
@@ -282,7 +283,7 @@ def _write_files(
 ) -> None:
     """Write everything but the shards, the index last."""
     folder = plan.reader.folder
-    config = read_config(folder)
+    config = official_config(read_config(folder))
     config.pop("auto_map", None)
     for key in ("quantization_bit", "quantization_embeddings", "quantization_config"):
         config.pop(key, None)

@@ -31,7 +31,7 @@ class RandomReader(CheckpointReader):
 
     def __init__(self, name: str, device: torch.device) -> None:
         self.folder, self.files = Path(name), []
-        self._tensors, self._mapped = {}, set()
+        self._tensors, self._mapped, self._joined, self._parts = {}, set(), {}, set()
         self._device = device
         self._generator = torch.Generator(device).manual_seed(0)
         self._pools: dict[torch.dtype, Tensor] = {}

@@ -80,7 +80,7 @@ def bench(
     """Measure a checkpoint, or a model of random weights.
 
     Args:
-        model: a folder or hub id, or the name of a preset ("chatglm-6b", "chatglm2-6b", "chatglm3-6b").
+        model: a folder or hub id, or the name of a preset ("chatglm-6b", "chatglm2-6b", "chatglm3-6b", "glm-4-9b").
         bits: 4, 8 or 16; None for what the checkpoint has, 4 for a preset. A checkpoint of other bits lends
             its shapes to random weights.
         kv_bits: of the cache. adapter: as of ``load``; a prefix has no effect here.

@@ -242,7 +242,7 @@ def test_random_weights_have_the_shapes_and_answer_with_numbers(version, bits):
 
 
 def test_the_presets_are_the_official_configs():
-    assert [parse_config(raw).version for raw in CONFIGS.values()] == ["1", "2", "3"]
+    assert [parse_config(raw).version for raw in CONFIGS.values()] == ["1", "2", "3", "4"]
     reader, info = open_random("chatglm-6b", CONFIGS["chatglm-6b"], 4, torch.device("cpu"))
     assert sum(pool.nbytes for pool in reader._pools.values()) < 1e8
     assert 3.4e9 < info.weight_bytes < 3.5e9  # what quantizing the real one writes

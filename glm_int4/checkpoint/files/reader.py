@@ -3,14 +3,14 @@
 import ctypes
 import mmap
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from glm_int4.checkpoint.files.folder import find_shards
-from glm_int4.checkpoint.files.safetensors_file import map_safetensors
+from glm_int4.checkpoint.files.safetensors_file import TensorSpec, map_safetensors
 from glm_int4.checkpoint.files.torch_file import map_torch_file
 from glm_int4.downloads import shown_name
 from glm_int4.errors import CheckpointError
@@ -35,6 +35,8 @@ class CheckpointReader:
         self.files, weight_map = find_shards(folder)
         self._tensors: dict[str, Tensor] = {}
         self._mapped: set[str] = set()
+        self._joined: dict[str, list[str]] = {}
+        self._parts: set[str] = set()
         for path in self.files:
             tensors, mapped = map_safetensors(path) if path.suffix == ".safetensors" else map_torch_file(path)
             if weight_map is not None:
@@ -49,21 +51,51 @@ class CheckpointReader:
             self._mapped |= mapped & tensors.keys()
 
     def __contains__(self, name: str) -> bool:
-        return name in self._tensors
+        return name in self._joined or (name in self._tensors and name not in self._parts)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
+        yield from self._joined
+        yield from (name for name in self._tensors if name not in self._parts)
 
     def __getitem__(self, name: str) -> Tensor:
+        if name in self._joined:
+            return torch.cat([self._tensors[part] for part in self._joined[name]])
         return self._tensors[name]
+
+    def spec(self, name: str) -> TensorSpec:
+        """Shape and dtype of a tensor, which is not read for it."""
+        first, *others = (self._tensors[part] for part in self._joined.get(name, [name]))
+        shape = tuple(first.shape)
+        if others:
+            shape = (shape[0] + sum(tensor.shape[0] for tensor in others), *shape[1:])
+        return TensorSpec(name, shape, first.dtype)
 
     def rename(self, names: Mapping[str, str]) -> None:
         """Call tensors otherwise than they are stored: stored name to new name."""
         self._tensors = {names.get(name, name): tensor for name, tensor in self._tensors.items()}
         self._mapped = {names.get(name, name) for name in self._mapped}
 
+    def join(self, name: str, parts: Sequence[str]) -> None:
+        """Make one tensor of the rows of several, in order; theirs are no tensors of the checkpoint any more.
+
+        Raises:
+            CheckpointError: their columns or their dtypes differ.
+        """
+        tensors = [self._tensors[part] for part in parts]
+        if (
+            not all(tensor.dim() for tensor in tensors)
+            or len({(tensor.dtype, tensor.shape[1:]) for tensor in tensors}) > 1
+        ):
+            raise CheckpointError(
+                f"expected rows of the same length and dtype in {_listing(list(parts))}, got others; {_MISMATCH}"
+            )
+        self._joined[name] = list(parts)
+        self._parts.update(parts)
+
     def release(self, name: str, rows: slice = slice(None)) -> None:
         """Give back the memory of a mapped tensor's pages, or those of some rows; they are read again when needed."""
+        for part in self._joined.get(name, ()):  # read whole, whatever the rows
+            self.release(part)
         if name in self._mapped and sys.platform.startswith("linux") and self._tensors[name].is_contiguous():
             _release_pages(self._tensors[name][rows])
 
@@ -85,29 +117,29 @@ class CheckpointReader:
             CheckpointError: one error that names missing, extra, mis-shaped and mis-typed tensors.
         """
         faults = []
-        missing = [n for n in expected if n not in self._tensors]
+        missing = [n for n in expected if n not in self]
         if missing:
             faults.append(f"missing {_listing(missing)}")
-        extra = [n for n in self._tensors if n not in expected and n not in ignored and not n.endswith(".inv_freq")]
+        extra = [n for n in self if n not in expected and n not in ignored and not n.endswith(".inv_freq")]
         if extra:
             faults.append(f"extra {_listing(extra)}")
-        present = [n for n in expected if n in self._tensors]
+        present = {n: self.spec(n) for n in expected if n in self}
         shapes = [
-            f"{n} {tuple(self[n].shape)} instead of {tuple(expected[n])}"
-            for n in present
-            if tuple(self[n].shape) != tuple(expected[n])
+            f"{n} {spec.shape} instead of {tuple(expected[n])}"
+            for n, spec in present.items()
+            if spec.shape != tuple(expected[n])
         ]
         if shapes:
             faults.append(f"mis-shaped {_listing(shapes)}")
         types = [
-            f"{n} {self[n].dtype} instead of {' or '.join(map(str, dtypes[n])) if n in dtypes else _A_FLOAT}"
-            for n in present
-            if self[n].dtype not in dtypes.get(n, FLOATING)
+            f"{n} {spec.dtype} instead of {' or '.join(map(str, dtypes[n])) if n in dtypes else _A_FLOAT}"
+            for n, spec in present.items()
+            if spec.dtype not in dtypes.get(n, FLOATING)
         ]
         if types:
             faults.append(f"mis-typed {_listing(types)}")
         if faults:
-            placeholders = any(self[n].numel() == 0 for n in present)
+            placeholders = any(spec.num_bytes == 0 for spec in present.values())
             what_to_do = _PLACEHOLDERS if placeholders else advice(extra) or _MISMATCH
             raise CheckpointError(
                 f"expected the tensors that config.json describes in {self.folder}, got: {'; '.join(faults)}; "

@@ -68,10 +68,9 @@ def choose_mix(
             fixed[matrix.name] = options.vocabulary_scheme(info.config.hidden_size)
             del candidates[matrix.name]
     sizes = {name: [_num_bytes(matrices[name], scheme) for scheme in schemes] for name, schemes in candidates.items()}
-    rest = sum(reader[name].numel() * reader[name].element_size() for name in layout.vectors(info.config))
+    rest = sum(reader.spec(name).num_bytes for name in layout.vectors(info.config))
     for name, scheme in fixed.items():
-        weight = reader[f"{name}.weight"]
-        rest += weight.numel() * weight.element_size() if scheme is None else _num_bytes(matrices[name], scheme)
+        rest += reader.spec(f"{name}.weight").num_bytes if scheme is None else _num_bytes(matrices[name], scheme)
     num_weights = layout.num_parameters(info.config)
     budget = options.target_bytes
     if budget is None:

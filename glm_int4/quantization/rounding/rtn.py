@@ -87,7 +87,8 @@ def quantize_official(weight: Tensor, scheme: QuantizationScheme) -> tuple[Quant
 
     The scale is the row's largest magnitude over 7 or 127, and weight / scale is rounded to float16
     before it is rounded to an integer. Where the official code goes wrong (rows of zeros give NaN, rows
-    of subnormals integers that wrap around), integers are 0 or clipped instead.
+    of subnormals integers that wrap around), integers are 0 or clipped instead. Weights in bfloat16, which float16
+    does not hold, are divided in float32.
 
     Args:
         weight: (N, K) floating point, finite.
@@ -95,15 +96,15 @@ def quantize_official(weight: Tensor, scheme: QuantizationScheme) -> tuple[Quant
     Returns:
         As ``quantize_rtn``.
     """
-    weight = weight.half()
+    weight = weight.float() if weight.dtype == torch.bfloat16 else weight.half()
     largest = scheme.zero - 1
-    scales = weight.abs().amax(dim=1, keepdim=True) / largest
+    scales = (weight.abs().amax(dim=1, keepdim=True) / largest).half().to(weight.dtype)
     q = (weight / scales).nan_to_num_(0.0, largest, -largest).round_().clamp_(-largest, largest)
     error, norm = (q.float() * scales.float() - weight.float()).norm(), weight.float().norm()
     unsigned = (q + scheme.zero).to(torch.uint8)
     packed = packing.pack_int4(unsigned) if scheme.bits == 4 else unsigned
     return (
-        QuantizedWeight(scheme=scheme, packed=packed, scales=scales, zero_points=None),
+        QuantizedWeight(scheme=scheme, packed=packed, scales=scales.half(), zero_points=None),
         float(error) ** 2,
         float(norm) ** 2,
     )
