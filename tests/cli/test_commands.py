@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from tests import preloaded
 from tests.conftest import EXAMPLES, MINI, TINY
 
 ROOT = EXAMPLES.parent
@@ -17,14 +18,7 @@ ROOT = EXAMPLES.parent
 def glm(*arguments, stdin="", env=None, cwd=None):
     """Run the command line in a process of its own."""
     environment = {k: v for k, v in os.environ.items() if k != "GLM_INT4_MODEL"} | {"HF_HUB_OFFLINE": "1"} | (env or {})
-    return subprocess.run(
-        [sys.executable, "-m", "glm_int4", *map(str, arguments)],
-        input=stdin if isinstance(stdin, bytes) else stdin.encode(),
-        capture_output=True,
-        env=environment,
-        cwd=cwd,
-        timeout=120,
-    )
+    return preloaded.run(arguments, stdin if isinstance(stdin, bytes) else stdin.encode(), environment, cwd, 120)
 
 
 def text(result):

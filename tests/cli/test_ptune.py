@@ -1,11 +1,12 @@
 """``glm-int4 ptune`` and ``--prefix``, as processes."""
 
 import json
-import subprocess
-import sys
+import os
+from types import SimpleNamespace
 
 import pytest
 
+from tests import preloaded
 from tests.conftest import EXAMPLES
 
 QUESTIONS = [("你好", "再见"), ("3加5等于几?", "八")]
@@ -16,8 +17,8 @@ FEW = (
 
 
 def glm(*arguments):
-    command = [sys.executable, "-m", "glm_int4", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300)
+    result = preloaded.run(arguments, b"", dict(os.environ), None, 300)
+    return SimpleNamespace(returncode=result.returncode, stdout=result.stdout.decode(), stderr=result.stderr.decode())
 
 
 @pytest.fixture(scope="module")
