@@ -18,7 +18,8 @@ _GLM4_CLASS = "ChatGLM4Tokenizer"
 _TOKENIZER_FILE = "tokenizer.model"
 _RANK_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\s*")
 GLM4_VOCAB_SIZE, EARLIER_VOCAB_SIZE = 151552, 65024
-CONVERTED_TYPES = ("glm",)  # model types of checkpoints that were converted for transformers
+CONVERTED_FROM = "converted_from"  # the key of our own that keeps such a type
+CONVERTED_TYPES = ("glm", "glm4")  # model types of checkpoints that were converted for transformers
 UNDECIDED = "nothing that speaks for version 3; if it is ChatGLM3, say so (--model-version 3)"
 
 
@@ -39,31 +40,41 @@ def evidence(
         tokenizer_config: the parsed tokenizer_config.json: its class, a special token, or a name in any of its texts.
         folder: of the checkpoint; its other files and its name count last.
     """
-    size, kind = config.get("padded_vocab_size"), config.get("model_type")
-    found = [("4", f"the model_type {kind} in config.json")] if kind in CONVERTED_TYPES else []
-    found += [("4", f"the vocabulary of {size} in config.json")] if size == GLM4_VOCAB_SIZE else []
-    found += _named(str(config.get("_name_or_path") or ""), "config.json")
-    texts = list(_texts(tokenizer_config))
+    found = [*_evidence(config, tokenizer_config, folder)]
+    is_glm4 = any(version == "4" for version, _ in found)
+    if config.get("padded_vocab_size") == EARLIER_VOCAB_SIZE:  # a tokenizer or a name beside other weights
+        return [(version, what) for version, what in found if version != "4"]
+    # Roles tell 3 from 2; GLM-4 has them too.
+    return [(version, what) for version, what in found if not (is_glm4 and _ROLE in what)]
+
+
+def _evidence(
+    config: Mapping[str, Any], tokenizer_config: Mapping[str, Any], folder: Path | None
+) -> Iterator[tuple[str, str]]:
+    size, texts = config.get("padded_vocab_size"), [*_texts(tokenizer_config)]
+    kind = config.get(CONVERTED_FROM, config.get("model_type"))
+    if kind in CONVERTED_TYPES:
+        yield "4", f"the model_type {kind} in config.json"
+    if size == GLM4_VOCAB_SIZE:
+        yield "4", f"the vocabulary of {size} in config.json"
+    yield from _named(str(config.get("_name_or_path") or ""), "config.json")
     if _GLM4_CLASS in texts:
-        found.append(("4", f"the class {_GLM4_CLASS} in tokenizer_config.json"))
+        yield "4", f"the class {_GLM4_CLASS} in tokenizer_config.json"
     if _END in texts:
-        found.append(("4", f"the token {_END} in tokenizer_config.json"))
+        yield "4", f"the token {_END} in tokenizer_config.json"
     if folder is not None and holds_ranks(folder / _TOKENIZER_FILE):
-        found.append(("4", f"the lines of {_TOKENIZER_FILE}, which is no SentencePiece model"))
-    if size == EARLIER_VOCAB_SIZE:  # a tokenizer beside other weights says nothing of these
-        found = [(version, what) for version, what in found if version != "4"]
-    has_roles = not any(version == "4" for version, _ in found)
-    if has_roles and any(_ROLE in text for text in texts):
-        found.append(("3", f"the token {_ROLE} in tokenizer_config.json"))
-    found += _named("\n".join(texts), "tokenizer_config.json")
+        yield "4", f"the lines of {_TOKENIZER_FILE}, which is no SentencePiece model"
+    if any(_ROLE in text for text in texts):
+        yield "3", f"the token {_ROLE} in tokenizer_config.json"
+    yield from _named("\n".join(texts), "tokenizer_config.json")
     if folder is None:
-        return found
-    for name in _FILES if has_roles else ():
+        return
+    for name in _FILES:
         if _ROLE in _start(folder / name):
-            found.append(("3", f"the token {_ROLE} in {name}"))
+            yield "3", f"the token {_ROLE} in {name}"
     folder = folder.resolve()
     parts = [part for part in folder.parts[-3:] if part == folder.name or part.startswith("models--")]
-    return found + _named("\n".join(parts), "the folder's name")
+    yield from _named("\n".join(parts), "the folder's name")
 
 
 def contradiction(found: Sequence[tuple[str, str]]) -> str | None:

@@ -16,11 +16,11 @@ from glm_int4.checkpoint.files.steady import read_steadily
 from glm_int4.checkpoint.formats import layout, tensor_names
 from glm_int4.checkpoint.formats import official as official_format
 from glm_int4.checkpoint.formats import packed as packed_format
+from glm_int4.checkpoint.formats.converted_config import is_converted, official_config
 from glm_int4.checkpoint.formats.converted_names import converted_parts
 from glm_int4.checkpoint.formats.layout import MatrixSpec
 from glm_int4.models.config import Config
 from glm_int4.models.config_file import detect_version, is_base_model, parse_config
-from glm_int4.models.converted_config import is_converted
 from glm_int4.quantization.scheme import QuantizationScheme, QuantizedWeight
 from glm_int4.versions import contradiction, evidence
 
@@ -79,11 +79,12 @@ def open_checkpoint(folder: Path, model_version: str = "auto") -> tuple[Checkpoi
 
 
 def _open(folder: Path, model_version: str) -> tuple[CheckpointReader, CheckpointInfo]:
-    raw = read_config(folder)
+    stored_config = read_config(folder)
+    raw = official_config(stored_config)
     tokenizer_config = read_tokenizer_config(folder)
     config = parse_config(raw, model_version, tokenizer_config, folder)
     reader = CheckpointReader(folder)
-    if is_converted(raw):
+    if is_converted(stored_config):
         _join_parts(reader, config)
     _use_official_names(reader, config)
     matrices = layout.matrices(config)

@@ -23,7 +23,7 @@ from glm_int4.conversion.mixed.choice import choose_mix
 from glm_int4.conversion.mixed.sensitivity import Progress
 from glm_int4.conversion.quantization_options import QuantizationOptions
 from glm_int4.errors import CheckpointError, InputError
-from glm_int4.models.config import Config
+from glm_int4.models.config import Config, GLM4Config
 from glm_int4.quantization.scheme import GROUP_SIZES, QuantizationScheme
 from glm_int4.system import size_text
 from glm_int4.text import Tokenizer
@@ -207,6 +207,11 @@ def _check_vllm(folder: Path, config: Config) -> str | None:
     """Raise InputError for a model that vLLM does not run; returns its tokenizer.json, None without a tokenizer."""
     if config.residual_is_normed:
         raise InputError("expected ChatGLM2-6B or ChatGLM3-6B with --vllm, got ChatGLM-6B, which vLLM does not run")
+    if isinstance(config, GLM4Config):
+        raise InputError(
+            "expected ChatGLM2-6B or ChatGLM3-6B with --vllm, got GLM-4-9B, for which no tokenizer.json is written; "
+            "leave --vllm out"
+        )
     if config.position_divisor != 1:
         raise InputError(
             "expected a model of plain rotary positions with --vllm, got chatglm2-6b-32k, which divides positions by "

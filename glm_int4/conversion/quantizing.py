@@ -24,6 +24,7 @@ from glm_int4.checkpoint.files.safetensors_file import SafetensorsWriter, map_sa
 from glm_int4.checkpoint.formats import layout
 from glm_int4.checkpoint.formats import official as official_format
 from glm_int4.checkpoint.formats import packed as packed_format
+from glm_int4.checkpoint.formats.converted_config import official_config
 from glm_int4.checkpoint.formats.tensor_names import PREFIX_STEM
 from glm_int4.checkpoint.prefix_file import SAFETENSORS_FILE
 from glm_int4.checkpoint.writing.output_folder import OutputFolder, Unit, sha256
@@ -35,7 +36,6 @@ from glm_int4.conversion.plan import QuantizationPlan, make_plan
 from glm_int4.conversion.quantization_options import QuantizationOptions, parse_size
 from glm_int4.conversion.report import QuantizationReport, layer_report, read_report
 from glm_int4.errors import OutputError
-from glm_int4.models.converted_config import official_config
 from glm_int4.quantization.gpu.cuda_device import cuda_fault
 from glm_int4.system import peak_bytes, size_text
 from glm_int4.version import __version__

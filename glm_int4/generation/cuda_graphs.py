@@ -107,7 +107,8 @@ class GraphStepper:
         self._model, self._ops, self._recorder = model, ops, recorder or GraphRecorder()
         self._caches: WeakKeyDictionary[KVCache, _Graphs] = WeakKeyDictionary()
         self._prompt = PromptPass(model, ops)
-        self.fused = self.captures = True
+        self.captures = True
+        self.fused = not any(layer.parts.output_norms for layer in model.layers)
         self._said_too_large = False
 
     def step(self, tokens: Tensor, positions: Tensor, cache: KVCache | RunningRows) -> Tensor:

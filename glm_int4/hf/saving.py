@@ -29,6 +29,8 @@ from glm_int4.errors import InputError, OutputError
 logger = logging.getLogger(__name__)
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+# By which a version is known, where only the caller knew it.
+_NAMES = {"1": "chatglm-6b", "2": "chatglm2-6b", "3": "chatglm3-6b", "4": "glm-4-9b-chat"}
 
 
 class _Saved(Protocol):
@@ -146,7 +148,7 @@ def _config(config: PreTrainedConfig, info: CheckpointInfo, source: dict[str, An
     kept = ("use_cache", "quantization_config", "tokenizer_class", "torch_dtype", "dtype", "transformers_version")
     raw |= {key: now[key] for key in raw if key in now and key not in kept and not key.startswith("_")}
     if info.version_from == "the caller":
-        raw.setdefault("_name_or_path", f"chatglm{info.config.version}-6b".replace("chatglm1", "chatglm"))
+        raw.setdefault("_name_or_path", _NAMES[info.config.version])
     return raw
 
 

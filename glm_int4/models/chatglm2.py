@@ -1,18 +1,19 @@
-"""ChatGLM2-6B and ChatGLM3-6B: causal models with grouped keys and values.
+"""ChatGLM2-6B, ChatGLM3-6B and GLM-4-9B: causal models with grouped keys and values.
 
-Module names follow the official code. The two versions differ only in their rotary tables (and in
-their prompts: see the text room). Activations are batch-first, and logits can be computed for the
+Module names follow the official code. The versions differ only in their rotary tables and, in GLM-4-0414, in two norms
+more a layer (and in their prompts: see the text room). Activations are batch-first, and logits can be computed for the
 last position alone.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glm_int4.models.attention import attend
-from glm_int4.models.config import ChatGLM2Config
+from glm_int4.models.config import OUTPUT_NORMS, ChatGLM2Config
 from glm_int4.models.layer import Layer, LayerParts, by_chunks, turn_heads
 from glm_int4.models.model import Model, Positions
 from glm_int4.models.past import AttentionMask, Past
@@ -127,13 +128,34 @@ class GLMBlock(Layer):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
+class OutputNormBlock(GLMBlock):
+    """A layer of GLM-4-0414: what attention and feed-forward give is normed before it joins the residual."""
+
+    def __init__(self, config: ChatGLM2Config, layer_id: int, prefix: str, make_linear: LinearFactory) -> None:
+        super().__init__(config, layer_id, prefix, make_linear)
+        self.post_self_attn_layernorm = RMSNorm(config.hidden_size, eps=config.layernorm_epsilon)
+        self.post_mlp_layernorm = RMSNorm(config.hidden_size, eps=config.layernorm_epsilon)
+
+    @property
+    def parts(self) -> LayerParts:
+        """As of ``Layer``."""
+        return replace(super().parts, output_norms=(self.post_self_attn_layernorm, self.post_mlp_layernorm))
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, past: Past) -> Tensor:
+        """x (B, T, hidden) to the same shape; arguments as of ``SelfAttention``."""
+        attended = self.self_attention(self.input_layernorm(x), rotary, mask, past)
+        x = x + self.post_self_attn_layernorm(attended)
+        return x + self.post_mlp_layernorm(self.mlp(self.post_attention_layernorm(x)))
+
+
 class GLMTransformer(nn.Module):
     """All layers and the final norm."""
 
     def __init__(self, config: ChatGLM2Config, make_linear: LinearFactory) -> None:
         super().__init__()
+        block = OutputNormBlock if set(OUTPUT_NORMS) <= set(config.layer_norms) else GLMBlock
         self.layers = nn.ModuleList(
-            GLMBlock(config, i, f"transformer.encoder.layers.{i}", make_linear) for i in range(config.num_layers)
+            block(config, i, f"transformer.encoder.layers.{i}", make_linear) for i in range(config.num_layers)
         )
         self.final_layernorm = RMSNorm(config.hidden_size, eps=config.layernorm_epsilon)
 

@@ -3,6 +3,9 @@
 import math
 from dataclasses import dataclass, field
 
+_LAYER_NORMS = ("input_layernorm", "post_attention_layernorm")
+OUTPUT_NORMS = ("post_self_attn_layernorm", "post_mlp_layernorm")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatGLMConfig:
@@ -43,6 +46,7 @@ class ChatGLMConfig:
     biased_linears = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
     hidden_states_end_normed = True
     has_wide_prefix = False
+    layer_norms = _LAYER_NORMS
 
     position_divisor = 1.0
 
@@ -120,6 +124,11 @@ class ChatGLM2Config:
     has_wide_prefix = True
 
     @property
+    def layer_norms(self) -> tuple[str, ...]:
+        """As of ``ChatGLMConfig``: names of the norms of a layer."""
+        return _LAYER_NORMS
+
+    @property
     def qkv_features(self) -> int:
         """Outputs of query_key_value: queries, keys and values of all heads."""
         return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
@@ -165,12 +174,19 @@ class GLM4Config(ChatGLM2Config):
     """Shape of a GLM-4-9B model: ChatGLM3's network, deeper, with another vocabulary.
 
     stop_token_ids: the ids that end an answer, of a list in config.json; none leaves it to the tokenizer.
+    has_output_norms: GLM-4-0414's layers have two more norms, of what attention and feed-forward give.
     """
 
     version: str = "4"
     stop_token_ids: tuple[int, ...] = ()
+    has_output_norms: bool = False
 
     model_name = "GLM-4-9B"
+
+    @property
+    def layer_norms(self) -> tuple[str, ...]:
+        """As of ``ChatGLM2Config``, and those of what attention and feed-forward give."""
+        return (*_LAYER_NORMS, *OUTPUT_NORMS) if self.has_output_norms else _LAYER_NORMS
 
     @property
     def rotary_base_factor(self) -> float:
@@ -192,5 +208,6 @@ class GLM4Config(ChatGLM2Config):
 # stack_name, attention_name, embedding_name: official names of what holds the layers, of a layer's attention, of the
 # embedding. biased_linears: kinds of linears that have a bias.
 # hidden_states_end_normed: of all hidden states, the official code gives the last one behind the final norm.
+# layer_norms: official names of the norms of a layer.
 # has_wide_prefix: the MLP of a P-Tuning prefix takes embeddings as wide as all keys and values, not as hidden_size.
 Config = ChatGLMConfig | ChatGLM2Config

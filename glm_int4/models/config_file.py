@@ -12,7 +12,6 @@ from typing import Any
 from glm_int4.downloads import shown
 from glm_int4.errors import ConfigError
 from glm_int4.models.config import ChatGLM2Config, ChatGLMConfig, Config, GLM4Config
-from glm_int4.models.converted_config import is_converted, official_config
 from glm_int4.versions import EARLIER_VOCAB_SIZE, GLM4_VOCAB_SIZE, later_version
 
 VERSIONS = ("1", "2", "3", "4")
@@ -33,6 +32,7 @@ _V2_FIXED = {
     "multi_query_attention": True,
     "tie_word_embeddings": False,
 }
+OUTPUT_NORMS_KEY = "post_sublayer_norms"  # our own, for GLM-4-0414, which has no official layout
 _VERSIONS_OF_VOCABULARIES = {EARLIER_VOCAB_SIZE: ("2", "3"), GLM4_VOCAB_SIZE: ("4",)}
 _V3_PLAIN_LENGTH = 8192  # tokens that ChatGLM3-6B was made for; with more, the rotary base grows
 
@@ -67,8 +67,6 @@ def detect_version(
     model_type = raw.get("model_type")
     if name := _OTHER_MODELS.get(model_type) if isinstance(model_type, str) else None:
         raise ConfigError(f"expected a ChatGLM or GLM-4-9B checkpoint, got {name}, which this release does not run")
-    if is_converted(raw):
-        return later_version(raw, tokenizer_config or {}, folder)
     if model_type != "chatglm":
         raise ConfigError(
             f'expected model_type "chatglm" in config.json, got {shown(model_type)}; this is not a ChatGLM checkpoint'
@@ -126,7 +124,7 @@ def parse_config(
     for key in ("quantization_embeddings", "prefix_projection"):
         if raw.get(key) not in (None, 0, 1):  # False and True are 0 and 1
             raise ConfigError(f"expected {key} true or false in config.json, got {shown(raw[key])}")
-    return _parse_v1(raw) if version == "1" else _parse_v2(official_config(raw), version)
+    return _parse_v1(raw) if version == "1" else _parse_v2(raw, version)
 
 
 def _parse_v2(raw: Mapping[str, Any], version: str) -> ChatGLM2Config:
@@ -157,7 +155,7 @@ def _parse_v2(raw: Mapping[str, Any], version: str) -> ChatGLM2Config:
         rope_ratio=_rope_ratio(raw, version),
     )
     config = (
-        GLM4Config(**sizes, stop_token_ids=_stop_ids(raw))
+        GLM4Config(**sizes, stop_token_ids=_stop_ids(raw), has_output_norms=_flag(raw, OUTPUT_NORMS_KEY))
         if version == "4"
         else ChatGLM2Config(version=version, **sizes)
     )
@@ -271,6 +269,13 @@ def _token_id(raw: Mapping[str, Any], key: str, default: int | None = None) -> i
     value = raw.get(key)
     first = {key: value[0]} if isinstance(value, list) and value else raw
     return _integer(first, key, low=0, default=default)
+
+
+def _flag(raw: Mapping[str, Any], key: str) -> bool:
+    value = raw.get(key, False)
+    if not isinstance(value, bool):
+        raise ConfigError(f"expected {key} true or false in config.json, got {shown(value)}")
+    return value
 
 
 def _stop_ids(raw: Mapping[str, Any]) -> tuple[int, ...]:

@@ -44,13 +44,14 @@ class FusedLayers:
 
     @staticmethod
     def fit(layers: Iterable[Layer]) -> bool:
-        """Whether every linear is on the backend, and every norm in float32."""
+        """Whether every linear is on the backend, and every norm in float32; no norm stands behind a linear."""
         linears = [linear for layer in layers for linear in layer.parts.linears]
         norms = [norm for layer in layers for norm in layer.parts.norms]
         return (
             len(linears) > 0
             and all(_matrix(linear) is not None for linear in linears)
             and all(isinstance(norm.weight, Tensor) and norm.weight.dtype == torch.float32 for norm in norms)
+            and not any(layer.parts.output_norms for layer in layers)
         )
 
     @staticmethod

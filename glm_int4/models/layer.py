@@ -21,12 +21,14 @@ class LayerParts:
     """The modules of a layer, in the order in which they run.
 
     attention holds ``query_key_value`` and ``dense``; mlp ``dense_h_to_4h`` and ``dense_4h_to_h``.
+    output_norms: of what attention and mlp give, where a layer has them; fused steps know none.
     """
 
     input_norm: nn.Module
     attention: nn.Module
     post_attention_norm: nn.Module
     mlp: nn.Module
+    output_norms: tuple[nn.Module, ...] = ()
 
     @property
     def linears(self) -> list[nn.Module]:

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import glm_int4
+from glm_int4.errors import InputError
 from glm_int4.generation.sampling import SamplingParams
 from tests.conftest import FIXTURES
 
@@ -50,8 +51,14 @@ def test_a_converted_config_is_written_with_the_official_keys(tmp_path):
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["model_type"], config["num_layers"], config["rope_ratio"]) == ("chatglm", 2, 500)
     assert config["eos_token_id"] == [139, 146, 148]
+    assert config["converted_from"] == "glm"
     assert config["quantization_config"]["quant_method"] == "compressed-tensors"
     assert "rope_theta" not in config
+
+
+def test_what_vllm_would_lack_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"expected ChatGLM2-6B or ChatGLM3-6B with --vllm, got GLM-4-9B"):
+        glm_int4.quantize_checkpoint(TINY, tmp_path / "out", bits=4, group_size="channel", vllm=True)
 
 
 @pytest.mark.parametrize("way", ["int8", "int4"])
@@ -77,6 +84,6 @@ def test_weights_that_float16_does_not_hold_survive(tmp_path, way):
     save_file(tensors, tmp_path / "large" / "model.safetensors")
     glm_int4.quantize_checkpoint(tmp_path / "large", tmp_path / "out", **WAYS[way])
     glm = glm_int4.load(tmp_path / "out", device="cpu", dtype=torch.float32)
-    row = glm.model.layers[0].mlp.dense_4h_to_h.weight[3].float()
+    row = glm.model.layers[0].mlp.dense_4h_to_h.matrix.dequantize(slice(3, 4))[0].float()
     assert (row - tensors[name][3].float()).abs().max() < 1e5 / (4 if "8" not in way else 100)
     assert glm.model.norm.weight[0] == tensors["transformer.encoder.final_layernorm.weight"][0]

@@ -25,7 +25,7 @@ def close(value, expected):
     torch.testing.assert_close(value, expected, atol=ORACLE_ABSOLUTE, rtol=0)
 
 
-@pytest.fixture(scope="module", params=["v2_tiny", "v3_tiny", "glm4_tiny", "glm4_tiny_1m"])
+@pytest.fixture(scope="module", params=["v2_tiny", "v3_tiny", "glm4_tiny", "glm4_tiny_1m", "glm4_0414_tiny"])
 def folder(request):
     return FIXTURES / request.param
 

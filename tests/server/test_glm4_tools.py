@@ -59,7 +59,8 @@ def test_a_conversation_with_a_call_becomes_the_same_prompt_as_in_python(v4_serv
         {"role": "assistant", "metadata": "track", "content": '{"symbol": "北京"}'},
         {"role": "observation", "content": "12"},
     ]
-    assert read_messages([ChatMessage.model_validate(message) for message in messages], chat_format("4")) == ours
+    read = read_messages([ChatMessage.model_validate(message) for message in messages], chat_format("4"))
+    assert [message for message in read if message["content"]] == ours
     reply = ask(v4_server, messages=messages, tools=[TOOL], max_tokens=1)
     assert reply.usage.prompt_tokens == v4_engine.count_tokens(ours, [TOOL])
 

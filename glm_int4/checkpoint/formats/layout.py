@@ -49,11 +49,7 @@ def matrices(config: Config) -> dict[str, MatrixSpec]:
 def vectors(config: Config) -> dict[str, tuple[int, ...]]:
     """Norms and biases: everything that stays unquantized."""
     stem, norm_parts = config.stack_name, ("weight",) if config.has_rms_norm else ("weight", "bias")
-    norms = [
-        f"{stem}.layers.{i}.{n}"
-        for i in range(config.num_layers)
-        for n in ("input_layernorm", "post_attention_layernorm")
-    ]
+    norms = [f"{stem}.layers.{i}.{n}" for i in range(config.num_layers) for n in config.layer_norms]
     shapes: dict[str, tuple[int, ...]] = {}
     for norm in (*norms, f"{stem}.final_layernorm"):
         for part in norm_parts:

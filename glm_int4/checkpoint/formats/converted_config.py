@@ -8,7 +8,8 @@ from typing import Any
 
 from glm_int4.downloads import shown
 from glm_int4.errors import ConfigError
-from glm_int4.versions import CONVERTED_TYPES
+from glm_int4.models.config_file import OUTPUT_NORMS_KEY
+from glm_int4.versions import CONVERTED_FROM, CONVERTED_TYPES
 
 # Official key to transformers' key.
 _KEYS = {
@@ -24,7 +25,7 @@ _KEYS = {
     "eos_token_id": "eos_token_id",
     "pad_token_id": "pad_token_id",
 }
-_KEPT = ("bos_token_id", "quantization_config", "torch_dtype", "dtype", "use_cache")
+_KEPT = ("_name_or_path", "bos_token_id", "quantization_config", "torch_dtype", "dtype", "use_cache")
 # What transformers' key must be, if it is there; another value would be another network.
 _FIXED: dict[str, Any] = {"attention_bias": True, "hidden_act": "silu", "tie_word_embeddings": False}
 _OFFICIAL = {
@@ -39,8 +40,8 @@ _OFFICIAL = {
     "rmsnorm": True,
     "tie_word_embeddings": False,
 }
+_WITH_OUTPUT_NORMS = "glm4"  # GLM-4-0414 and GLM-Z1
 _BASE, _ROTATED = 10000.0, 0.5
-_NAME = "glm-4-9b-converted"  # where the file has none, so that what is written is known again
 
 
 def is_converted(raw: Mapping[str, Any]) -> bool:
@@ -64,7 +65,10 @@ def official_config(raw: Mapping[str, Any]) -> dict[str, Any]:
             )
     keys = {official: raw[key] for official, key in _KEYS.items() if raw.get(key) is not None}
     kept = {key: raw[key] for key in _KEPT if raw.get(key) is not None}
-    return _OFFICIAL | keys | kept | {"_name_or_path": raw.get("_name_or_path") or _NAME, "rope_ratio": _ratio(raw)}
+    made = {CONVERTED_FROM: raw["model_type"], "rope_ratio": _ratio(raw)}
+    if raw["model_type"] == _WITH_OUTPUT_NORMS:
+        made[OUTPUT_NORMS_KEY] = True
+    return _OFFICIAL | keys | kept | made
 
 
 def _ratio(raw: Mapping[str, Any]) -> float:
