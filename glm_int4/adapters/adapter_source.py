@@ -11,13 +11,14 @@ from pathlib import Path
 from glm_int4.adapters.adapter_file import CONFIG_FILE, FILES
 from glm_int4.checkpoint.files.folder import has_weights, resolve_folder
 from glm_int4.checkpoint.prefix_file import SAFETENSORS_FILE, newest_checkpoint
-from glm_int4.downloads import ABSENT, found_instead
+from glm_int4.downloads import ABSENT, found_instead, shown
 from glm_int4.errors import ConfigError, InputError
 
 # What ``load`` takes: a folder or hub id, one with a scale, or several of these.
 AdapterName = str | Path | tuple[str | Path, float]
 Adapters = AdapterName | Sequence[AdapterName]
 
+NAME = re.compile(r"\w[\w.-]{0,127}")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -33,6 +34,23 @@ def parse_adapter(text: str) -> AdapterName:
     """``DIR[:SCALE]`` of a command line; what follows the last colon is a scale where it is a number."""
     name, colon, scale = text.rpartition(":")
     return (name, float(scale)) if colon and _NUMBER.fullmatch(scale) else text
+
+
+def parse_named_adapter(text: str) -> tuple[str | None, AdapterName]:
+    """``[NAME=]DIR[:SCALE]`` of a command line: the name, None for none, and the rest.
+
+    What stands in front of the first "=" is a name where it could be one, and no path.
+    """
+    name, equals, rest = text.partition("=")
+    return (name, parse_adapter(rest)) if equals and NAME.fullmatch(name) else (None, parse_adapter(text))
+
+
+def check_name(name: str) -> None:
+    """Raise InputError for what is no name of an adapter."""
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise InputError(
+            f"expected letters, digits, '_', '.' and '-' as an adapter's name, 128 at most, got {shown(name)}"
+        )
 
 
 def find_adapters(adapters: Adapters | None) -> list[AdapterSource]:

@@ -1,6 +1,6 @@
 """Adapters become part of a model: beside its matrices, which stay as they are, or in place of what they replace."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,8 @@ from glm_int4.checkpoint.checks import check_finite
 from glm_int4.checkpoint.formats import layout
 from glm_int4.errors import InputError
 from glm_int4.models import Model
-from glm_int4.quantization.adapted import AdaptedLinear, bias_of, weight_rows
+from glm_int4.models.config import Config
+from glm_int4.quantization.adapted import AdaptedLinear, Addition, base_of, bias_of, weight_rows
 from glm_int4.quantization.embedding import DenseEmbedding
 from glm_int4.quantization.linear import DenseLinear
 
@@ -40,19 +41,10 @@ def check_together(loras: Sequence[Lora]) -> None:
 @torch.no_grad()
 def apply_loras(model: Model, loras: Sequence[Lora], setup: ComputeSetup) -> None:
     """Put adapters beside a model's matrices; all of them act at once, their products added up."""
-    dtype = torch.float32 if setup.device.type == "cpu" else setup.stream_dtype
-    vectors = {name: tensor for lora in loras for name, tensor in lora.vectors.items()}
-    for matrix in layout.matrices(model.config).values():
-        deltas = [delta for lora in loras for delta in lora.deltas.get(matrix.name, ())]
-        bias = vectors.pop(f"{matrix.name}.bias", None)
-        if deltas or bias is not None:
-            linear = _adapted(model.get_submodule(matrix.name), deltas, bias, matrix.out_features, matrix.in_features)
-            for name, tensor in linear.named_buffers(recurse=False):
-                check_finite(f"{name} of the adapter of {matrix.name}, in {dtype}", tensor.to(dtype))
-            for name, tensor in list(linear.named_buffers(recurse=False)):
-                setattr(linear, name, tensor.to(device=setup.device, dtype=dtype))
-            model.set_submodule(matrix.name, linear)
-    for name, tensor in vectors.items():  # of norms
+    for name, addition in make_additions(model, loras, setup).items():
+        parts = (addition.down, addition.up, addition.ratio, addition.shift)
+        model.set_submodule(name, AdaptedLinear(model.get_submodule(name), *parts))
+    for name, tensor in vectors_of_norms(loras, model.config).items():
         module, part = name.rpartition(".")[::2]
         value = tensor.to(device=setup.device, dtype=setup.stream_dtype, copy=True)
         setattr(model.get_submodule(module), part, nn.Parameter(value, requires_grad=False))
@@ -62,10 +54,40 @@ def apply_loras(model: Model, loras: Sequence[Lora], setup: ComputeSetup) -> Non
     model.forget_fused()
 
 
-def _adapted(
+@torch.no_grad()
+def make_additions(
+    model: Model, loras: Sequence[Lora], setup: ComputeSetup, names: Container[str] | None = None
+) -> dict[str, Addition]:
+    """What adapters together add to a model's matrices, by the matrix's name; the model stays as it is.
+
+    Args:
+        names: of the matrices that count; None for all.
+    """
+    dtype = torch.float32 if setup.device.type == "cpu" else setup.stream_dtype
+    found = {}
+    for matrix in layout.matrices(model.config).values():
+        deltas = [delta for lora in loras for delta in lora.deltas.get(matrix.name, ())]
+        biases = [lora.vectors[f"{matrix.name}.bias"] for lora in loras if f"{matrix.name}.bias" in lora.vectors]
+        if (deltas or biases) and (names is None or matrix.name in names):
+            base = base_of(model.get_submodule(matrix.name))
+            addition = _addition(base, deltas, biases[0] if biases else None, matrix.out_features, matrix.in_features)
+            for name, tensor in list(addition.named_buffers(recurse=False)):
+                check_finite(f"{name} of the adapter of {matrix.name}, in {dtype}", tensor.to(dtype))
+                setattr(addition, name, tensor.to(device=setup.device, dtype=dtype))
+            found[matrix.name] = addition
+    return found
+
+
+def vectors_of_norms(loras: Sequence[Lora], config: Config) -> dict[str, Tensor]:
+    """What adapters put in place of a model's norms, by the official name."""
+    biases = {f"{name}.bias" for name in layout.matrices(config)}
+    return {name: tensor for lora in loras for name, tensor in lora.vectors.items() if name not in biases}
+
+
+def _addition(
     linear: nn.Module, deltas: Sequence[Delta], bias: Tensor | None, out_features: int, in_features: int
-) -> AdaptedLinear:
-    """A linear layer with all that adapters add to it, in float32 on the CPU."""
+) -> Addition:
+    """All that adapters add to a linear layer, in float32 on the CPU."""
     ratio = torch.ones(out_features) if any(delta.magnitude is not None for delta in deltas) else None
     downs, ups = [torch.empty(0, in_features)], [torch.empty(0, out_features)]
     for delta in deltas:
@@ -79,7 +101,7 @@ def _adapted(
         wide[:, delta.rows] = up.T
         downs.append(down)
         ups.append(wide)
-    return AdaptedLinear(linear, torch.cat(downs), torch.cat(ups), ratio, _shift(bias_of(linear), bias, ratio))
+    return Addition(torch.cat(downs), torch.cat(ups), ratio, _shift(bias_of(linear), bias, ratio))
 
 
 def _shift(old: Tensor | None, new: Tensor | None, ratio: Tensor | None) -> Tensor | None:
@@ -107,9 +129,14 @@ def _replace_matrix(model: Model, name: str, weight: Tensor) -> None:
     elif name == layout.tied_head(model.config):
         model.replace_head(DenseEmbedding.from_pretrained(weight, freeze=True))
     else:
-        head = DenseLinear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-        head.weight = nn.Parameter(weight, requires_grad=False)
-        model.replace_head(head)
+        model.replace_head(dense_head(weight))
+
+
+def dense_head(weight: Tensor) -> DenseLinear:
+    """A head (V, hidden_size) that is a matrix of its own."""
+    head = DenseLinear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    head.weight = nn.Parameter(weight, requires_grad=False)
+    return head
 
 
 def adapter_bytes(loras: Iterable[Lora], setup: ComputeSetup) -> int:

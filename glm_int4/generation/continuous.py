@@ -2,10 +2,11 @@
 
 ``Batcher`` is driven by one thread that calls ``step`` again and again; queues, clients and text are the
 server's. Every prompt is read alone, in the same pieces as by ``Decoder``, and every row picks its tokens by
-a sampler of its own, so that what runs beside a sequence does not change what it says. Rows whose samplers do the same
-are picked together all the same, bit for bit as alone.
+a sampler of its own, so that what runs beside a sequence does not change what it says, whatever adapters the two have.
+Rows whose samplers do the same are picked together all the same, bit for bit as alone.
 """
 
+import functools
 import itertools
 from collections import deque
 from collections.abc import Hashable, Iterator
@@ -14,14 +15,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from glm_int4.adapters.named_adapters import NamedAdapter
 from glm_int4.errors import InputError, NotFiniteError, PromptTooLongError
+from glm_int4.generation.batched_sequence import Event, Sequence
 from glm_int4.generation.cuda_graphs import TokenReading, make_stepper
 from glm_int4.generation.decoding import TRIM_TOKENS
 from glm_int4.generation.engine import Engine
 from glm_int4.generation.padded_batch import Batch
 from glm_int4.generation.sampling import Sampler, SamplingParams, choose_together
-from glm_int4.generation.scoring import PromptScores
-from glm_int4.models.kv_cache import KVCache, RunningRows, SlotCache, copy_columns, kv_bytes_per_token
+from glm_int4.models.kv_cache import RunningRows, SlotCache, copy_columns, kv_bytes_per_token
 from glm_int4.system import trim_heap
 
 # Up to so many rows the quantized linears of a CPU run the same kernel for every row (``quantization/cpu``), so a row's
@@ -33,37 +35,12 @@ MAX_SLOTS = 16
 _MOST_ROWS = 512
 
 
-@dataclass(slots=True, eq=False)
-class Sequence:
-    """One prompt and what has become of it.
+@dataclass(slots=True)
+class _Kept:
+    """What a slot has read in whole pieces: ids, and the adapter that made keys and values of them."""
 
-    prompt: its ids; sequences with one list of them in common read it once, where they run at the same time.
-    limit: most new tokens, 0 for a prompt that is only read. ids: the new tokens so far. first_logits: (1, 1, V) behind
-    the prompt, kept for those. scores: of the prompt's tokens, where somebody wants them; shared as the prompt is.
-    """
-
-    prompt: list[int]
-    limit: int
-    sampler: Sampler
-    stops: frozenset[int]
     ids: list[int] = field(default_factory=list)
-    seen: list[int] = field(default_factory=list)
-    slot: int = -1
-    cache: KVCache | None = None
-    batch: Batch | None = None
-    pieces: Iterator[Tensor | None] | None = None
-    first_logits: Tensor | None = None
-    scores: PromptScores | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """What a step did to a sequence: a new token, or its end by a stop id, a limit or an error."""
-
-    sequence: Sequence
-    token: int | None = None
-    end: str | None = None  # "stop" or "length"
-    error: Exception | None = None
+    adapter: NamedAdapter | None = None
 
 
 class Batcher:
@@ -87,7 +64,8 @@ class Batcher:
         self._piece = min(setup.prompt_rows, _MOST_ROWS)
         self.num_slots = num_slots
         self._free = deque(range(num_slots))  # the one that was left first comes first
-        self._kept: list[list[int]] = [[] for _ in range(num_slots)]  # ids that a slot has read in whole pieces
+        self._kept = [_Kept() for _ in range(num_slots)]
+        self._leaving: list[NamedAdapter] = []  # as soon as no sequence has them any more
         self._waiting: deque[Sequence] = deque()
         self._reading: deque[Sequence] = deque()
         self._running: list[Sequence] = []
@@ -109,11 +87,13 @@ class Batcher:
         sampling: SamplingParams,
         stops: frozenset[int],
         behind: bool = False,
+        adapter: NamedAdapter | None = None,
     ) -> Sequence:
         """A sequence to ``add``.
 
         Args:
             behind: whether the answer's text follows other text of its own; a constraint must know.
+            adapter: one of the engine's.
 
         Raises:
             InputError: no room for a single new token, unless none is wanted; or a constraint that cannot be kept.
@@ -125,10 +105,16 @@ class Batcher:
         sampler = Sampler(
             sampling, self._engine.config.version, self._engine.matchers(sampling, stops, at_start=not behind)
         )
-        return Sequence(prompt, limit, sampler, stops, seen=list(prompt))
+        return Sequence(prompt, limit, sampler, stops, seen=list(prompt), adapter=adapter)
 
     def add(self, sequence: Sequence) -> None:
-        """Let a sequence wait for a slot; first come, first served."""
+        """Let a sequence wait for a slot; first come, first served.
+
+        Raises:
+            InputError: its adapter has been removed meanwhile.
+        """
+        if sequence.adapter is not None and not sequence.adapter.is_loaded:
+            raise InputError(f"expected an adapter that is loaded, got {sequence.adapter.name}, which is no more")
         self._waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
@@ -139,6 +125,19 @@ class Batcher:
         if sequence.slot >= 0:
             self._free.append(sequence.slot)
             sequence.slot, sequence.cache, sequence.batch, sequence.pieces = -1, None, None, None
+        self._remove_leaving()
+
+    def retire(self, adapter: NamedAdapter) -> None:
+        """Remove one of the engine's adapters once the sequences that have it are done."""
+        self._leaving.append(adapter)
+        self._remove_leaving()
+
+    def _remove_leaving(self) -> None:
+        sequences = (*self._waiting, *self._reading, *self._running) if self._leaving else ()
+        for adapter in [*self._leaving]:
+            if not any(sequence.adapter is adapter for sequence in sequences):
+                self._leaving.remove(adapter)
+                self._engine.adapters.remove(adapter)
 
     def step(self) -> list[Event]:
         """Read one piece of a prompt, then add a token to every sequence that runs.
@@ -156,7 +155,7 @@ class Batcher:
 
     def _begin(self, sequence: Sequence) -> None:
         """Give a sequence the slot that has read most of its prompt, or else the one unused for longest."""
-        matches = {slot: self._num_kept(slot, sequence.prompt) for slot in self._free}
+        matches = {slot: self._num_kept(slot, sequence) for slot in self._free}
         sequence.slot = max(matches, key=lambda slot: matches[slot])
         self._free.remove(sequence.slot)
         sequence.cache = self._cache.slot(sequence.slot)
@@ -164,9 +163,11 @@ class Batcher:
         sequence.pieces = self._prefill(sequence, 0 if sequence.scores else matches[sequence.slot])
         self._reading.append(sequence)
 
-    def _num_kept(self, slot: int, prompt: list[int]) -> int:
+    def _num_kept(self, slot: int, sequence: Sequence) -> int:
         """Tokens of a causal prompt that a slot holds, in whole pieces: their bits are the ones a reading gives."""
-        kept, length, rows = self._kept[slot], 0, self._piece
+        if self._kept[slot].adapter is not sequence.adapter:
+            return 0
+        prompt, kept, length, rows = sequence.prompt, self._kept[slot].ids, 0, self._piece
         while prompt[length : length + rows] == kept[length : length + rows] != []:
             length += rows
         return min(length, len(kept), (len(prompt) - 1) // rows * rows)
@@ -195,7 +196,7 @@ class Batcher:
         assert cache is not None
         batch = sequence.batch = Batch(self._model, [prompt], self._setup.device, self.prefix_length)
         mask = batch.prefill_mask(self._setup.stream_dtype)
-        twins = (other for other in self._running if other.prompt is prompt and other.first_logits is not None)
+        twins = (other for other in self._running if _twins(other, sequence) and other.first_logits is not None)
         if (twin := next(twins, None)) is not None:
             self._take_over(twin, sequence)
             yield twin.first_logits
@@ -206,31 +207,38 @@ class Batcher:
             scores.begin()
         is_causal = self._model.config.is_causal
         rows = self._piece if is_causal else batch.num_tokens
-        kept = self._kept[sequence.slot] = prompt[:num_kept]
+        self._kept[sequence.slot] = _Kept(prompt[:num_kept], sequence.adapter)
+        kept = self._kept[sequence.slot].ids
         cache.length = self.prefix_length + num_kept
         for first in range(num_kept, batch.num_tokens, rows):
             part = slice(first, first + rows)
-            x = self._stepper.last_hidden_state(batch.token_ids[:, part], batch.positions[:, :, part], mask, cache)
+            with self._model.choice.of(sequence.number):
+                x = self._stepper.last_hidden_state(batch.token_ids[:, part], batch.positions[:, :, part], mask, cache)
             if is_causal and first + rows <= batch.num_tokens:
                 kept += prompt[part]
             if scores is not None:
-                yield from scores.read(self._model, x[0])
+                yield from scores.read(functools.partial(self._head, sequence), x[0])
             x = x[:, -1].clone()  # the rest of the piece is not kept
             if first + rows < batch.num_tokens:
                 yield None
         if self._setup.device.type == "cpu" and batch.num_tokens >= TRIM_TOKENS:
             trim_heap()
-        logits = self._model.head(x)
-        if any(other.prompt is prompt for other in (*self._reading, *self._waiting) if other is not sequence):
+        logits = self._head(sequence, x)
+        if any(_twins(other, sequence) for other in (*self._reading, *self._waiting) if other is not sequence):
             sequence.first_logits = logits
         yield logits
+
+    def _head(self, sequence: Sequence, x: Tensor) -> Tensor:
+        """Logits (M, V) of a sequence's hidden states (M, hidden_size)."""
+        with self._model.choice.of(sequence.number):
+            return self._model.head(x)
 
     def _take_over(self, twin: Sequence, sequence: Sequence) -> None:
         """Give a sequence what another one with the same prompt has read of it."""
         assert twin.cache is not None
         assert sequence.cache is not None
         copy_columns(twin.cache, sequence.cache, self.prefix_length + len(sequence.prompt))
-        self._kept[sequence.slot] = [*self._kept[twin.slot]]
+        self._kept[sequence.slot] = _Kept([*self._kept[twin.slot].ids], sequence.adapter)
         sequence.first_logits = twin.first_logits
 
     def _decode(self, sequences: list[Sequence]) -> list[Event]:
@@ -253,7 +261,9 @@ class Batcher:
         tokens = torch.tensor([sequence.ids[-1] for sequence in sequences], device=self._setup.device)
         steps = [len(sequence.ids) - 1 for sequence in sequences]
         numbers = [b.next_position_ids(step)[0] for b, step in zip(batches, steps, strict=True)]
-        logits = self._stepper.step(tokens, torch.tensor(numbers, device=self._setup.device), rows)
+        adapters = [sequence.number for sequence in sequences]
+        with self._model.choice.of(adapters if any(adapters) else 0):
+            logits = self._stepper.step(tokens, torch.tensor(numbers, device=self._setup.device), rows)
         for cache in caches:
             cache.advance(1)
         return logits
@@ -311,6 +321,11 @@ class Batcher:
         if end:
             self.remove(sequence)
         return Event(sequence, token, end)
+
+
+def _twins(a: Sequence, b: Sequence) -> bool:
+    """Whether two sequences have one prompt in common, and the same adapter."""
+    return a.prompt is b.prompt and a.adapter is b.adapter
 
 
 def check_slots(num_slots: int) -> None:

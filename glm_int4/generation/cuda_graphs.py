@@ -88,6 +88,7 @@ class _Graphs:
     slots: Tensor
     columns: Tensor
     padding: Tensor
+    adapters: Tensor
     pool: Any
     counts: Counter[tuple[int, int]] = field(default_factory=Counter)
     replays: dict[tuple[int, int], Callable[[], Tensor]] = field(default_factory=dict)
@@ -107,6 +108,7 @@ class GraphStepper:
         self._model, self._ops, self._recorder = model, ops, recorder or GraphRecorder()
         self._caches: WeakKeyDictionary[KVCache, _Graphs] = WeakKeyDictionary()
         self._prompt = PromptPass(model, ops)
+        self._changes = model.choice.changes
         self.captures = True
         self.fused = not any(layer.parts.output_norms for layer in model.layers)
         self._said_too_large = False
@@ -152,6 +154,7 @@ class GraphStepper:
 
     def _fused_step(self, tokens: Tensor, positions: Tensor, past: KVCache | RunningRows) -> Tensor:
         num_rows = row_bucket(len(tokens))
+        self._forget_changed()
         if isinstance(past, KVCache):
             cache, length = past, past.length + 1
         else:
@@ -168,18 +171,20 @@ class GraphStepper:
         else:
             fill_rows(graphs.slots[:num_rows], past.slots)
             fill_rows(graphs.columns[:num_rows], past.columns)
+        adapters = self._adapters_of(graphs, len(tokens), num_rows)
         key, prefix_length = (num_rows, column_bound(length, cache.max_length)), cache.prefix_length
 
         def run() -> Tensor:
-            return graphs.step(
-                graphs.token_ids[:num_rows],
-                graphs.positions[:num_rows],
-                graphs.slots[:num_rows],
-                graphs.columns[:num_rows],
-                graphs.padding[:num_rows],
-                prefix_length=prefix_length,
-                max_columns=key[1],
-            )
+            with self._model.choice.of(adapters):
+                return graphs.step(
+                    graphs.token_ids[:num_rows],
+                    graphs.positions[:num_rows],
+                    graphs.slots[:num_rows],
+                    graphs.columns[:num_rows],
+                    graphs.padding[:num_rows],
+                    prefix_length=prefix_length,
+                    max_columns=key[1],
+                )
 
         replay = graphs.replays.get(key)
         if replay is None:
@@ -187,6 +192,22 @@ class GraphStepper:
             if graphs.counts[key] >= _WARM_UP_STEPS and self.captures and num_rows <= MAX_ROWS:
                 replay = self._try_capture(run, graphs, key)
         return (replay or run)()[: len(tokens)]
+
+    def _forget_changed(self) -> None:
+        """Drop the graphs of layers that have been exchanged: they would run the old ones."""
+        if self._changes != self._model.choice.changes:
+            self._changes = self._model.choice.changes
+            self._caches.clear()
+
+    def _adapters_of(self, graphs: _Graphs, batch_size: int, num_rows: int) -> int | Tensor:
+        """What a step's rows choose of several adapters, where a graph reads it."""
+        choice = self._model.choice
+        if choice.count == 1:
+            return 0
+        chosen = choice.of_rows(batch_size)
+        adapters = graphs.adapters[:num_rows]
+        fill_rows(adapters, adapters.new_zeros(batch_size) if chosen is None else chosen.to(adapters.device))
+        return adapters
 
     def _new_graphs(self, positions: Tensor, cache: KVCache) -> _Graphs:
         num_slots = cache.k.shape[1]
@@ -202,6 +223,7 @@ class GraphStepper:
             slots=zeros(num_rows),
             columns=zeros(num_rows),
             padding=zeros(num_rows),
+            adapters=zeros(num_rows),
             pool=self._recorder.new_pool(),
         )
         fill_rows(graphs.slots, torch.arange(num_slots, device=positions.device))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from glm_int4.adapters.named_adapters import NamedAdapter
 from glm_int4.checkpoint.build import ComputeSetup
 from glm_int4.errors import NotFiniteError, is_out_of_memory
 from glm_int4.generation.cuda_graphs import TokenReading, make_stepper
@@ -31,10 +32,15 @@ TRIM_TOKENS = 128
 
 @dataclass(slots=True)
 class _Sequence:
-    """A cache, and the ids whose keys and values it holds where that matters later."""
+    """A cache, and the ids whose keys and values it holds where that matters later, as an adapter makes them.
+
+    number: of the adapter in the model's layers.
+    """
 
     cache: KVCache
     ids: list[int] = field(default_factory=list)
+    adapter: NamedAdapter | None = None
+    number: int = 0
 
     def cut(self, num_tokens: int) -> None:
         """Forget the last tokens."""
@@ -50,6 +56,7 @@ class Decoder:
         self._model, self._setup, self._max_length, self._prefix = model, setup, max_length, prefix
         self._kept: _Sequence | None = None
         self._stepper = make_stepper(model, setup)
+        self._choice = model.choice  # told anew before the model runs: streams may take turns
         self.num_reused = 0  # tokens of the last prompt that the cache held already
 
     def stream(
@@ -59,23 +66,27 @@ class Decoder:
         sampler: Sampler,
         stops: frozenset[int],
         lookup: PromptLookup | None = None,
+        adapter: NamedAdapter | None = None,
     ) -> Iterator[list[int | None]]:
         """Yield the new id of every row, None for rows that have ended, until all have or ``limit`` is reached.
 
         A single row takes the cache that is kept, if no other stream has it. ``lookup`` guesses for it, and counts
-        its guesses.
+        its guesses. ``adapter``: of all rows.
         """
         single, whole = batch.size == 1, True
         sequence, self._kept = (self._kept, None) if single else (None, self._kept)
         if sequence is None:
             length = self._max_length if single else batch.num_tokens + limit
             sequence = _Sequence(self.new_cache(batch.size, length))
+        if sequence.adapter is not adapter:  # what another one made of the ids is of no use
+            sequence.ids, sequence.adapter, sequence.number = [], adapter, adapter.number if adapter else 0
         try:
             logits = self.prefill(batch, sequence)
             if lookup is not None and lookup.most and single:
                 yield from self.decode_guessed(batch, sequence, logits, limit, sampler, stops, lookup)
             else:
                 yield from self.decode_n(batch, sequence, logits, limit, sampler, stops)
+            self._choice.numbers = 0  # and not at a stream's end that comes while another one runs
         except Exception as error:
             if is_out_of_memory(error):
                 whole = False  # the cache goes too: the next answer begins with all memory
@@ -89,6 +100,7 @@ class Decoder:
     def prefill(self, batch: Batch, sequence: _Sequence) -> Tensor:
         """Read the prompts; returns the logits (B, V) of their last position."""
         cache, mask = sequence.cache, batch.prefill_mask(self._setup.stream_dtype)
+        self._choice.numbers = sequence.number
         start, rows = 0, batch.num_tokens
         if self._model.config.is_causal and batch.size == 1:
             rows, held = self._setup.prompt_rows, sequence.ids[: max(cache.length - batch.prefix_length, 0)]
@@ -109,6 +121,7 @@ class Decoder:
     @torch.inference_mode()
     def decode_one(self, batch: Batch, sequence: _Sequence, tokens: Tensor, step: int) -> Tensor:
         """Feed the tokens (B,) of one step to the cache; returns the logits (B, V) that follow them."""
+        self._choice.numbers = sequence.number
         return self._stepper.step(tokens, batch.decode_positions(step), sequence.cache)
 
     def decode_n(
@@ -129,7 +142,7 @@ class Decoder:
             ahead = self._stepper.runs_ahead and not sampler.looks_back and not last
             if ahead:  # the GPU has the next step before it is known whether the answer ends here
                 logits = self.decode_one(batch, sequence, reading.tokens.clamp(min=0), step)
-            tokens = self._accept(sampler, reading.read(), seen)
+            tokens = self._accept(sampler, reading.read(), seen, sequence)
             running = [alive and token not in stops for alive, token in zip(running, tokens, strict=True)]
             if not any(running):
                 if ahead:
@@ -163,7 +176,7 @@ class Decoder:
         draft: list[int] = []
         while True:
             for i, guess in enumerate([*draft, None]):
-                token = self._accept(sampler, sampler.choose(logits[i : i + 1], [seen]).tolist(), [seen])[0]
+                token = self._accept(sampler, sampler.choose(logits[i : i + 1], [seen]).tolist(), [seen], sequence)[0]
                 if token != guess:  # what was guessed from here on was never said
                     sequence.cut(len(draft) - i)
                 if token in stops:
@@ -185,14 +198,16 @@ class Decoder:
                 logits = self.decode_one(batch, sequence, torch.tensor(tokens, device=self._setup.device), step - 1)
             sequence.ids += tokens
 
-    def _accept(self, sampler: Sampler, tokens: list[int], seen: list[list[int]]) -> list[int]:
+    def _accept(self, sampler: Sampler, tokens: list[int], seen: list[list[int]], sequence: _Sequence) -> list[int]:
         """Every row's token, as chosen; with the log on, numbers that are none are traced to their layer."""
         try:
             sampler.accept(tokens)
         except NotFiniteError as error:
             if not logger.isEnabledFor(logging.INFO):
                 raise NotFiniteError(f"{error}; --debug names the layer") from error
-            place = find_first_not_finite(self._model, seen[tokens.index(-1)], self._setup.stream_dtype, self._prefix)
+            ids = seen[tokens.index(-1)]
+            self._choice.numbers = sequence.number
+            place = find_first_not_finite(self._model, ids, self._setup.stream_dtype, self._prefix)
             raise NotFiniteError(f"{error}; the first come out of {place}") from error
         return tokens
 
@@ -201,6 +216,7 @@ class Decoder:
         """Feed the token of a step and guesses behind it; returns the logits (T, V) behind each."""
         ids = torch.tensor([tokens], device=self._setup.device)
         positions = torch.stack([batch.decode_positions(step + i) for i in range(len(tokens))], dim=-1)
+        self._choice.numbers = sequence.number
         return self._model(ids, positions, AttentionMask(), sequence.cache)[0]
 
     def new_cache(self, batch_size: int, length: int) -> KVCache:

@@ -7,6 +7,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
+from glm_int4.adapters.named_adapters import NamedAdapters
 from glm_int4.checkpoint.build import ComputeSetup
 from glm_int4.checkpoint.opening import CheckpointInfo
 from glm_int4.errors import InputError, PromptTooLongError, TokenizerError
@@ -33,11 +34,14 @@ logger = logging.getLogger(__name__)
 class Engine:
     """A model ready to run; made by ``glm_int4.load``.
 
+    Wherever a method takes an adapter, this is the name of one of ``adapters``; None runs the model without them.
+
     Attributes:
         model, config: the network and its config.
         prefix: keys and values in front of every sequence, or None.
         stop_ids: the ids that end an answer: config.json's list in version 4; version 3's roles need its tokenizer.
         max_length: most tokens of a sequence, prompt included; a prefix does not count.
+        adapters: LoRA by name; ``adapters.load(name, folder)`` adds one.
     """
 
     def __init__(
@@ -48,9 +52,11 @@ class Engine:
         tokenizer: Tokenizer | None,
         max_length: int,
         prefix: Prefix | None = None,
+        adapters: NamedAdapters | None = None,
     ) -> None:
         self.model, self.config, self.info, self.setup = model, info.config, info, setup
         self.max_length, self.prefix = max_length, prefix
+        self.adapters = NamedAdapters(model, setup) if adapters is None else adapters
         self._tokenizer = tokenizer
         own_ids = (self.config.eos_token_id,) if tokenizer is None else tokenizer.stop_ids
         self.stop_ids = self.config.stop_token_ids or own_ids
@@ -98,7 +104,7 @@ class Engine:
         return self.tokenizer.prefix_ids if known is None else known
 
     @torch.inference_mode()
-    def logits(self, token_ids: TokenIds | Sequence[TokenIds]) -> Tensor:
+    def logits(self, token_ids: TokenIds | Sequence[TokenIds], adapter: str | None = None) -> Tensor:
         """Logits of every position.
 
         Args:
@@ -107,7 +113,9 @@ class Engine:
             (B, T, V) float32; positions of padding mean nothing.
         """
         batch = Batch(self.model, token_ids, self.setup.device, self._prefix_length)
-        return self.model(batch.token_ids, batch.positions, batch.prefill_mask(self.setup.stream_dtype), self.prefix)
+        mask = batch.prefill_mask(self.setup.stream_dtype)
+        with self.model.choice.of(self._number(adapter)):
+            return self.model(batch.token_ids, batch.positions, mask, self.prefix)
 
     @torch.inference_mode()
     def hidden_states(self, token_ids: TokenIds) -> Tensor:
@@ -120,6 +128,7 @@ class Engine:
         past: Past = self.prefix
         if self.setup.kv_dtype == torch.int8:
             past = self._decoder.new_cache(1, batch.num_tokens)
+        self.model.choice.numbers = 0
         return self.model.last_hidden_state(batch.token_ids, batch.positions, mask, past)[0]
 
     def generate(
@@ -128,6 +137,7 @@ class Engine:
         max_new_tokens: int = 64,
         sampling: SamplingParams | None = None,
         stop_ids: Sequence[int] | None = None,
+        adapter: str | None = None,
     ) -> list[int] | list[list[int]]:
         """Continue ids, used verbatim.
 
@@ -139,10 +149,10 @@ class Engine:
         Returns:
             The new ids without the stop id; a list of rows for a list of rows.
         Raises:
-            InputError: no ids, ids outside the vocabulary, or more than ``max_length``.
+            InputError: no ids, ids outside the vocabulary, or more than ``max_length``; no such adapter.
         """
         rows: list[list[int]] = [[] for _ in as_rows(token_ids)]
-        for step in self._decode(token_ids, max_new_tokens, sampling, stop_ids):
+        for step in self._decode(token_ids, max_new_tokens, sampling, stop_ids, adapter=adapter):
             for row, token in zip(rows, step, strict=True):
                 if token is not None:
                     row.append(token)
@@ -154,9 +164,10 @@ class Engine:
         max_new_tokens: int | None = None,
         sampling: SamplingParams | None = None,
         stop_ids: Sequence[int] | None = None,
+        adapter: str | None = None,
     ) -> Iterator[int]:
         """As ``generate`` for one sequence, an id at a time; None for ``max_new_tokens`` is no limit."""
-        for (token,) in self._decode(list(token_ids), max_new_tokens, sampling, stop_ids):
+        for (token,) in self._decode(list(token_ids), max_new_tokens, sampling, stop_ids, adapter=adapter):
             if token is not None:
                 yield token
 
@@ -166,6 +177,7 @@ class Engine:
         max_new_tokens: int | None = None,
         sampling: SamplingParams | None = None,
         record: StreamRecord | None = None,
+        adapter: str | None = None,
     ) -> Iterator[str]:
         """Continue ids and yield the text as it comes, never half a character.
 
@@ -173,7 +185,7 @@ class Engine:
         """
         sampling = sampling or SamplingParams()
         text = AnswerText(StreamDecoder(self.tokenizer), sampling.stop)
-        return self._stream(token_ids, text, max_new_tokens, sampling, record or StreamRecord())
+        return self._stream(token_ids, text, max_new_tokens, sampling, record or StreamRecord(), adapter)
 
     def stream_chat(
         self,
@@ -182,6 +194,7 @@ class Engine:
         sampling: SamplingParams | None = None,
         record: StreamRecord | None = None,
         tools: Sequence[Tool] | None = None,
+        adapter: str | None = None,
     ) -> Iterator[str]:
         """Answer a conversation; the pieces add up to ``chat``'s answer.
 
@@ -202,9 +215,9 @@ class Engine:
         if sampling.constraint is not None:  # which is for the content alone, and for every character of it
             prompt += self._format.before_content(tokenizer)
             text = AnswerText(StreamDecoder(tokenizer), sampling.stop)
-            return self._stream(prompt, text, max_new_tokens, sampling, record or StreamRecord())
+            return self._stream(prompt, text, max_new_tokens, sampling, record or StreamRecord(), adapter)
         text = AnswerText(self._format.reply_decoder(tokenizer), sampling.stop, self._format.response_stream())
-        return self._stream(prompt, text, max_new_tokens, sampling, record or StreamRecord())
+        return self._stream(prompt, text, max_new_tokens, sampling, record or StreamRecord(), adapter)
 
     def chat(
         self,
@@ -212,9 +225,10 @@ class Engine:
         max_new_tokens: int | None = None,
         sampling: SamplingParams | None = None,
         tools: Sequence[Tool] | None = None,
+        adapter: str | None = None,
     ) -> str:
         """Answer a conversation; as ``stream_chat``, at once."""
-        return "".join(self.stream_chat(messages, max_new_tokens, sampling, tools=tools))
+        return "".join(self.stream_chat(messages, max_new_tokens, sampling, tools=tools, adapter=adapter))
 
     def reply(
         self,
@@ -222,10 +236,11 @@ class Engine:
         max_new_tokens: int | None = None,
         sampling: SamplingParams | None = None,
         tools: Sequence[Tool] | None = None,
+        adapter: str | None = None,
     ) -> Reply:
         """Answer a conversation; the answer comes taken apart, with the call of a tool as data (version 3 on)."""
         record = StreamRecord()
-        for _ in self.stream_chat(messages, max_new_tokens, sampling, record, tools):
+        for _ in self.stream_chat(messages, max_new_tokens, sampling, record, tools, adapter):
             pass
         if sampling is not None and sampling.constraint is not None:
             return Reply(content=record.text, raw_content=record.text)
@@ -252,13 +267,14 @@ class Engine:
         max_new_tokens: int | None,
         sampling: SamplingParams,
         record: StreamRecord,
+        adapter: str | None,
     ) -> Iterator[str]:
         """The text that continues ids, in pieces that are not empty; fills ``record`` in as it goes."""
         record.prompt_tokens = len(token_ids)
         lookup = PromptLookup(sampling.prompt_lookup) if sampling.prompt_lookup else None
         held = sampling.constraint is not None
         matchers = self.matchers(sampling, frozenset(map(int, self.stop_ids))) if held else []
-        for (token,) in self._decode(list(token_ids), max_new_tokens, sampling, None, lookup, matchers):
+        for (token,) in self._decode(list(token_ids), max_new_tokens, sampling, None, lookup, matchers, adapter):
             if lookup is not None:
                 record.drafted, record.accepted = lookup.drafted, lookup.accepted
             if token is None:
@@ -285,6 +301,7 @@ class Engine:
         stop_ids: Sequence[int] | None,
         lookup: PromptLookup | None = None,
         matchers: Sequence[Matcher] | None = None,
+        adapter: str | None = None,
     ) -> Iterator[list[int | None]]:
         """Yield the new id of every row, None for rows that have ended, until all have."""
         sampling = sampling or SamplingParams()
@@ -300,7 +317,14 @@ class Engine:
             lookup = PromptLookup(sampling.prompt_lookup)
         if matchers is None:
             matchers = self.matchers(sampling, stops, rows=batch.size)
-        return self._decoder.stream(batch, limit, Sampler(sampling, self.config.version, matchers), stops, lookup)
+        sampler = Sampler(sampling, self.config.version, matchers)
+        chosen = None if adapter is None else self.adapters.find(adapter)
+        return self._decoder.stream(batch, limit, sampler, stops, lookup, chosen)
+
+    def _number(self, adapter: str | None) -> int:
+        """Of an adapter in the model's layers."""
+        found = self.adapters.find(adapter)
+        return found.number if found else 0
 
     def _limit(self, prompt_tokens: int, max_new_tokens: int | None) -> int:
         """Most new tokens behind a prompt."""

@@ -3,14 +3,17 @@
 import functools
 import logging
 import os
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from glm_int4.adapters.adapter_source import Adapters, find_adapters
+from glm_int4.adapters.adapter_source import Adapters, check_name, find_adapters
 from glm_int4.adapters.applying import adapter_bytes, apply_loras
-from glm_int4.adapters.reading import ReadAdapters, read_adapters
+from glm_int4.adapters.lora_tensors import Lora
+from glm_int4.adapters.named_adapters import NamedAdapters, check_named, named_bytes
+from glm_int4.adapters.reading import read_adapters
 from glm_int4.checkpoint.build import ComputeSetup, build_model
 from glm_int4.checkpoint.files.folder import read_config, resolve_folder, unfinished_in
 from glm_int4.checkpoint.files.reader import CheckpointReader
@@ -49,6 +52,7 @@ def load(
     threads: int | None = None,
     embedding_device: str = "auto",
     adapter: Adapters | None = None,
+    adapters: Mapping[str, Adapters] | None = None,
 ) -> Engine:
     """Load a checkpoint: official half precision, or quantized by this package.
 
@@ -67,6 +71,8 @@ def load(
             where the GPU reads the rows it needs (versions 2 to 4), or "auto": there if it does not fit otherwise.
         adapter: what peft has written: a folder or hub id, ``(folder, scale)``, or a list of these, which act together.
             LoRA stays beside the weights, a prefix counts as ``prefix``.
+        adapters: LoRA by name, each as ``adapter``; ``generate`` and the like take one of the names, and then it acts
+            beside ``adapter``.
     Raises:
         UserError: what is wrong with the checkpoint or the arguments, in one line.
     """
@@ -76,8 +82,9 @@ def load(
         torch.set_num_threads(check_threads(threads))
     choose_device(device)  # before anything is downloaded or read
     folder, sources = resolve_folder(model), find_adapters(adapter)
+    named = {name: find_adapters(each) for name, each in _checked_names(adapters).items()}
 
-    def read() -> tuple[CheckpointReader, CheckpointInfo, Tokenizer | None, ComputeSetup, ReadAdapters, Prefix | None]:
+    def read() -> _Opened:
         reader, info = open_checkpoint(folder, model_version)
         _check_finished(folder, info)
         check_max_length(max_length, info.config)
@@ -85,21 +92,54 @@ def load(
         runs_kernels = dtype is None and any(info.schemes.values())
         setup = choose_setup(info, choose_device(device, runs_kernels=runs_kernels), dtype, kv_bits)
         names = (str(read_config(folder).get("_name_or_path") or ""), str(model), folder.name)
-        adapters = read_adapters(sources, info.config, setup, names)
-        if adapters.prefix is not None and prefix not in (None, NO_PREFIX):
+        own = read_adapters(sources, info.config, setup, names)
+        if own.prefix is not None and prefix not in (None, NO_PREFIX):
             raise InputError(f"expected one prefix, got {prefix} and an adapter of PREFIX_TUNING; leave one out")
-        found = adapters.prefix or _read_prefix(folder, prefix, reader, info, setup)
-        return reader, info, tokenizer, setup, adapters, found
+        found = own.prefix or _read_prefix(folder, prefix, reader, info, setup)
+        others = {}
+        for name, given in named.items():
+            each = read_adapters(given, info.config, setup, names)
+            check_named(name, each, own.loras, info.config)
+            others[name] = each.loras
+        return _Opened(reader, info, tokenizer, setup, own.loras, others, found, names)
 
-    reader, info, tokenizer, setup, adapters, found = read_steadily(folder, read)
-    wanted = (max_length, found.length if found else 0, adapter_bytes(adapters.loras, setup))
+    opened = read_steadily(folder, read)
+    reader, info, setup, found = opened.reader, opened.info, opened.setup, opened.prefix
+    beside = adapter_bytes(opened.own, setup) + named_bytes(opened.named, opened.own, setup)
+    wanted = (max_length, found.length if found else 0, beside)
     setup = place_embedding(info, setup, embedding_device, *wanted)
     setup = size_pieces(info, setup, *wanted)
     memory = plan_memory(info, setup, *wanted)
     network = build_model(reader, info, setup)
-    apply_loras(network, adapters.loras, setup)
+    apply_loras(network, opened.own, setup)
+    chosen = NamedAdapters(network, setup, opened.own, opened.model_names)
+    for name, loras in opened.named.items():
+        chosen.add(name, chosen.make_parts(loras))
     logger.info("loaded %s on %s: %s linears, %s stream", folder, setup.device, setup.backend, setup.stream_dtype)
-    return Engine(network, info, setup, tokenizer, memory.max_length, found)
+    return Engine(network, info, setup, opened.tokenizer, memory.max_length, found, chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """What was read of a checkpoint and its adapters before the weights are."""
+
+    reader: CheckpointReader
+    info: CheckpointInfo
+    tokenizer: Tokenizer | None
+    setup: ComputeSetup
+    own: list[Lora]
+    named: dict[str, list[Lora]]
+    prefix: Prefix | None
+    model_names: tuple[str, ...]
+
+
+def _checked_names(adapters: Mapping[str, Adapters] | None) -> Mapping[str, Adapters]:
+    """Adapters by name; raises InputError for what is none."""
+    if adapters is not None and not isinstance(adapters, Mapping):
+        raise InputError(f"expected adapters by name, got {shown(adapters)}; an adapter without a name is adapter=")
+    for name in adapters or {}:
+        check_name(name)
+    return adapters or {}
 
 
 def _check_finished(folder: Path, info: CheckpointInfo) -> None:

@@ -112,11 +112,13 @@ class PromptScores:
         self.scored = [ScoredToken(self._prompt[0], None)]
 
     @torch.inference_mode()
-    def read(self, model: Model, hidden: Tensor) -> Iterator[None]:
+    def read(self, head: Callable[[Tensor], Tensor], hidden: Tensor) -> Iterator[None]:
         """Note what the final hidden states (T, hidden_size) of the next T ids say of the ids behind them.
 
         Yields now and then, for others to have a turn.
 
+        Args:
+            head: projects hidden states (M, hidden_size) onto the vocabulary.
         Raises:
             NotFiniteError: the model computed nan or inf.
         """
@@ -125,7 +127,7 @@ class PromptScores:
             targets = self._prompt[first : first + min(_HEAD_ROWS, len(hidden) - start)]
             if not targets:  # behind the last id comes the answer
                 return
-            log_p = model.head(hidden[start : start + len(targets)]).log_softmax(-1)
+            log_p = head(hidden[start : start + len(targets)]).log_softmax(-1)
             if not bool(torch.isfinite(log_p).all()):
                 raise NotFiniteError(_NOT_FINITE)
             self._note(targets, log_p)

@@ -11,23 +11,27 @@ from glm_int4.models.config import Config
 from glm_int4.models.kv_cache import KVCache, RunningRows
 from glm_int4.models.layer import Layer
 from glm_int4.models.past import AttentionMask, Past
-from glm_int4.quantization.adapted import AdaptedLinear, base_of
+from glm_int4.quantization.adapted import Addition, ChosenLinear, addition_of, base_of
 from glm_int4.quantization.cpu.integer import IntegerMatrix
 from glm_int4.quantization.cpu.threads import numba_threads
 from glm_int4.quantization.linear import QuantizedLinear
 
 
 class FusedLayers:
-    """All layers of a model whose linears are all on the "integer" backend."""
+    """All layers of a model whose linears are all on the "integer" backend.
+
+    Args:
+        num_adapters: whose numbers rows may have, that of the model's own one among them.
+    """
 
     @torch.no_grad()
-    def __init__(self, layers: Iterable[Layer], config: Config) -> None:
-        self._made_of = (layers, config)
+    def __init__(self, layers: Iterable[Layer], config: Config, num_adapters: int = 1) -> None:
+        self._made_of = (layers, config, num_adapters)
         matrices = [[_matrix(linear) for linear in layer.parts.linears] for layer in layers]
         self._bytes_of_a_layer = sum(matrix.packed.nbytes for matrix in matrices[0] if matrix is not None)
         self._kept = matrices  # the table below holds addresses alone
         self._table = np.array([[_row(m) for m in row if m is not None] for row in matrices], dtype=np.int64)
-        self._adapters = _adapter_table(layers)
+        self._adapters = _adapter_table(layers, num_adapters)
         self._norm_weights = _stack(layers, "weight")
         self._norm_biases = self._norm_weights if config.has_rms_norm else _stack(layers, "bias")
         self._epsilon = np.float32(config.layernorm_epsilon)
@@ -77,7 +81,7 @@ class FusedLayers:
 
         Args:
             rotary: cos and sin, (B, 1, 1, D / 4) or (B, 1, 1, 2, D / 4).
-            choices: (B,) int64, 0 for rows with the model's adapter, -1 for rows without; None is 0 for all.
+            choices: (B,) int64, every row's adapter, 0 for the model's own, -1 for none; None is 0 for all.
         Returns:
             (B, 1, hidden).
         """
@@ -116,21 +120,23 @@ def _row(matrix: IntegerMatrix) -> list[int]:
     return [*matrix.addresses, matrix.bits, num_groups, matrix.run, matrix.in_features]
 
 
-def _adapter_table(layers: Iterable[Layer]) -> np.ndarray:
-    """The table of ``adapter_loops.py``: of the model's one adapter, or of none."""
+def _adapter_table(layers: Iterable[Layer], num_adapters: int) -> np.ndarray:
+    """The table of ``adapter_loops.py``: of all adapters by their numbers, or of none."""
     linears = [layer.parts.linears for layer in layers]
-    table = np.array([[[_entry(linear) for linear in row] for row in linears]], dtype=np.int64)
-    has_adapter = any(isinstance(linear, AdaptedLinear) for row in linears for linear in row)
+    numbers = range(num_adapters)
+    entries = [[[_entry(addition_of(linear, n)) for linear in row] for row in linears] for n in numbers]
+    table = np.array(entries, dtype=np.int64)
+    has_adapter = any(isinstance(linear, Addition | ChosenLinear) for row in linears for linear in row)
     return table if has_adapter else table[:0]
 
 
-def _entry(linear: nn.Module) -> list[int]:
+def _entry(addition: Addition | None) -> list[int]:
     """An entry of that table."""
-    if not isinstance(linear, AdaptedLinear):
+    if addition is None:
         return [0] * 5
-    parts = (linear.down, linear.up, linear.ratio, linear.shift)
+    parts = (addition.down, addition.up, addition.ratio, addition.shift)
     assert all(part is None or (part.dtype == torch.float32 and part.is_contiguous()) for part in parts)
-    return [*(0 if part is None else part.data_ptr() for part in parts), len(linear.down)]
+    return [*(0 if part is None else part.data_ptr() for part in parts), len(addition.down)]
 
 
 def _stack(layers: Iterable[Layer], name: str) -> np.ndarray:

@@ -13,6 +13,7 @@ from glm_int4.models.cpu_step import FusedLayers
 from glm_int4.models.kv_cache import KVCache, RunningRows
 from glm_int4.models.layer import Layer, run_twice
 from glm_int4.models.past import AttentionMask, Past
+from glm_int4.quantization.adapted import AdapterChoice
 from glm_int4.quantization.embedding import DenseEmbedding, TokenEmbedding
 
 
@@ -37,11 +38,16 @@ class Model(nn.Module, ABC):
     Attributes:
         config: shape and special tokens.
         transformer: its modules, under their official names.
+        choice: which adapter the rows of what runs now have.
     """
 
     config: Config
     transformer: nn.Module
     runs_ahead = False  # of a ``Stepper``
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.choice = AdapterChoice()
 
     @property
     @abstractmethod
@@ -111,7 +117,7 @@ class Model(nn.Module, ABC):
         """
         x, rotary = self.embedding(token_ids), self.rotary(positions)
         if token_ids.shape[1] == 1 and hidden_states is None and (fused := self._fused(x, mask, past)):
-            x = fused.decode(x, rotary, mask, past)  # type: ignore[arg-type]
+            x = fused.decode(x, rotary, mask, past, self.choice.of_rows(len(x)))  # type: ignore[arg-type]
         else:
             twice = getattr(past, "recompute", False) and torch.is_grad_enabled()
             for layer in self.layers:
@@ -128,7 +134,7 @@ class Model(nn.Module, ABC):
     def step(self, tokens: Tensor, positions: Tensor, cache: KVCache | RunningRows) -> Tensor:
         """Feed a token a row to a cache; as of ``generation.cuda_graphs.Stepper``."""
         mask = AttentionMask(padding=cache.padding, prefix_length=cache.prefix_length)
-        return self.head(self.last_hidden_state(tokens[:, None], positions[..., None], mask, cache)[:, 0])
+        return self.head(self.last_hidden_state(tokens[:, None], positions[..., None], mask, cache))[:, 0]
 
     def _fused(self, x: Tensor, mask: AttentionMask, past: Past) -> FusedLayers | None:
         """All layers as one compiled function, where the backend has it and takes these inputs."""
@@ -136,11 +142,13 @@ class Model(nn.Module, ABC):
 
     @functools.cached_property
     def _fused_layers(self) -> FusedLayers | None:
-        return FusedLayers(self.layers, self.config) if FusedLayers.fit(self.layers) else None
+        fits = FusedLayers.fit(self.layers)
+        return FusedLayers(self.layers, self.config, self.choice.count) if fits else None
 
     def forget_fused(self) -> None:
         """Let the next step see modules that have been exchanged."""
         self.__dict__.pop("_fused_layers", None)
+        self.choice.changes += 1
 
     def get_position_ids(self, token_ids: list[int]) -> list[list[int]]:
         """The ``ids`` of ``positions``."""

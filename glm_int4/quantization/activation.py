@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glm_int4.quantization.adapted import base_of, changed
 from glm_int4.quantization.cpu.integer import IntegerMatrix
 from glm_int4.quantization.gpu.matrix import CublasMatrix
 from glm_int4.quantization.linear import QuantizedLinear
@@ -22,9 +23,10 @@ def feed_forward(up: nn.Module, down: nn.Module, x: Tensor, activation: str) -> 
 
 def linear_of_activation(linear: nn.Module, x: Tensor, activation: str) -> Tensor:
     """``linear(activation(x))`` of x (..., K), or (..., 2 * K) for "swiglu"."""
-    matrix = _matrix(linear)
+    matrix = _matrix(base_of(linear))
     if isinstance(matrix, IntegerMatrix) and not (torch.is_grad_enabled() and x.requires_grad):
-        return matrix.multiply(x, activation)
+        # Whatever adapters there are, the base's bits are the same.
+        return changed(linear, matrix.multiply(x, activation), lambda: _activate(x, activation))
     x = _activate(x, activation)  # in its place: the wider one is not kept beside the product
     out: Tensor = linear(x)
     return out
@@ -39,7 +41,7 @@ def activation_of_linear(linear: nn.Module, x: Tensor, activation: str) -> Tenso
 
 
 def _matrix(linear: nn.Module) -> nn.Module | None:
-    """The quantized matrix of a layer that is nothing else: without an adapter around it, say."""
+    """The quantized matrix of a layer that is nothing else."""
     return linear.matrix if isinstance(linear, QuantizedLinear) else None
 
 
