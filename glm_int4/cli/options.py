@@ -101,7 +101,11 @@ class Loading:
         """Load the model that the command line names."""
         from glm_int4.generation.loading import load
 
-        return load(find_model(model), **asdict(self) | {"adapter": adapters(self.adapter)})
+        return load(find_model(model), **asdict(self) | self.given_adapters())
+
+    def given_adapters(self) -> "dict[str, Any]":
+        """The adapters as ``load`` takes them."""
+        return {"adapter": adapters(self.adapter)}
 
 
 def adapters(given: list[str] | None) -> "Adapters | None":

@@ -1,9 +1,11 @@
 """``glm-int4 serve``: an OpenAI-compatible server with a chat page."""
 
 import os
+from collections.abc import Container
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,6 +17,37 @@ NAME = "serve"
 CONTEXT = {"auto_envvar_prefix": "GLM_INT4"}
 
 _PACKAGES = {"fastapi": "fastapi", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loading(options.Loading):
+    """The options of other commands, but adapters may have names, which are then models of their own."""
+
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]DIR[:SCALE]",
+            help="A LoRA adapter of peft, served as the model NAME; without a name, it acts in all answers. May be "
+            "repeated.",
+        ),
+    ] = None
+
+    def given_adapters(self) -> dict[str, Any]:
+        """As of ``options.Loading``."""
+        from glm_int4.adapters.adapter_source import parse_named_adapter
+
+        given = [parse_named_adapter(text) for text in self.adapter or ()]
+        names = [name for name, _ in given if name is not None]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise InputError(f"expected every adapter under a name of its own, got {twice} twice")
+        unnamed = [adapter for name, adapter in given if name is None]
+        return {"adapter": unnamed or None, "adapters": {name: adapter for name, adapter in given if name is not None}}
+
+    def check_names(self, taken: Container[str]) -> None:
+        """Raise InputError for an adapter under the model's own name."""
+        for name in self.given_adapters()["adapters"]:
+            if name in taken:
+                raise InputError(f"expected another name than {name} for an adapter, which the model has already")
 
 
 def _read_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -53,6 +86,10 @@ def run(
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse fields that have no effect, and other models' names.")
     ] = False,
+    adapter_dir: Annotated[
+        Path | None,
+        typer.Option(help="Let clients load the adapters in this folder by their names.", show_default=False),
+    ] = None,
     parallel: Annotated[int | None, typer.Option(help="Answers at a time. Default: 8 if memory allows.")] = None,
     queue: Annotated[int, typer.Option(help="Requests that may wait; more are sent away.")] = 64,
     max_body_bytes: Annotated[int, typer.Option(help="Largest request.")] = 1 << 20,
@@ -68,7 +105,7 @@ def run(
     log_format: Annotated[str, typer.Option(help="text, or json for an object a line.")] = "text",
     log_level: Annotated[str, typer.Option(help="debug, info (a line a request), warning or error.")] = "info",
     max_new_tokens: options.MaxNewTokens = None,
-    loading: options.Loading,
+    loading: Loading,
 ) -> None:
     """Serve a model over HTTP, as OpenAI does, with a chat page."""
     check_packages()
@@ -85,6 +122,7 @@ def run(
         model_name=model_name,
         more_names=tuple(more_names),
         strict=strict,
+        adapter_dir=adapter_dir,
         host=host,
         port=port,
         api_key=os.environ.get("GLM_INT4_API_KEY") if api_key is None else api_key,  # an empty one is a mistake
@@ -97,6 +135,7 @@ def run(
         origins=tuple(map(check_origin, allow_origin or ())),
         host_names=(*LOOPBACK, *map(str.lower, allow_host or ())) if host in LOOPBACK or allow_host else (),
     )
+    loading.check_names(settings.names)
     set_up_logs(log_format, log_level)
     listener = bind(settings)
     with answering_while_loading(listener):

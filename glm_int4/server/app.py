@@ -19,12 +19,14 @@ from glm_int4.server.access.cors import with_origins
 from glm_int4.server.access.error_handlers import add_error_handlers
 from glm_int4.server.access.logs import RECORD, LogMiddleware
 from glm_int4.server.access.paths import PathMiddleware
+from glm_int4.server.adapter_routes import add_adapter_routes
 from glm_int4.server.api_errors import ApiError, json_response
 from glm_int4.server.event_stream import ClientGoneError, EventStream, while_connected
 from glm_int4.server.limits import LimitsMiddleware
 from glm_int4.server.metrics import Metrics
 from glm_int4.server.page import PAGE_PATHS, page_files
 from glm_int4.server.protocol.answer_writer import AnswerWriter
+from glm_int4.server.protocol.error_texts import unknown_model
 from glm_int4.server.protocol.fields import IGNORED_HEADER, header_names
 from glm_int4.server.protocol.token_ids import DetokenizeRequest, TokenizeRequest, detokenize, tokenize
 from glm_int4.server.requests import Request, RequestHandler
@@ -95,9 +97,15 @@ class Server:
         for job in writer.jobs:
             self.worker.cancel(job)
 
+    @property
+    def names(self) -> list[str]:
+        """Of all that is served: the model's own, and its adapters'."""
+        return [*self.settings.names, *self.engine.adapters.names]
+
     def model(self, name: str) -> dict[str, Any]:
-        """The model as OpenAI describes one, with what else a client may want to know."""
+        """A model as OpenAI describes one, with what else a client may want to know; an adapter's has a parent."""
         config = self.engine.config
+        parent = {} if name in self.settings.names else {"parent": self.settings.model_name}
         return {
             "id": name,
             "object": "model",
@@ -105,6 +113,7 @@ class Server:
             "owned_by": "glm-int4",
             "max_model_len": self.engine.max_length,
             "version": config.version,
+            **parent,
         }
 
 
@@ -132,6 +141,8 @@ def _make_app(server: Server) -> FastAPI:
         responses=_ERRORS,
     )
     _add_api(app, server)
+    if server.settings.adapter_dir is not None:
+        add_adapter_routes(app, server.worker, server.settings.adapter_dir, server.settings.names)
     _add_operations(app, server)
     _add_page(app)
     add_error_handlers(app, [path for path in paths_of(app, "GET", "POST") if path not in PAGE_PATHS])
@@ -153,14 +164,14 @@ def _add_api(app: FastAPI, server: Server) -> None:
     async def completions(http: HttpRequest, request: CompletionRequest) -> Response:
         return await server.answer(http, request)
 
-    @app.get("/v1/models", summary="List the models: one")
+    @app.get("/v1/models", summary="List the models: one, and its adapters")
     async def models() -> Response:
-        return json_response({"object": "list", "data": [server.model(name) for name in server.settings.names]})
+        return json_response({"object": "list", "data": [server.model(name) for name in server.names]})
 
     @app.get("/v1/models/{name:path}", summary="Describe a model")
     async def model(name: str) -> Response:
-        if name not in server.settings.names:
-            raise ApiError(404, f"expected the model {server.settings.model_name}, got another", code="model_not_found")
+        if name not in server.names:
+            raise unknown_model(server.names)
         return json_response(server.model(name))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from glm_int4.adapters.named_adapters import NamedAdapter
 from glm_int4.errors import InputError, PromptTooLongError, UserError
 from glm_int4.generation.sampling import SamplingParams
 from glm_int4.generation.scoring import PromptScores
@@ -14,7 +15,7 @@ from glm_int4.server.api_errors import ApiError
 from glm_int4.server.openai_messages import read_messages
 from glm_int4.server.protocol.answer_forms import wanted_form
 from glm_int4.server.protocol.answer_writer import AnswerWriter
-from glm_int4.server.protocol.error_texts import too_long
+from glm_int4.server.protocol.error_texts import too_long, unknown_model
 from glm_int4.server.protocol.fields import header_names
 from glm_int4.server.protocol.token_scores import ScoringSampler, TokenTexts
 from glm_int4.server.protocol.tool_definitions import unknown_tool_fields
@@ -52,13 +53,13 @@ class RequestHandler:
         Raises:
             ApiError: what is wrong with it, or that the queue is full.
         """
-        name = self._model_name(request.model)
+        name, adapter = self._served(request.model)
         ignored = self._check_ignored(request)
         self._worker.check_room()  # before any time is spent on it
         try:
             # Long prompts take a while to encode, and the event loop has others to serve.
             wanted = wanted_scores(request, self._engine.config.vocab_size)
-            jobs, echoes = await asyncio.to_thread(self._make_jobs, request, wanted)
+            jobs, echoes = await asyncio.to_thread(self._make_jobs, request, wanted, adapter)
         except PromptTooLongError as error:
             raise ApiError(
                 400,
@@ -81,14 +82,19 @@ class RequestHandler:
             kept=(wanted.number, wanted.kept) if wanted.kept < wanted.number else None,
         )
 
-    def _model_name(self, wanted: str | None) -> str:
-        """The name to answer under; raises ApiError for a model that is not served."""
-        names = self._settings.names
-        if wanted in names:
-            return wanted
-        if wanted and self._settings.strict:
-            raise ApiError(404, f"expected the model {names[0]}, got another", code="model_not_found", param="model")
-        return names[0]
+    def _served(self, wanted: str | None) -> tuple[str, NamedAdapter | None]:
+        """The name to answer under, and its adapter; raises ApiError for a model that is not served.
+
+        Where there is one model and no adapter, clients that ask for any other are answered by it.
+        """
+        names, adapters = self._settings.names, self._engine.adapters
+        if not wanted or wanted in names:
+            return wanted or names[0], None
+        if adapter := adapters.get(wanted):
+            return wanted, adapter
+        if self._settings.strict or self._settings.adapter_dir or adapters.names:
+            raise unknown_model([*names, *adapters.names])
+        return names[0], None
 
     def _check_ignored(self, request: Request) -> list[str]:
         """Fields without effect; the log names each once. Raises ApiError where there may be none."""
@@ -111,7 +117,9 @@ class RequestHandler:
                 self._named.add(name)
                 logger.warning("requests have the field %s, which is ignored", name)
 
-    def _make_jobs(self, request: Request, wanted: WantedScores) -> tuple[list[PendingAnswer], list[str]]:
+    def _make_jobs(
+        self, request: Request, wanted: WantedScores, adapter: NamedAdapter | None
+    ) -> tuple[list[PendingAnswer], list[str]]:
         """The pending answers of a request, and what stands in front of each."""
         prompts, number = self._prompts(request, scored=wanted.prompt), wanted.number
         if len(prompts) * number > MOST_CHOICES:
@@ -130,7 +138,8 @@ class RequestHandler:
                     own = replace(own, grammar=prompt.grammar, json_schema=None, regex=None, choices=None)
                 answer = self._answer(request, own.stop, prompt)
                 behind = bool(prompt.beginning)
-                job = self._worker.pending(prompt.ids, self._limit(request), own, answer, stops, behind=behind)
+                limit = self._limit(request)
+                job = self._worker.pending(prompt.ids, limit, own, answer, stops, behind=behind, adapter=adapter)
                 job.chunks, job.index, job.sequence.scores = chunks, len(jobs), scores
                 if wanted.noted is not None or wanted.bias:
                     version, matchers = self._engine.config.version, job.sequence.sampler.matchers

@@ -174,6 +174,21 @@ class CompletionRequest(_Sampled):
     logprobs: Annotated[Whole, Field(ge=0, le=MOST_LOGPROBS)] | None = None
 
 
+class LoadAdapterRequest(Tolerant):
+    """``POST /v1/load_lora_adapter``: the name to serve an adapter under, and that of its folder, if it is another."""
+
+    lora_name: Text
+    lora_path: Text | None = None
+    lora_int_id: Any = None  # not used: vLLM counts its adapters itself too
+
+
+class UnloadAdapterRequest(Tolerant):
+    """``POST /v1/unload_lora_adapter``."""
+
+    lora_name: Text
+    lora_int_id: Any = None  # not used
+
+
 class ErrorDetail(BaseModel):
     """What is wrong, in OpenAI's words."""
 
@@ -196,6 +211,7 @@ FIELD_NAMES = frozenset(
         *(ChatRequest, CompletionRequest, ChatMessage, ContentPart, CalledTool, FunctionCall, StreamOptions),
         *(ToolChoice, AllowedTools, NamedFunction),
         *(ResponseFormat, JSONSchemaFormat, StructuredOutputs),
+        *(LoadAdapterRequest, UnloadAdapterRequest),
     )
     for name in model.names()
 )

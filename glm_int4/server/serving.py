@@ -94,6 +94,8 @@ def serve(engine: Engine, num_slots: int, settings: Settings, listener: socket.s
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     answers = f"{num_slots} answer{'' if num_slots == 1 else 's'} at a time, {engine.max_length} tokens each"
     greeting = [f"serving {settings.model_name} on http://{host}:{port} ({answers}; Ctrl-C ends)"]
+    if engine.adapters.names:
+        greeting.append(f"adapters: {', '.join(engine.adapters.names)}")
     if settings.host not in LOOPBACK and not settings.keys:
         greeting.append("warning: whoever reaches this machine can use the model; --api-key asks for a key")
     if "*" in settings.origins and not settings.keys:

@@ -1,6 +1,7 @@
 """What a server allows, and how many answers it gives at a time."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -25,12 +26,14 @@ class Settings:
     model's own limit. body_seconds: for a request to arrive. send_seconds: for a client to take a piece of an
     answer. host_names: names that a Host header may have; none allows any. origins: of pages that may ask, beside
     this server's own. more_names: under which the model is served too. strict: whether requests with fields that
-    have no effect, or another model's name, are refused. drain_seconds: for answers that run when the server is to end.
+    have no effect, or another model's name, are refused. adapter_dir: of adapters that clients may load; None lets them
+    load none. drain_seconds: for answers that run when the server is to end.
     """
 
     model_name: str
     more_names: tuple[str, ...] = ()
     strict: bool = False
+    adapter_dir: Path | None = None
     host: str = "127.0.0.1"
     port: int = 8000
     api_key: str | None = field(default=None, repr=False)
@@ -64,6 +67,7 @@ class Settings:
             (tokens is None or tokens >= 1, "max new tokens of 1 or more", tokens),
             (self.max_body_bytes >= 1024, "at least 1024 bytes for a request", self.max_body_bytes),
             (self.api_key is None or self.api_key.strip(), "an API key that is not empty", "one"),
+            (self.adapter_dir is None or self.adapter_dir.is_dir(), "a folder as --adapter-dir", str(self.adapter_dir)),
             (self.drain_seconds >= 0, "a drain timeout of 0 or more seconds", self.drain_seconds),
             (self.log_format in FORMATS, f"a log format of {', '.join(FORMATS)}", self.log_format),
         ):

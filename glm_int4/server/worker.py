@@ -9,10 +9,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
 
-from glm_int4.errors import GLMError
-from glm_int4.generation.continuous import Batcher, Event, Sequence
+from glm_int4.adapters.named_adapters import NamedAdapter
+from glm_int4.errors import GLMError, InputError
+from glm_int4.generation.batched_sequence import Event, Sequence
+from glm_int4.generation.continuous import Batcher
 from glm_int4.generation.engine import Engine
 from glm_int4.generation.sampling import SamplingParams
 from glm_int4.server.answers import Chunk, TextAnswer
@@ -65,6 +69,7 @@ class Worker:
         self.observe = observe or (lambda pending, how: None)
         self._pending: dict[Sequence, PendingAnswer] = {}
         self._new: list[PendingAnswer] = []
+        self._changes: list[tuple[Callable[[], Any], Future[Any]]] = []
         self._changed = threading.Condition()
         self._draining = self._stopping = False
         self._seconds: float | None = None  # that an answer has taken lately, without its time in the queue
@@ -102,15 +107,16 @@ class Worker:
         stop_ids: Iterable[int],
         *,
         behind: bool = False,
+        adapter: NamedAdapter | None = None,
     ) -> PendingAnswer:
         """A pending answer to ``submit``; arguments and errors as of ``Batcher.sequence``."""
-        sequence = self.batcher.sequence(prompt, max_new_tokens, sampling, frozenset(stop_ids), behind)
+        sequence = self.batcher.sequence(prompt, max_new_tokens, sampling, frozenset(stop_ids), behind, adapter)
         return PendingAnswer(sequence, answer)
 
     def check_room(self) -> None:
         """Raise an ApiError where no answer can wait: 429 where too many wait already, 503 while the server ends."""
         if self._draining or not self.alive:
-            raise ApiError(503, "expected a server that runs, got one that is shutting down")
+            raise _ending()
         if self.num_pending >= self.batcher.num_slots + self.max_waiting:
             raise ApiError(
                 429,
@@ -137,6 +143,20 @@ class Worker:
         with self._changed:
             self._changed.notify()
 
+    async def change(self, what: Callable[[], Any]) -> Any:
+        """Call a function that changes the model on the engine's thread, between two steps; returns its result.
+
+        Raises:
+            ApiError: the server ends. And what the function raises.
+        """
+        done: Future[Any] = Future()
+        with self._changed:
+            if self._stopping or not self._thread.is_alive():
+                raise _ending()
+            self._changes.append((what, done))
+            self._changed.notify()
+        return await asyncio.wrap_future(done)
+
     def drain(self) -> None:
         """Take no more answers, and end those that have no slot yet."""
         with self._changed:
@@ -159,15 +179,16 @@ class Worker:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not (self._new or self._pending or self._stopping):
+                while not (self._new or self._pending or self._changes or self._stopping):
                     self._changed.wait()
                 new, self._new = self._new, []
-                for pending in new:  # under the lock, so that num_pending never loses one
-                    self._pending[pending.sequence] = pending
-                    self.batcher.add(pending.sequence)
+                chunks = [chunk for pending in new for chunk in self._join(pending)]
+                changes, self._changes = self._changes, []
                 if self._stopping:
                     break
-            chunks = self._tidy()
+            for what, done in changes:
+                _settle(done, what)
+            chunks += self._tidy()
             now = time.monotonic()
             try:
                 events = self.batcher.step()
@@ -182,8 +203,22 @@ class Worker:
                     (pending, self._end(pending, Chunk(error=error), "error")) for pending in [*self._pending.values()]
                 ]
             self._give(chunks)
-        end = ApiError(503, "expected a server that runs, got one that is shutting down")
-        self._give([(pending, self._end(pending, Chunk(error=end), "error")) for pending in [*self._pending.values()]])
+        for _, done in changes:
+            _settle(done, _refuse)
+        chunks += [
+            (pending, self._end(pending, Chunk(error=_ending()), "error")) for pending in [*self._pending.values()]
+        ]
+        self._give(chunks)
+
+    def _join(self, pending: PendingAnswer) -> list[tuple[PendingAnswer, Chunk]]:
+        """Let a new answer wait, under the lock, for ``num_pending``'s sake; its end where its adapter is gone."""
+        self._pending[pending.sequence] = pending
+        try:
+            self.batcher.add(pending.sequence)
+            return []
+        except InputError as error:
+            gone = ApiError(404, str(error), code="model_not_found", param="model")
+            return [(pending, self._end(pending, Chunk(error=gone), "error"))]
 
     def _tidy(self) -> list[tuple[PendingAnswer, Chunk]]:
         """End answers that nobody waits for, and while draining those that have no slot."""
@@ -192,8 +227,7 @@ class Worker:
             if pending.gone:
                 ended.append((pending, self._end(pending, Chunk(end="stop"), "gone")))
             elif self._draining and pending.sequence.slot < 0:
-                error = ApiError(503, "expected a server that runs, got one that is shutting down")
-                ended.append((pending, self._end(pending, Chunk(error=error), "error")))
+                ended.append((pending, self._end(pending, Chunk(error=_ending()), "error")))
         return ended
 
     def _note_begun(self, now: float, told: set[Sequence]) -> None:
@@ -247,6 +281,24 @@ class Worker:
             self._loop.call_soon_threadsafe(_put, told)
         except RuntimeError:  # the loop is closed: nobody waits
             logger.debug("%d pieces came after the end", len(told))
+
+
+def _ending() -> ApiError:
+    return ApiError(503, "expected a server that runs, got one that is shutting down")
+
+
+def _refuse() -> None:
+    raise _ending()
+
+
+def _settle(done: Future[Any], what: Callable[[], Any]) -> None:
+    """Give a future what a function returns or raises."""
+    if not done.set_running_or_notify_cancel():
+        return
+    try:
+        done.set_result(what())
+    except Exception as error:
+        done.set_exception(error)
 
 
 def _put(chunks: list[tuple[PendingAnswer, Chunk]]) -> None:

@@ -21,7 +21,7 @@ COMMANDS = typer.main.get_command(app).commands
 def test_commands_that_run_a_model_take_adapters(command):
     option = next(parameter for parameter in COMMANDS[command].params if "--adapter" in parameter.opts)
     assert option.multiple
-    assert option.metavar == "DIR[:SCALE]"
+    assert option.metavar == ("[NAME=]DIR[:SCALE]" if command == "serve" else "DIR[:SCALE]")
 
 
 def test_several_adapters_with_scales_reach_the_model():

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from glm_int4.downloads import shown_name
 from glm_int4.errors import PromptTooLongError
+from glm_int4.server.api_errors import ApiError
 
+_MOST_NAMED = 8
 _OTHERS = {  # what paths of other services have in them, and what to do instead
     "embeddings": "embeddings, which ChatGLM does not make; use a server with a model for them",
     "rerank": "a ranking, which ChatGLM does not make; use a server with a model for it",
@@ -22,6 +24,12 @@ def too_long(error: PromptTooLongError) -> str:
     """As OpenAI says it: clients look for "maximum context length" to shorten a prompt."""
     limit = f"This model's maximum context length is {error.limit} tokens"
     return f"expected a shorter prompt, got {error.got}: {limit}, of which the answer takes 1 or more; shorten it"
+
+
+def unknown_model(served: Sequence[str]) -> ApiError:
+    """The answer to a name that none of the models has."""
+    expected = f"the model {served[0]}" if len(served) == 1 else f"one of the models {', '.join(served[:_MOST_NAMED])}"
+    return ApiError(404, f"expected {expected}, got another", code="model_not_found", param="model")
 
 
 def unknown_path(path: str, known: Sequence[str]) -> str:
