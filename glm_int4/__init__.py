@@ -1,6 +1,6 @@
 """ChatGLM-6B with INT8 or INT4 weights, on a small GPU or a CPU alone.
 
-``load``, ``quantize_checkpoint`` and ``ptune`` are the way in; names are imported when they are first used, so
+``load``, ``quantize_checkpoint`` and ``finetune`` are the way in; names are imported when they are first used, so
 that the command line starts quickly.
 """
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from glm_int4.generation.engine import Engine
     from glm_int4.generation.loading import load
     from glm_int4.generation.sampling import SamplingParams
-    from glm_int4.tuning.training import ptune
+    from glm_int4.tuning.training import finetune, ptune
 
 __all__ = [
     "Engine",
@@ -22,6 +22,7 @@ __all__ = [
     "SamplingParams",
     "UserError",
     "__version__",
+    "finetune",
     "load",
     "ptune",
     "quantize_checkpoint",
@@ -32,6 +33,7 @@ _HOMES = {
     "Engine": "glm_int4.generation.engine",
     "load": "glm_int4.generation.loading",
     "SamplingParams": "glm_int4.generation.sampling",
+    "finetune": "glm_int4.tuning.training",
     "ptune": "glm_int4.tuning.training",
 }
 

@@ -41,6 +41,7 @@ LONG = (
     "test_chat_terminal.py",
     "test_versions.py",
     "test_ptune.py",
+    "test_finetune.py",
     "test_calibrated.py",
     "test_training.py",
     "test_killed_runs.py",

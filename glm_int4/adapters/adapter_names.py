@@ -10,7 +10,7 @@ from glm_int4.models.config import ChatGLM2Config, ChatGLMConfig, Config
 # What is stored for a module.
 DOWN, UP, MAGNITUDE, WEIGHT, BIAS = "lora_A", "lora_B", "lora_magnitude_vector", "weight", "bias"
 
-_STEM = "base_model.model."
+STEM = "base_model.model."  # peft has a model inside of its own
 # peft's own name of the adapter, mostly "default", is left in by some programs.
 _LORA = re.compile(r"(.+)\.(lora_A|lora_B)(?:\.[\w-]+)?\.weight")
 _DORA = re.compile(r"(.+)\.(lora_magnitude_vector)(?:\.(?!weight$)[\w-]+)?(?:\.weight)?")
@@ -36,7 +36,7 @@ class Place:
 
 def parse_name(name: str) -> tuple[str, str] | None:
     """The path of a module and what a tensor is of it; None for anything else."""
-    name = name.removeprefix(_STEM)
+    name = name.removeprefix(STEM)
     for pattern in (_LORA, _DORA, _SAVED):
         if match := pattern.fullmatch(name):
             return match[1], match[2]

@@ -84,7 +84,7 @@ def _find(name: str | Path, scale: float) -> AdapterSource:
     if found_instead(folder / CONFIG_FILE) == ABSENT:
         newest = newest_checkpoint(folder)
         if newest is None or found_instead(newest / CONFIG_FILE) == ABSENT:
-            raise ConfigError(f"expected {CONFIG_FILE} in {folder}, got none; {_what_it_is(folder)}")
+            raise ConfigError(f"expected {CONFIG_FILE} in {folder}, got none; {_what_it_is(newest or folder)}")
         folder = newest
     return AdapterSource(folder, float(scale))
 

@@ -13,7 +13,7 @@ from glm_int4.errors import ConfigError
 
 LORA, PREFIX_TUNING = "LORA", "PREFIX_TUNING"
 
-_MOST_RANK = 1 << 14
+MOST_RANK = 1 << 14
 
 # Keys that were for training, or tell where an adapter comes from: no answer depends on them.
 _IGNORED = {
@@ -140,9 +140,9 @@ def _lora(read: "_Reader", base: str) -> LoraSettings:
         )
     ranks, alphas = read.pattern("rank_pattern"), read.pattern("alpha_pattern")
     for value in [raw.get("r"), *ranks.values()]:
-        if type(value) is not int or not 1 <= value <= _MOST_RANK:
+        if type(value) is not int or not 1 <= value <= MOST_RANK:
             raise ConfigError(
-                f"expected ranks from 1 to {_MOST_RANK} in {read.path}, got {shown(value)}; is this a trained adapter?"
+                f"expected ranks from 1 to {MOST_RANK} in {read.path}, got {shown(value)}; is this a trained adapter?"
             )
     layers = raw.get("layers_to_transform")
     if isinstance(layers, int):

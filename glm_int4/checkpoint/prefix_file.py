@@ -25,6 +25,7 @@ from glm_int4.models.prefix_encoder import PrefixEncoder, prefix_width, split_pr
 logger = logging.getLogger(__name__)
 
 OFFICIAL_FILE, SAFETENSORS_FILE = "pytorch_model.bin", "prefix_encoder.safetensors"
+_ADAPTER_FILE = "adapter_config.json"
 NO_PREFIX = "none"  # in place of a path: without the prefix that is stored with a model
 _NAME = re.compile(r"(.*\bprefix_encoder\.|)((?:embedding|trans)\..+)")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -104,6 +105,10 @@ def _open(path: str | Path) -> tuple[Path, Mapping[str, Tensor] | CheckpointRead
                 raise InputError(f"expected a .bin or .safetensors file as prefix, got {path}")
             return path, _map(path)
         if path.is_dir():
+            if (path / _ADAPTER_FILE).is_file():
+                raise InputError(
+                    f"expected a P-Tuning prefix in {path}, got an adapter of peft; give it with --adapter"
+                )
             own = path / SAFETENSORS_FILE
             if found_instead(own) != ABSENT:
                 return own, _map(own)

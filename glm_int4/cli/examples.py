@@ -23,6 +23,12 @@ _EXAMPLES = {
         "glm-int4 serve chatglm3-6b-int4 --host 0.0.0.0 --api-key KEY --parallel 4",
     ),
     "perplexity": ("glm-int4 perplexity chatglm-6b-int4 --text examples/heldout.txt --window 1024",),
+    "finetune": (
+        "glm-int4 finetune --model chatglm3-6b-int4 --train-file train.jsonl --output my-lora",
+        "glm-int4 finetune --model chatglm3-6b-int4 --train-file train.jsonl --output my-lora --r 16 "
+        "--target-modules all-linear",
+        "glm-int4 finetune --method ptuning --model chatglm-6b-int4 --train-file train.json --output ptuned",
+    ),
     "ptune": (
         "glm-int4 ptune --model chatglm-6b-int4 --train-file train.json --output ptuned",
         "glm-int4 ptune --model chatglm-6b-int4 --train-file train.json --output ptuned --resume --eval-file dev.json",

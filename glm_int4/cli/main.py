@@ -14,9 +14,10 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from glm_int4.cli import bench, chat, doctor, generate, info, perplexity, ptune, quantize, serve, usage
+from glm_int4.cli import bench, chat, doctor, generate, info, perplexity, quantize, serve, usage
 from glm_int4.cli.examples import epilog
 from glm_int4.cli.options import spread
+from glm_int4.cli.training import finetune, ptune
 from glm_int4.errors import GLMError, is_out_of_memory
 from glm_int4.system import name_a_temporary_folder
 from glm_int4.version import __version__
@@ -36,7 +37,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for module in (quantize, chat, serve, generate, perplexity, info, bench, ptune, doctor):
+for module in (quantize, chat, serve, generate, perplexity, info, bench, finetune, ptune, doctor):
     summary = (module.run.__doc__ or "").split("\n")[0]
     context = getattr(module, "CONTEXT", None)
     app.command(module.NAME, short_help=summary, epilog=epilog(module.NAME), context_settings=context)(

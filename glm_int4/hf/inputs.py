@@ -40,19 +40,6 @@ class TransformersCache:
         return (keys, values) if self._prefix is None else self._prefix.join(layer_id, keys, values)
 
 
-class NoCache:
-    """Nothing before the new tokens but perhaps a prefix, and layers that are computed twice in training."""
-
-    recompute = True
-
-    def __init__(self, prefix: Prefix | None) -> None:
-        self._prefix = prefix
-
-    def join(self, layer_id: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, Hkv, T, D) behind those of the prefix."""
-        return (k, v) if self._prefix is None else self._prefix.join(layer_id, k, v)
-
-
 def note_positions(cache: Cache, positions: Tensor) -> None:
     """Note in a cache at which positions (B, P, T) its last tokens stand, for ``next_positions``."""
     cache.glm_int4_last = (int(cache.get_seq_length()), positions[:, :, -1:])  # type: ignore[attr-defined]

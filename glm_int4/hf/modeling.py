@@ -16,10 +16,10 @@ from glm_int4.checkpoint.files.folder import resolve_folder
 from glm_int4.errors import InputError
 from glm_int4.hf.configuration import ChatGLMConfig
 from glm_int4.hf.conversing import Conversing
-from glm_int4.hf.inputs import NoCache, TransformersCache, get_positions, make_mask, next_positions, note_positions
+from glm_int4.hf.inputs import TransformersCache, get_positions, make_mask, next_positions, note_positions
 from glm_int4.hf.loaded_model import LoadedModel
 from glm_int4.hf.sources import adapter_in, device_type, generation_config, load_engine
-from glm_int4.models.past import Prefix
+from glm_int4.models.past import NoCache, Prefix
 
 # Where to find the files on the hub; a local folder needs none of them.
 _HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")

@@ -62,6 +62,19 @@ class Prefix:
         return Prefix(k=k, v=v, recompute=self.recompute)
 
 
+class NoCache:
+    """Nothing before the new tokens but perhaps a prefix, and layers that are computed twice in training."""
+
+    recompute = True
+
+    def __init__(self, prefix: Prefix | None = None) -> None:
+        self._prefix = prefix
+
+    def join(self, layer_id: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, Hkv, T, D) behind those of the prefix."""
+        return (k, v) if self._prefix is None else self._prefix.join(layer_id, k, v)
+
+
 class Joining(Protocol):
     """Whatever holds earlier keys and values and puts them in front of new ones, as ``Prefix.join`` does."""
 

@@ -1,10 +1,8 @@
-"""Checkpoints of a training run: written whole or not at all, in the official layout, and read to go on.
+"""Checkpoints of a training run: written whole or not at all, and read to go on.
 
-``checkpoint-N`` holds ``pytorch_model.bin`` and ``config.json`` as the official code writes them, the same
-parameters as safetensors, and ``training_state.pt`` to go on from.
+``checkpoint-N`` holds what the method writes (``methods/``), and ``training_state.pt`` to go on from.
 """
 
-import json
 import os
 import re
 import shutil
@@ -12,18 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from glm_int4.checkpoint.files.folder import PARTIAL_SUFFIX
-from glm_int4.checkpoint.files.safetensors_file import SafetensorsWriter, TensorSpec
-from glm_int4.checkpoint.formats.tensor_names import PREFIX_STEM
-from glm_int4.checkpoint.prefix_file import OFFICIAL_FILE, SAFETENSORS_FILE, newest_checkpoint
+from glm_int4.checkpoint.prefix_file import newest_checkpoint
 from glm_int4.errors import CheckpointError, InputError, OutputError
-from glm_int4.models.prefix_encoder import PrefixEncoder
 from glm_int4.system import sync_folder
-from glm_int4.tuning.arguments import PTuneSettings
+from glm_int4.tuning.arguments import PTuneSettings, TrainingSettings
 from glm_int4.tuning.evaluation import PREDICTIONS, RESULTS
 from glm_int4.tuning.log import writing
+from glm_int4.tuning.methods.method import Method
+from glm_int4.tuning.methods.tensor_files import save_pickle
 
 STATE_FILE, LOG_FILE, PLOT_FILE = "training_state.pt", "trainer_log.jsonl", "loss.png"
 _OURS = (LOG_FILE, PLOT_FILE, PREDICTIONS, RESULTS)
@@ -74,29 +70,20 @@ def _is_checkpoint(path: Path) -> bool:
     return path.is_dir() and re.fullmatch(r"checkpoint-\d+", path.name.removesuffix(PARTIAL_SUFFIX)) is not None
 
 
-def save_checkpoint(folder: Path, encoder: PrefixEncoder, state: dict[str, Any], model_config: dict[str, Any]) -> None:
+def save_checkpoint(folder: Path, trained: Method, state: dict[str, Any]) -> None:
     """Write a checkpoint under another name, then rename it.
 
     Args:
-        state: what the run needs to go on.
-        model_config: ``config.json`` of the model; the checkpoint's says that there is a prefix.
+        state: what the run needs to go on, beside the method's own.
     Raises:
         OutputError: it cannot be written, for example because the disk is full.
     """
     partial = folder.with_name(folder.name + PARTIAL_SUFFIX)
-    parameters = {PREFIX_STEM + name: p.detach().float().cpu() for name, p in encoder.named_parameters()}
-    config = {key: value for key, value in model_config.items() if key not in ("quantization_config", "auto_map")}
-    config |= {"pre_seq_len": encoder.pre_seq_len, "prefix_projection": encoder.prefix_projection}
     try:
         with writing(folder):
             partial.mkdir()
-            for name, value in ((OFFICIAL_FILE, parameters), (STATE_FILE, state)):
-                with (partial / name).open("wb") as file:
-                    torch.save(value, file)
-                    file.flush()
-                    os.fsync(file.fileno())
-            _save_safetensors(partial / SAFETENSORS_FILE, parameters)
-            (partial / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
+            trained.write(partial)
+            save_pickle(partial / STATE_FILE, state | trained.state())
             sync_folder(partial)
             os.rename(partial, folder)
     except BaseException:
@@ -105,17 +92,7 @@ def save_checkpoint(folder: Path, encoder: PrefixEncoder, state: dict[str, Any],
     sync_folder(folder.parent)
 
 
-def _save_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    specs = [TensorSpec(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()]
-    writer = SafetensorsWriter(path, specs, {"format": "pt"})
-    try:
-        for name, tensor in tensors.items():
-            writer.write(name, tensor)
-    finally:
-        writer.close(sync=True)
-
-
-def load_state(output: Path, data_digest: str, settings: PTuneSettings) -> tuple[Path, dict[str, Any]] | None:
+def load_state(output: Path, data_digest: str, settings: TrainingSettings) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint of a run and its state; None where there is none.
 
     Raises:
@@ -129,6 +106,9 @@ def load_state(output: Path, data_digest: str, settings: PTuneSettings) -> tuple
     try:
         with path.open("rb") as file:
             state = torch.load(file, map_location="cpu", weights_only=True)
+        begun = state.get("method", PTuneSettings.method)  # earlier releases had no other
+        if begun != settings.method:
+            raise InputError(f"expected the method {begun} to resume the run as it was begun, got {settings.method}")
         settings.check_resumed(state["settings"])
         same_data = state["data_digest"] == data_digest
     except InputError:

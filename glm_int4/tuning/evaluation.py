@@ -1,4 +1,4 @@
-"""How well a model with its prefix answers a file of questions."""
+"""How well a model answers a file of questions with what was trained beside it."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
+from glm_int4.errors import InputError
 from glm_int4.generation.engine import Engine
 from glm_int4.generation.sampling import SamplingParams
-from glm_int4.models.prefix_encoder import PrefixEncoder, split_prefix
 from glm_int4.tuning.answer_scores import score
-from glm_int4.tuning.arguments import PTuneSettings
-from glm_int4.tuning.data import Row, collate, make_sample, source_ids, target_ids
+from glm_int4.tuning.data import Example
 from glm_int4.tuning.log import write_text
-from glm_int4.tuning.loss import IGNORED, prefix_loss
+from glm_int4.tuning.methods.method import Method
+from glm_int4.tuning.samples import Preparation, Question, Sample, collate
 
 # Officially answers are sampled, up to 512 tokens with the question.
 OFFICIAL_TEMPERATURE, OFFICIAL_TOP_P = 0.95, 0.7
@@ -22,49 +22,43 @@ _BATCH = 8
 
 PREDICTIONS, RESULTS = "generated_predictions.txt", "eval_results.json"
 
+Progress = Callable[[int, int, str], None]
+
 
 def evaluate(
-    engine: Engine,
-    encoder: PrefixEncoder,
-    rows: Sequence[Row],
-    settings: PTuneSettings,
+    trained: Method,
+    preparation: Preparation,
+    examples: Sequence[Example],
     output: Path,
     *,
+    seed: int,
     greedy: bool = False,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, float]:
     """Answer every question and compare; writes ``generated_predictions.txt`` and ``eval_results.json``.
 
     Args:
-        greedy: take the most likely tokens; officially they are sampled, here with the run's seed.
+        seed: of the answers, which are officially sampled. greedy: take the most likely tokens instead.
     Returns:
         loss (nats a token), rouge-1, rouge-2, rouge-l, bleu-4, exact (percent of equal answers), samples.
+    Raises:
+        InputError: no question, or no answer, is short enough.
     """
-    tokenizer, max_target = engine.tokenizer, settings.target_length(engine.config.version)
-    with torch.no_grad():
-        prefix = split_prefix(encoder()).to(engine.device, engine.setup.prefix_dtype)
-    answering = Engine(engine.model, engine.info, engine.setup, tokenizer, engine.max_length, prefix)
-    sampling = SamplingParams(
-        temperature=0 if greedy else OFFICIAL_TEMPERATURE, top_p=OFFICIAL_TOP_P, seed=settings.seed
-    )
-    loss, num_labels = 0.0, 0
-    predictions, references = [], []
-    for start in range(0, len(rows), _BATCH):
-        part = rows[start : start + _BATCH]
-        samples = [make_sample(tokenizer, row, settings.max_source_length, max_target) for row in part]
-        count = sum(label != IGNORED for sample in samples for label in sample.labels)
-        with torch.no_grad():
-            mean = prefix_loss(engine, encoder, *collate(samples, engine.config.pad_token_id))
-        loss, num_labels = loss + mean.item() * count, num_labels + count
-        prompts = [source_ids(tokenizer, row, settings.max_source_length, training=False) for row in part]
-        longest = max(map(len, prompts))
-        limit = max(min(OFFICIAL_MAX_LENGTH, engine.max_length) - longest, 1)
-        answers = answering.generate(prompts, limit, sampling)
-        predictions += [tokenizer.decode(ids).strip() for ids in answers]  # type: ignore[arg-type]
-        references += [tokenizer.decode(target_ids(tokenizer, row.response, max_target)[0]).strip() for row in part]
-        if progress:
-            progress(start + len(part), len(rows), "answers")
-    result = {"loss": loss / num_labels, **score(predictions, references), "samples": len(rows)}
+    samples = [sample for example in examples for sample in preparation.samples(example)]
+    questions = [question for example in examples for question in preparation.questions(example)]
+    if not samples or not questions:
+        raise InputError(
+            f"expected answers within {preparation.max_source_length} and {preparation.max_target_length} tokens in "
+            "the evaluation file, got none; raise --max-source-length and --max-target-length"
+        )
+    tokenizer = preparation.tokenizer
+    sampling = SamplingParams(temperature=0 if greedy else OFFICIAL_TEMPERATURE, top_p=OFFICIAL_TOP_P, seed=seed)
+    with trained.answering() as engine:
+        loss = _mean_loss(trained, samples, engine.config.pad_token_id)
+        answers = _answers(engine, questions, sampling, preparation.max_target_length, progress)
+    predictions = [tokenizer.decode(ids).strip() for ids in answers]
+    references = [tokenizer.decode(question.answer).strip() for question in questions]
+    result = {"loss": loss, **score(predictions, references), "samples": len(questions)}
     lines = [
         json.dumps({"labels": reference, "predict": prediction}, ensure_ascii=False)
         for reference, prediction in zip(references, predictions, strict=True)
@@ -72,3 +66,33 @@ def evaluate(
     write_text(output / PREDICTIONS, "\n".join(lines) + "\n")
     write_text(output / RESULTS, json.dumps(result, indent=2) + "\n")
     return result
+
+
+@torch.no_grad()
+def _mean_loss(trained: Method, samples: Sequence[Sample], pad_id: int) -> float:
+    """Nats a label."""
+    loss, num_labels = 0.0, 0
+    for start in range(0, len(samples), _BATCH):
+        part = samples[start : start + _BATCH]
+        count = sum(sample.num_labels for sample in part)
+        loss, num_labels = loss + trained.loss(*collate(part, pad_id)).item() * count, num_labels + count
+    return loss / num_labels
+
+
+def _answers(
+    engine: Engine,
+    questions: Sequence[Question],
+    sampling: SamplingParams,
+    max_target_length: int,
+    progress: Progress | None,
+) -> list[list[int]]:
+    """Ids of the answers to all questions, a batch at a time."""
+    answers: list[list[int]] = []
+    for start in range(0, len(questions), _BATCH):
+        prompts = [question.prompt for question in questions[start : start + _BATCH]]
+        longest = max(map(len, prompts))
+        limit = max(min(max(OFFICIAL_MAX_LENGTH - longest, max_target_length), engine.max_length - longest), 1)
+        answers += engine.generate(prompts, limit, sampling)  # type: ignore[arg-type]
+        if progress:
+            progress(len(answers), len(questions), "answers")
+    return answers

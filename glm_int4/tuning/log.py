@@ -100,14 +100,14 @@ def has_matplotlib() -> bool:
     return True
 
 
-def draw_loss(entries: list[dict[str, Any]], path: Path) -> None:
+def draw_loss(entries: list[dict[str, Any]], path: Path, title: str) -> None:
     """Draw the loss over the steps."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     axes.plot([entry["step"] for entry in entries], [entry["loss"] for entry in entries])
-    axes.set(xlabel="step", ylabel="loss (nats per token)", title="P-Tuning")
+    axes.set(xlabel="step", ylabel="loss (nats per token)", title=title)
     axes.grid(alpha=0.3)
     with _replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=120)

@@ -1,4 +1,4 @@
-"""The loss of a prefix, and with it the gradient: nothing else of the model has one."""
+"""The loss of answers, and with it the gradient of what is trained: nothing else of a model has one."""
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +8,7 @@ from glm_int4.errors import InputError
 from glm_int4.generation.engine import Engine
 from glm_int4.generation.padded_batch import Batch
 from glm_int4.models import Model
+from glm_int4.models.past import Past
 from glm_int4.models.prefix_encoder import PrefixEncoder, split_prefix
 
 IGNORED = -100  # the official label of positions that are not learnt
@@ -38,6 +39,20 @@ def prefix_loss(
     Raises:
         InputError: shapes that differ, or no label.
     """
+    states = encoder()
+    if dropout > 0:
+        kept = torch.rand(states.shape, generator=generator, device=states.device) >= dropout
+        states = states * kept / (1 - dropout)
+    prefix = split_prefix(states, recompute=recompute)
+    return answer_loss(engine, input_ids, labels, prefix, prefix.length)
+
+
+def answer_loss(engine: Engine, input_ids: Tensor, labels: Tensor, past: Past = None, prefix_length: int = 0) -> Tensor:
+    """The loss of a model as it stands; arguments as of ``prefix_loss``.
+
+    Args:
+        past: what every row finds before its tokens, ``prefix_length`` columns.
+    """
     input_ids, labels = torch.as_tensor(input_ids), torch.as_tensor(labels)
     if input_ids.dim() != 2 or input_ids.shape != labels.shape:
         raise InputError(
@@ -46,14 +61,9 @@ def prefix_loss(
     rows, targets = _without_padding(engine.model, input_ids.tolist(), labels.tolist())
     if not rows:
         raise InputError(f"expected at least one label that is not {IGNORED}, got none")
-    states = encoder()
-    if dropout > 0:
-        kept = torch.rand(states.shape, generator=generator, device=states.device) >= dropout
-        states = states * kept / (1 - dropout)
-    prefix = split_prefix(states, recompute=recompute)
-    batch = Batch(engine.model, rows, engine.device, prefix.length)
+    batch = Batch(engine.model, rows, engine.device, prefix_length)
     mask = batch.prefill_mask(engine.setup.stream_dtype)
-    hidden = engine.model.last_hidden_state(batch.token_ids, batch.positions, mask, prefix)
+    hidden = engine.model.last_hidden_state(batch.token_ids, batch.positions, mask, past)
     padded = [[IGNORED] * (batch.num_tokens - len(row)) + row for row in targets]
     expected = torch.tensor(padded, device=engine.device)[:, 1:]
     learnt = expected != IGNORED

@@ -2,10 +2,12 @@
 
 import json
 
+from glm_int4.errors import InputError
 from glm_int4.text import load_tokenizer
 from glm_int4.text.tokenizer_v2 import ChatGLM2Tokenizer
-from glm_int4.tuning.data import Columns, collate, make_sample, read_rows, source_ids
+from glm_int4.tuning.data import Columns, Row, read_rows
 from glm_int4.tuning.loss import IGNORED
+from glm_int4.tuning.samples import Preparation, collate
 from tests.conftest import MINI
 from tests.fuzz.mutations import Kind
 from tests.fuzz.small_models import bpe_tokenizer, write_folder
@@ -17,7 +19,21 @@ ROUNDS = [
     {"prompt": "q", "response": "r", "history": [["a", "b"], ["c", "d"]]},
     {"prompt": "你好", "response": "x", "history": []},
 ]
+TALKS = [
+    {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "r", "loss": True}]},
+    {
+        "tools": [{"name": "f"}],
+        "messages": [
+            {"role": "user", "content": "你好"},
+            {"role": "tool", "name": "f", "parameters": {"x": [1, "a"]}, "observation": {"y": None}},
+            {"role": "assistant", "content": "x"},
+        ],
+    },
+]
+ALPACA = [{"instruction": "a", "input": "b", "output": "c", "history": [["d", "e"]], "system": "f"}]
 WORDS = (
+    *("messages", "conversations", "role", "loss", "system", "user", "assistant", "tool", "observation", "parameters"),
+    *("instruction", "input", "output", "metadata", "tools", "tool_calls", "name", "true", "false", "1e999"),
     *("content", "summary", "prompt", "response", "history", '[["a", "b"]]', '"[[""a"", ""b""]]"', '"', '""', ",", ";"),
     *("\n", "\r\n", "\r", "\ufeff", "[", "{", "null", "[gMASK]", "sop", "[Round 1]\n\n问：", "\0", "x" * 140_000),
 )
@@ -35,8 +51,8 @@ class Target:
             load_tokenizer(MINI),
             *(ChatGLM2Tokenizer(work / "tokenizer.model", version) for version in ("2", "3")),
         ]
-        lists = [json.dumps(rows).encode() for rows in (RECORDS, ROUNDS)]
-        lines = ["\n".join(map(json.dumps, rows)).encode() for rows in (RECORDS, ROUNDS)]
+        lists = [json.dumps(rows).encode() for rows in (RECORDS, ROUNDS, TALKS, ALPACA)]
+        lines = ["\n".join(map(json.dumps, rows)).encode() for rows in (RECORDS, ROUNDS, TALKS, ALPACA)]
         self.kinds = {
             "json": Kind(format="json", seeds=tuple(lists), words=WORDS),
             "jsonl": Kind(format="json lines", seeds=tuple(lines), words=WORDS),
@@ -52,18 +68,32 @@ class Target:
         assert num_empty >= 0
         for tokenizer in self._tokenizers:
             for lengths in LENGTHS:
-                samples = [make_sample(tokenizer, row, *lengths) for row in rows[:20]]
-                for sample in samples:
-                    check_sample(sample, tokenizer, *lengths)
-                ids, labels = collate(samples, tokenizer.pad_id)
-                assert ids.shape == labels.shape
-            source_ids(tokenizer, rows[0], 64, training=False)
+                self._prepare(rows[:20], tokenizer, lengths)
+
+    def _prepare(self, rows, tokenizer, lengths):
+        preparation = Preparation(tokenizer, *lengths)
+        made = []
+        for row in rows:
+            try:
+                samples, questions = preparation.samples(row), preparation.questions(row)
+            except InputError:  # of versions without tools, or without roles
+                assert not isinstance(row, Row)
+                continue
+            for sample in samples:
+                check_sample(sample, tokenizer, *lengths, ends=isinstance(row, Row) or not tokenizer.role_ids)
+            assert all(question.prompt and question.answer for question in questions)
+            made += samples
+        if made:
+            ids, labels = collate(made, tokenizer.pad_id)
+            assert ids.shape == labels.shape
 
 
-def check_sample(sample, tokenizer, max_source_length, max_target_length):
-    """As long as may be, with labels behind the question alone."""
+def check_sample(sample, tokenizer, max_source_length, max_target_length, *, ends):
+    """As long as may be, with labels behind the question alone; the end of a conversation may be cut off."""
     assert len(sample.input_ids) == len(sample.labels) <= max_source_length + max_target_length + 1
-    assert sample.input_ids[-1] == sample.labels[-1] == tokenizer.eos_id
+    assert sample.num_labels
+    if ends:
+        assert sample.input_ids[-1] == sample.labels[-1] == tokenizer.eos_id
     assert sample.labels[0] == IGNORED
     assert all(
         label in (IGNORED, token) and 0 <= token < tokenizer.vocab_size

@@ -9,7 +9,8 @@ import pytest
 from glm_int4.errors import InputError
 from glm_int4.text import load_tokenizer
 from glm_int4.text.tokenizer_v2 import ChatGLM2Tokenizer
-from glm_int4.tuning.data import Columns, Row, collate, make_sample, read_rows, source_ids
+from glm_int4.tuning.data import Columns, Row, read_rows
+from glm_int4.tuning.samples import collate, make_sample, source_ids
 from tests.conftest import MINI
 
 HISTORY = Columns(prompt="prompt", response="response", history="history")

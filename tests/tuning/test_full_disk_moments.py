@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 import glm_int4
+from glm_int4.adapters.lora_settings import read_settings
+from glm_int4.adapters.lora_tensors import read_lora
 from glm_int4.checkpoint.files.folder import read_config
 from glm_int4.checkpoint.prefix_file import read_prefix_encoder
 from glm_int4.errors import OutputError
@@ -20,16 +22,24 @@ EVERY = pytest.param(1, marks=pytest.mark.slow(150))
 LOG, PREDICTIONS, RESULTS = "trainer_log.jsonl", "generated_predictions.txt", "eval_results.json"
 
 
+METHODS = {"ptuning": {"pre_seq_len": 2}, "lora": {"r": 2}}
+
+
+@pytest.fixture(params=METHODS)
+def method(request):
+    return request.param
+
+
 @pytest.fixture
-def ptune(mini_int4, tmp_path):
+def finetune(mini_int4, tmp_path, method):
     """Train for two steps, each with a checkpoint, and answer a question."""
     data = tmp_path / "train.jsonl"
     data.write_text(json.dumps({"content": "你好", "summary": "再见"}))
 
     def run(output, **options):
-        few = {"pre_seq_len": 2, "gradient_accumulation_steps": 1, "max_steps": 2, "save_steps": 1, "logging_steps": 1}
+        few = {"gradient_accumulation_steps": 1, "max_steps": 2, "save_steps": 1, "logging_steps": 1}
         files = {"model": mini_int4, "train_file": data, "eval_file": data, "eval_greedy": True, "device": "cpu"}
-        return glm_int4.ptune(output=output, **files, **few, **options)
+        return glm_int4.finetune(output=output, method=method, **files, **few, **METHODS[method], **options)
 
     return run
 
@@ -39,9 +49,11 @@ def learnt(output):
     tensors = {}
     for step in (1, 2):
         folder = output / f"checkpoint-{step}"
-        tensors |= {(step, name): tensor for name, tensor in load_file(folder / "prefix_encoder.safetensors").items()}
-        official = torch.load(folder / "pytorch_model.bin", weights_only=True)
-        tensors |= {(step, "official", name): tensor for name, tensor in official.items()}
+        (file,) = folder.glob("*.safetensors")
+        tensors |= {(step, name): tensor for name, tensor in load_file(file).items()}
+        for file in folder.glob("*.bin"):
+            official = torch.load(file, weights_only=True)
+            tensors |= {(step, "official", name): tensor for name, tensor in official.items()}
     steps = [json.loads(line)["step"] for line in (output / LOG).read_text().splitlines()]
     return tensors, steps, (output / PREDICTIONS).read_text(), (output / RESULTS).read_text()
 
@@ -53,11 +65,13 @@ def assert_same(found, expected):
 
 
 @pytest.mark.parametrize("step", [9, EVERY])
-def test_a_disk_that_is_full_from_any_call_of_a_training_run_on(ptune, mini_int4, tmp_path, monkeypatch, step):
+def test_a_disk_that_is_full_from_any_call_of_a_training_run_on(
+    finetune, method, mini_int4, tmp_path, monkeypatch, step
+):
     place, config = tmp_path / "disk", parse_config(read_config(mini_int4))
     place.mkdir()
     with full_disk(monkeypatch, place) as disk:
-        ptune(place / "out")
+        finetune(place / "out")
     expected, whole = learnt(place / "out"), {}
     for number in (1, 2):
         folder = place / "out" / f"checkpoint-{number}"
@@ -67,7 +81,7 @@ def test_a_disk_that_is_full_from_any_call_of_a_training_run_on(ptune, mini_int4
         shutil.rmtree(place / "out", ignore_errors=True)
         with full_disk(monkeypatch, place, moment) as full:
             try:
-                ptune(place / "out")
+                finetune(place / "out")
             except OutputError as error:
                 message = str(error)
                 assert message.isprintable(), full.refused
@@ -75,8 +89,11 @@ def test_a_disk_that_is_full_from_any_call_of_a_training_run_on(ptune, mini_int4
                 assert str(place / "out") in message, full.refused
         for folder in place.glob("out/checkpoint-*"):
             assert {path.name for path in folder.iterdir()} == whole.get(folder.name), full.refused
-            read_prefix_encoder(folder, config)
-        ptune(place / "out", resume=True)
+            if method == "lora":
+                assert read_lora(folder, read_settings(folder), 1.0, config).deltas
+            else:
+                read_prefix_encoder(folder, config)
+        finetune(place / "out", resume=True)
         assert_same(learnt(place / "out"), expected)
         assert not list(place.glob("out/*.partial")), full.refused
         assert not list(place.glob("out/*.tmp")), full.refused

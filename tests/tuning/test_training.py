@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import glm_int4
 from glm_int4.errors import CheckpointError, GLMError, InputError, OutputError
-from glm_int4.tuning import checkpoints, training
+from glm_int4.tuning import checkpoints
+from glm_int4.tuning.methods import trained_prefix
 from tests.conftest import FIXTURES, MINI
 from tests.read_only import in_read_only_system
 from tests.tolerances import HALF_PRECISION_LOSS
@@ -168,13 +169,13 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(ptune, tm
         loss = training_loss(*arguments, **named)
         return loss * float("nan") if len(calls) > 5 else loss
 
-    training_loss = training.prefix_loss
-    monkeypatch.setattr(training, "prefix_loss", overflowing)
+    training_loss = trained_prefix.prefix_loss
+    monkeypatch.setattr(trained_prefix, "prefix_loss", overflowing)
     with pytest.raises(GLMError, match=r"in step 3, got nan .*checkpoint-2: go on from it with --resume") as caught:
         ptune()
     assert caught.value.exit_code == 1
     assert losses(tmp_path / "out") == losses(tmp_path / "out")[:2]
-    monkeypatch.setattr(training, "prefix_loss", training_loss)
+    monkeypatch.setattr(trained_prefix, "prefix_loss", training_loss)
     assert ptune(resume=True, learning_rate=1e-3).step == 4
 
 

@@ -1,0 +1,1 @@
+"""The commands that train: ``finetune``, and ``ptune``, which is its first name."""
