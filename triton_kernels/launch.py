@@ -122,6 +122,12 @@ def choose(bits: int, architecture: int, num_rows: int) -> Launch | None:
     return next((row for row in launches(bits, architecture) if num_rows <= row.max_rows), None)
 
 
+def row_counts(bits: int, architecture: int) -> list[int]:
+    """A number of rows of x for every launch of the table, and the least one that is dequantized for."""
+    limits = [row.max_rows for row in launches(bits, architecture)]
+    return [*limits, limits[-1] + 1] if limits else [1]
+
+
 def num_splits(launch: Launch, in_features: int, out_features: int, num_multiprocessors: int) -> int:
     """Into how many parts K is split.
 

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["num_splits", "prefix_length", "softmax_scale"])
+@triton.jit(do_not_specialize=["num_splits", "prefix_length", "softmax_scale", "max_length"])
 def attend_kernel(
     q_ptr,
     k_ptr,

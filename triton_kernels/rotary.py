@@ -19,7 +19,7 @@ def store_head(x, cache_ptr, scales_ptr, entry, offs_d, HEAD_DIM: tl.constexpr, 
         tl.store(cache_ptr + entry * HEAD_DIM + offs_d, x)
 
 
-@triton.jit(do_not_specialize=["num_heads", "num_kv_heads"])
+@triton.jit(do_not_specialize=["num_heads", "num_kv_heads", "max_length"])
 def rotary_kernel(
     qkv_ptr,
     cos_ptr,

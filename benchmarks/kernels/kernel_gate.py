@@ -30,7 +30,7 @@ from benchmarks.report.gpu_tables import gate
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 # Arguments that every matrix of the models gives as multiples of 16; pointers are aligned too.
-MULTIPLES_OF_16 = ("N", "K", "stride_xm", "max_length")
+MULTIPLES_OF_16 = ("N", "K", "stride_xm")
 WEIGHTS_A_BLOCK = 128
 # Of arguments that are neither fp16 tensors nor integers, where a case says nothing else.
 TYPES = {

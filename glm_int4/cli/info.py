@@ -40,14 +40,14 @@ def run(
 
     from glm_int4.checkpoint.files.folder import resolve_folder
     from glm_int4.checkpoint.opening import open_checkpoint
+    from glm_int4.generation.gpu.probed_matrices import probed_matrices
     from glm_int4.generation.loading import choose_device, choose_setup
 
     name = options.find_model(model)
     if device != "cuda":
         choose_device(device)
     _, checkpoint = open_checkpoint(resolve_folder(name), model_version)
-    runs_kernels = any(checkpoint.schemes.values())
-    place = torch.device("cuda") if device == "cuda" else choose_device(device, runs_kernels=runs_kernels)
+    place = torch.device("cuda") if device == "cuda" else choose_device(device, probed_matrices(checkpoint))
     plans = {bits: choose_setup(checkpoint, place, kv_bits=bits) for bits in {*_KV_BITS, kv_bits}}
     result = _describe(name, checkpoint, plans)
     result["plan"]["here"] = _plan_here(checkpoint, plans[kv_bits], max_length)

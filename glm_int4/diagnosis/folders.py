@@ -1,6 +1,5 @@
 """The folders that must be writable: where they are, whether they are, and how much room there is."""
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -103,7 +102,7 @@ def _write_fault(name: str, folder: dict[str, Any], *, has_gpu: bool) -> Fault |
         return None
     purpose, is_triton = _PURPOSES[name], name == "triton"
     consequence, is_note = purpose.consequence, is_triton and not has_gpu
-    if is_triton and not os.environ.get(kernel_cache.NAMED_BY) and (other := kernel_cache.other_folder()):
+    if is_triton and (other := kernel_cache.other_folder()):
         consequence, is_note = f"{other} is taken instead", True
     got = f"{folder['path'] or 'none'} ({folder['fault']})"
     return Fault(

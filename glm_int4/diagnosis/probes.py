@@ -172,7 +172,7 @@ def kernel(device: "torch.device | None" = None) -> dict[str, Any]:
     """The GPU's backend and why, and the relative error of a product on it."""
     import torch
 
-    from glm_int4.quantization.gpu.gpu_probe import choose_gpu_backend, kernel_fault
+    from glm_int4.quantization.gpu.gpu_probe import ANY_MODEL, choose_gpu_backend, kernel_fault
 
     device = device or torch.device("cuda")
     with logged() as lines:
@@ -180,7 +180,7 @@ def kernel(device: "torch.device | None" = None) -> dict[str, Any]:
         backend = choose_gpu_backend(device)
         seconds = time.perf_counter() - started
         error = product_error(backend, device)
-    fault = kernel_fault(device)
+    fault = kernel_fault(device, ANY_MODEL)
     facts = {"backend": backend, "why": lines, "seconds": seconds, "relative_error": error}
     return facts | {"cause": fault.cause if fault else None, "cure": fault.cure if fault else None}
 

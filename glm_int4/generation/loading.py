@@ -25,12 +25,14 @@ from glm_int4.checkpoint.tokenizer_check import load_checked_tokenizer
 from glm_int4.downloads import shown
 from glm_int4.errors import CheckpointError, InputError, check_whole_number
 from glm_int4.generation.engine import Engine
+from glm_int4.generation.gpu.probed_matrices import probed_matrices
+from glm_int4.generation.gpu.warm_up import warm_up
 from glm_int4.generation.memory_plan import fits, plan_memory, size_pieces
 from glm_int4.models.config import Config
 from glm_int4.models.past import Prefix
 from glm_int4.quantization.cpu.instructions import choose_backend
 from glm_int4.quantization.gpu.cuda_device import cuda_fault
-from glm_int4.quantization.gpu.gpu_probe import choose_gpu_backend, kernel_fault
+from glm_int4.quantization.gpu.gpu_probe import ProbedMatrix, choose_gpu_backend, kernel_fault
 from glm_int4.system import total_bytes
 from glm_int4.text import Tokenizer
 from glm_int4.versions import UNDECIDED
@@ -89,8 +91,8 @@ def load(
         _check_finished(folder, info)
         check_max_length(max_length, info.config)
         tokenizer = load_checked_tokenizer(folder, info.config)
-        runs_kernels = dtype is None and any(info.schemes.values())
-        setup = choose_setup(info, choose_device(device, runs_kernels=runs_kernels), dtype, kv_bits)
+        place = choose_device(device, probed_matrices(info) if dtype is None else ())
+        setup = choose_setup(info, place, dtype, kv_bits)
         names = (str(read_config(folder).get("_name_or_path") or ""), str(model), folder.name)
         own = read_adapters(sources, info.config, setup, names)
         if own.prefix is not None and prefix not in (None, NO_PREFIX):
@@ -116,7 +118,9 @@ def load(
     for name, loras in opened.named.items():
         chosen.add(name, chosen.make_parts(loras))
     logger.info("loaded %s on %s: %s linears, %s stream", folder, setup.device, setup.backend, setup.stream_dtype)
-    return Engine(network, info, setup, opened.tokenizer, memory.max_length, found, chosen)
+    engine = Engine(network, info, setup, opened.tokenizer, memory.max_length, found, chosen)
+    warm_up(engine)
+    return engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,12 +198,13 @@ def check_threads(threads: int) -> int:
     return threads
 
 
-def choose_device(device: str, *, runs_kernels: bool = False) -> torch.device:
+def choose_device(device: str, matrices: tuple[ProbedMatrix, ...] = ()) -> torch.device:
     """The torch device of "auto", "cuda" or "cpu".
 
     Args:
-        runs_kernels: whether "auto" takes a GPU only where Triton's kernels run there: without them it dequantizes all
-            weights for every token, which is slower than a CPU that reads them packed. What keeps them from it is said.
+        matrices: quantized ones, for which "auto" takes a GPU only where Triton's kernels run: without them it
+            dequantizes all weights for every token, which is slower than a CPU that reads them packed. What keeps them
+            from it is said.
     Raises:
         InputError: another name, or CUDA where there is none that torch computes on.
     """
@@ -208,19 +213,19 @@ def choose_device(device: str, *, runs_kernels: bool = False) -> torch.device:
     if device not in ("auto", "cuda", "cuda:0", "cpu"):
         raise InputError(f"expected the device auto, cuda or cpu, got {device!r}")
     if device == "auto":
-        return torch.device("cuda" if _gpu_is_usable(runs_kernels) else "cpu")
+        return torch.device("cuda" if _gpu_is_usable(matrices) else "cpu")
     if device != "cpu" and (fault := cuda_fault()):
         raise InputError(str(fault))
     return torch.device(device.partition(":")[0])
 
 
-def _gpu_is_usable(runs_kernels: bool) -> bool:
+def _gpu_is_usable(matrices: tuple[ProbedMatrix, ...]) -> bool:
     """Whether "auto" takes the GPU; one that is here but of no use is named."""
     if fault := cuda_fault():
         if fault.is_here:
             _warn_once(f"the CPU computes: {fault.fault}; {fault.cure}")
         return False
-    if runs_kernels and (no_kernels := kernel_fault(torch.device("cuda"))):
+    if matrices and (no_kernels := kernel_fault(torch.device("cuda"), matrices)):
         _warn_once(
             f"the CPU computes, because the GPU runs no kernels: {no_kernels}; or pass --device cuda, which "
             "dequantizes all weights for every token"
@@ -296,7 +301,7 @@ def choose_setup(
     if device.type == "cuda":
         return ComputeSetup(
             device=device,
-            backend=choose_gpu_backend(device) if quantized else "reference",
+            backend=choose_gpu_backend(device, probed_matrices(info)) if quantized else "reference",
             dense_dtype=torch.float16,
             stream_dtype=torch.float16,
             kv_dtype=kv_dtype,

@@ -33,6 +33,7 @@ from glm_int4.measuring.random_weights import open_random
 from glm_int4.measuring.timing import changing_lengths, changing_times, num_steps, prompt_time, step_time
 from glm_int4.models.kv_cache import kv_bytes_per_token
 from glm_int4.models.presets import CONFIGS
+from glm_int4.quantization.gpu.gpu_probe import ANY_MODEL
 from glm_int4.system import free_bytes, peak_bytes, reset_peak
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ def bench(
     settings = settings or BenchSettings()
     if threads is not None:
         torch.set_num_threads(check_threads(threads))
-    place = choose_device(device, runs_kernels=_bits(model, bits) != 16)
+    place = choose_device(device, ANY_MODEL if _bits(model, bits) != 16 else ())
     before = bandwidth.measure_bandwidth(place)
     if before:
         report(f"bandwidth: {before / 1e9:.1f} GB/s ({'copy' if place.type == 'cuda' else 'sum'})")

@@ -403,11 +403,14 @@ def test_kernels_that_give_a_wrong_result():
 
 def test_triton_s_folder_is_a_fault_where_a_gpu_needs_it(monkeypatch):
     found = {"triton": folders.describe(Path(NOWHERE))}
-    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
-    (note,) = folders.folder_faults(found, has_gpu=True)
-    assert note.is_note
-    assert "is taken instead" in note.consequence
-    monkeypatch.setenv("TRITON_CACHE_DIR", NOWHERE)
+    for named in (None, NOWHERE):
+        monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+        if named:
+            monkeypatch.setenv("TRITON_CACHE_DIR", named)
+        (note,) = folders.folder_faults(found, has_gpu=True)
+        assert note.is_note
+        assert "is taken instead" in note.consequence
+    monkeypatch.setattr(folders.kernel_cache, "other_folder", lambda: None)
     (fault,) = folders.folder_faults(found, has_gpu=True)
     assert not fault.is_note
     assert "set TRITON_CACHE_DIR" in fault.cure

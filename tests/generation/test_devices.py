@@ -14,6 +14,7 @@ from glm_int4.generation import loading, memory_plan
 from glm_int4.generation.cuda_graphs import make_stepper
 from glm_int4.generation.loading import choose_device, choose_setup
 from glm_int4.measuring import speed
+from glm_int4.quantization.gpu.gpu_probe import ANY_MODEL
 from glm_int4.quantization.gpu.kernel_faults import KernelFault
 from tests.conftest import FIXTURES, TINY
 
@@ -43,7 +44,7 @@ def kernels(monkeypatch):
     """Say whether the GPU's kernels run."""
 
     def say(fault):
-        monkeypatch.setattr(loading, "kernel_fault", lambda device: fault)
+        monkeypatch.setattr(loading, "kernel_fault", lambda device, matrices: fault)
 
     return say
 
@@ -66,15 +67,15 @@ def test_auto_asks_for_kernels_only_where_weights_are_quantized(card, kernels):
     card()
     kernels(NO_COMPILER)
     assert choose_device("auto").type == "cuda"
-    assert choose_device("auto", runs_kernels=True).type == "cpu"
+    assert choose_device("auto", ANY_MODEL).type == "cpu"
     kernels(None)
-    assert choose_device("auto", runs_kernels=True).type == "cuda"
+    assert choose_device("auto", ANY_MODEL).type == "cuda"
     asked = []
     for model, dtype in ((TINY, None), (TINY_INT4, torch.float32), (TINY_INT4, None)):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loading, "choose_device", lambda device, **given: asked.append(given) or torch.device("cpu"))
+            patch.setattr(loading, "choose_device", lambda device, *given: asked.append(given) or torch.device("cpu"))
             glm_int4.load(model, dtype=dtype)
-    assert [options["runs_kernels"] for options in asked if options] == [False, False, True]
+    assert [bool(matrices) for (matrices,) in filter(None, asked)] == [False, False, True]
 
 
 def test_a_benchmark_and_the_plan_of_info_take_the_device_of_loading(card, kernels, monkeypatch, capsys):
@@ -97,7 +98,7 @@ def test_an_explicit_gpu_without_kernels_dequantizes_with_its_scratch_in_the_pla
     info_ = open_checkpoint(TINY_INT4)[1]
     plans = {}
     for backend in ("triton", "cublas", "reference"):
-        monkeypatch.setattr(loading, "choose_gpu_backend", lambda device, backend=backend: backend)
+        monkeypatch.setattr(loading, "choose_gpu_backend", lambda device, matrices, backend=backend: backend)
         setup = choose_setup(info_, choose_device("cuda"))
         assert setup.backend == backend
         plans[backend] = memory_plan.plan_memory(info_, setup).scratch_bytes
@@ -162,7 +163,7 @@ def test_a_gpu_that_cannot_be_used_now_names_the_cpu(card, monkeypatch, caplog):
 def test_a_card_that_is_too_small_names_the_cpu(card, monkeypatch):
     card()
     monkeypatch.setattr(memory_plan, "free_bytes", lambda device: 1000)
-    monkeypatch.setattr(loading, "choose_gpu_backend", lambda device: "triton")
+    monkeypatch.setattr(loading, "choose_gpu_backend", lambda device, matrices: "triton")
     with pytest.raises(InputError, match="or pass --device cpu"):
         glm_int4.load(TINY_INT4, device="cuda")
     with pytest.raises(InputError, match=r"fewer bits$"):

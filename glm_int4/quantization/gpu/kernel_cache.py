@@ -1,4 +1,4 @@
-"""Where Triton keeps compiled kernels: its own folder, or another where that one cannot be written.
+"""Where Triton keeps compiled kernels: its own folder or a named one, or another where that one cannot be written.
 
 Triton compiles nothing without such a folder.
 """
@@ -29,11 +29,9 @@ def triton_folder() -> Path | None:
 def prepare_kernel_cache() -> None:
     """Let Triton keep what it compiles in another folder where its own cannot be written, and say so once.
 
-    Called before the first kernel is compiled. A folder that somebody has named stays, in the environment or in a
-    program; the environment, which other programs inherit, stays as it is.
+    Called before the first kernel is compiled. A folder that a program has set stays; so does the environment, which
+    other programs inherit.
     """
-    if os.environ.get(NAMED_BY):
-        return
     try:
         knobs: Any = import_module("triton").knobs
     except Exception:  # a broken Triton raises anything; ``obstacle`` says what is wrong with it

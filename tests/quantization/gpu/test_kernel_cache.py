@@ -79,6 +79,12 @@ def test_a_folder_that_is_named_is_taken(tmp_path, variable):
     assert log == []
 
 
+def test_a_named_folder_that_cannot_be_written_is_no_fault(tmp_path):
+    last, log = compile_somewhere(tmp_path, TRITON_CACHE_DIR="/dev/null/named", XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert last == f"compiled into {tmp_path}/cache/glm-int4/kernels"
+    assert log == [f"compiled kernels are kept in {tmp_path}/cache/glm-int4/kernels (/dev/null/named: Not a directory)"]
+
+
 def test_a_read_only_system_is_said_in_one_line(tmp_path):
     pytest.importorskip("triton")
     (tmp_path / "program.py").write_text(PROGRAM)

@@ -1,0 +1,1 @@
+"""What loading tries and compiles on a GPU before the first prompt."""
