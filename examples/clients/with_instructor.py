@@ -6,8 +6,8 @@ python examples/clients/with_instructor.py http://127.0.0.1:8000/v1
 Without an address, OPENAI_BASE_URL names it; OPENAI_API_KEY is the server's key, if it has one.
 """
 
+import argparse
 import os
-import sys
 from typing import Literal
 
 import instructor
@@ -20,7 +20,9 @@ class Comparison(BaseModel):
 
 
 def main() -> None:
-    base_url = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base_url", nargs="?", default=os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1"))
+    base_url = parser.parse_args().base_url
     openai = OpenAI(base_url=base_url, api_key=os.environ.get("OPENAI_API_KEY", "none"))
     client = instructor.from_openai(openai, mode=instructor.Mode.JSON_SCHEMA)
     comparison = client.chat.completions.create(

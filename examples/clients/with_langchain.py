@@ -6,8 +6,8 @@ python examples/clients/with_langchain.py http://127.0.0.1:8000/v1
 Without an address, OPENAI_BASE_URL names it; OPENAI_API_KEY is the server's key, if it has one.
 """
 
+import argparse
 import os
-import sys
 
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
@@ -19,7 +19,9 @@ NUMBERS = {"a": 3, "b": 5}
 
 
 def main() -> None:
-    base_url = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base_url", nargs="?", default=os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1"))
+    base_url = parser.parse_args().base_url
     key = SecretStr(os.environ.get("OPENAI_API_KEY", "none"))
     question = ChatPromptTemplate.from_messages([("user", "{a}加{b}等于几?")])
     chat = ChatOpenAI(base_url=base_url, api_key=key, model=MODEL, temperature=0)

@@ -6,8 +6,8 @@ python examples/clients/with_litellm.py http://127.0.0.1:8000/v1
 Without an address, OPENAI_BASE_URL names it; OPENAI_API_KEY is the server's key, if it has one.
 """
 
+import argparse
 import os
-import sys
 
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # prices of others, which litellm would download
 
@@ -18,7 +18,9 @@ MESSAGES = [{"role": "user", "content": "3加5等于几?"}]
 
 
 def main() -> None:
-    base_url = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base_url", nargs="?", default=os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1"))
+    base_url = parser.parse_args().base_url
     fields = {"api_base": base_url, "api_key": os.environ.get("OPENAI_API_KEY", "none"), "temperature": 0}
 
     reply = litellm.completion(model=MODEL, messages=MESSAGES, **fields)

@@ -6,8 +6,8 @@ python examples/clients/with_llama_index.py http://127.0.0.1:8000/v1
 Without an address, OPENAI_BASE_URL names it; OPENAI_API_KEY is the server's key, if it has one.
 """
 
+import argparse
 import os
-import sys
 
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.llms.openai_like import OpenAILike
@@ -16,7 +16,9 @@ QUESTION = "3加5等于几?"
 
 
 def main() -> None:
-    base_url = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base_url", nargs="?", default=os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1"))
+    base_url = parser.parse_args().base_url
     fields = {
         "model": "chatglm",  # a server of one model takes any name
         "api_base": base_url,

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from tests.conftest import EXAMPLES
+from tests.server.test_example_clients import LIBRARIES
 
 ROOT = EXAMPLES.parent
 SCRIPTS = sorted(path for folder in ("tools", "examples") for path in (ROOT / folder).rglob("*.py"))
@@ -13,8 +14,8 @@ SCRIPTS = sorted(path for folder in ("tools", "examples") for path in (ROOT / fo
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_program_says_how_it_is_used(script, monkeypatch, capsys, tmp_path):
-    if script.name == "openai_client.py":
-        pytest.importorskip("openai")
+    if library := ({"openai_client.py": "openai"} | LIBRARIES).get(script.name):
+        pytest.importorskip(library)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(script.parent)  # as Python does for a program
     monkeypatch.setattr(sys, "argv", [str(script), "--help"])
