@@ -50,8 +50,9 @@ class Preparation:
         """What is learnt of an example: nothing where its answers lie behind the most tokens."""
         if isinstance(example, Row):
             return [make_sample(self.tokenizer, example, self.max_source_length, self.max_target_length)]
+        check_tools(example, self.tokenizer.version)
         if not self.tokenizer.role_ids:
-            return [sample for row in answer_rows(example, self.tokenizer.version) for sample in self.samples(row)]
+            return [sample for row in answer_rows(example) for sample in self.samples(row)]
         limit = self.max_source_length + self.max_target_length + 1
         sample = conversation_sample(self.tokenizer, example, limit)
         return [sample] if sample.num_labels else []
@@ -61,14 +62,14 @@ class Preparation:
         if isinstance(example, Row):
             prompt = source_ids(self.tokenizer, example, self.max_source_length, training=False)
             return [Question(prompt, target_ids(self.tokenizer, example.response, self.max_target_length)[0])]
+        check_tools(example, self.tokenizer.version)
         if not self.tokenizer.role_ids:
-            rows = answer_rows(example, self.tokenizer.version)
-            return [question for row in rows for question in self.questions(row)]
+            return [question for row in answer_rows(example) for question in self.questions(row)]
         return list(self._turns(example))
 
     def _turns(self, conversation: Conversation) -> Iterator[Question]:
         """A question for every message that is learnt, with all that came before, cut as officially."""
-        ids = [self.tokenizer.gmask_id, self.tokenizer.sop_id]
+        ids = list(self.tokenizer.prefix_ids)
         for turn in conversation.turns:
             if len(ids) >= self.max_source_length:
                 break
@@ -124,11 +125,11 @@ def make_sample(tokenizer: Tokenizer, row: Row, max_source_length: int, max_targ
 
 
 def conversation_sample(tokenizer: Tokenizer, conversation: Conversation, max_length: int) -> Sample:
-    """Ids and labels of a conversation in version 3's roles, as in the official ``finetune_demo``.
+    """Ids and labels of a conversation with roles, as in the official ``finetune_demo`` of ChatGLM3.
 
     Learnt is what follows the role of a message that is learnt, up to the id that ends it: the next role, or the end.
     """
-    ids, learnt = [tokenizer.gmask_id, tokenizer.sop_id], [False, False]
+    ids, learnt = list(tokenizer.prefix_ids), [False] * len(tokenizer.prefix_ids)
     for turn in conversation.turns:
         message = encode_message(tokenizer, turn.role, turn.metadata, turn.content)
         ids += message
@@ -138,16 +139,20 @@ def conversation_sample(tokenizer: Tokenizer, conversation: Conversation, max_le
     return Sample(ids[:max_length], labels[:max_length], max(len(ids) - max_length, 0))
 
 
-def answer_rows(conversation: Conversation, version: str) -> list[Row]:
-    """A row for every answer that is learnt, with the rounds before it: what versions without roles learn.
-
-    Raises:
-        InputError: the conversation has tools, or roles that are not in turn.
-    """
-    if conversation.has_tools:
+def check_tools(conversation: Conversation, version: str) -> None:
+    """Raise InputError where a conversation has tools: they are written as version 3 writes them."""
+    if conversation.has_tools and version != "3":
         raise InputError(
             f"expected no tools for version {version} in {conversation.place}, got some; train ChatGLM3-6B"
         )
+
+
+def answer_rows(conversation: Conversation) -> list[Row]:
+    """A row for every answer that is learnt, with the rounds before it: what versions without roles learn.
+
+    Raises:
+        InputError: the conversation has roles that are not in turn.
+    """
     rows: list[Row] = []
     messages: list[Message] = []
     for turn in conversation.turns:

@@ -28,6 +28,11 @@ def v2(small_bpe):
     return ChatGLM2Tokenizer(small_bpe, "2")
 
 
+@pytest.fixture(scope="module")
+def v4(small_glm4):
+    return load_tokenizer(small_glm4)
+
+
 @pytest.fixture
 def read(tmp_path):
     """Examples of records, and how many were empty."""
@@ -57,15 +62,17 @@ def official_sample(tokenizer, messages):
 
 
 @pytest.mark.parametrize("field", ["conversations", "messages"])
-def test_every_answer_of_a_conversation_is_learnt_with_what_ends_it(read, v3, field):
+@pytest.mark.parametrize("version", ["v3", "v4"])
+def test_every_answer_of_a_conversation_is_learnt_with_what_ends_it(read, request, version, field):
+    tokenizer = request.getfixturevalue(version)
     ((example,), num_empty) = read({field: [{"role": "system", "content": "Be kind."}, *TWO_ROUNDS]})
-    (sample,) = Preparation(v3, 200, 100).samples(example)
+    (sample,) = Preparation(tokenizer, 200, 100).samples(example)
     system = ("system", "", "Be kind.")
     messages = [system, ("user", "", "你好"), ("assistant", "", "Hello"), ("user", "", "a"), ("assistant", "", "b")]
-    assert (sample.input_ids, sample.labels) == official_sample(v3, messages)
+    assert (sample.input_ids, sample.labels) == official_sample(tokenizer, messages)
     learnt = [label for label in sample.labels if label != -100]
-    first = [*v3.encode("\n"), *v3.encode("Hello"), v3.role_ids["user"]]
-    assert learnt == [*first, *v3.encode("\n"), *v3.encode("b"), v3.eos_id]
+    first = [*tokenizer.encode("\n"), *tokenizer.encode("Hello"), tokenizer.role_ids["user"]]
+    assert learnt == [*first, *tokenizer.encode("\n"), *tokenizer.encode("b"), tokenizer.eos_id]
     assert num_empty == 0
 
 
@@ -149,10 +156,13 @@ def test_versions_without_roles_learn_every_answer_behind_its_rounds(read, v2):
         {"messages": [{"role": "system", "content": "x", "tools": TOOLS}, *HELLO]},
     ],
 )
-def test_versions_without_roles_refuse_tools(read, v2, record):
+@pytest.mark.parametrize("version", ["2", "4"])
+def test_other_versions_refuse_tools(read, request, version, record):
     ((example,), _) = read(record)
-    with pytest.raises(InputError, match=r"expected no tools for version 2 in line 1 of .*, got some"):
-        Preparation(v2, 200, 64).samples(example)
+    prepare = Preparation(request.getfixturevalue(f"v{version}"), 200, 64)
+    for way in (prepare.samples, prepare.questions):
+        with pytest.raises(InputError, match=rf"expected no tools for version {version} in line 1 of .*, got some"):
+            way(example)
 
 
 def test_versions_without_roles_name_roles_out_of_turn(read, v2):
