@@ -45,9 +45,14 @@ def test_compiled_kernels_agree_with_the_reference(architecture):
 @pytest.mark.parametrize(
     ("instruction", "expected"),
     [
+        ("abs.bf16x2 d, 0xC0403F80;", 0x40403F80),
         ("add.rn.f32.f16 d, 0x3C00, 0f3F000000;", 1.5),
         ("bfe.s32 d, 0xF8, 4, 4;", -1),
         ("bfe.u32 d, 0xF8, 4, 4;", 15),
+        ("cvt.f32.bf16 d, 0xC040;", -3),
+        ("cvt.rn.bf16.f32 d, 0f3F808000;", 0x3F80),  # a tie goes to the even one
+        ("cvt.rn.bf16.f32 d, 0f7F7FFFFF;", 0x7F80),
+        ("cvt.rn.bf16x2.f32 d, 0f3F818000, 0fC0400000;", 0x3F82C040),
         ("cvt.rn.f16x2.f32 d, 0f3F800000, 0f40000000;", 0x3C004000),
         ("cvt.rzi.s16.f32 d, 0fC7C35000;", -32768),  # -1e5
         ("cvt.rni.s32.f32 d, 0f40200000;", 2),  # 2.5
@@ -61,6 +66,7 @@ def test_compiled_kernels_agree_with_the_reference(architecture):
         ("shf.l.wrap.b32 d, 0x80000000, 1, 33;", 3),
         ("shr.s32 d, -8, 40;", -1),
         ("shr.u32 d, -8, 40;", 0),
+        ("sub.bf16x2 d, 0x43054180, 0x43003F81;", 0x40A04170),  # 133 - 128, and 16 - 1.0078 rounded
         ("sub.f16x2 d, 0x40004200, 0x3C003C00;", 0x3C004000),
     ],
 )
@@ -70,6 +76,20 @@ def test_an_instruction_computes_what_the_isa_says(instruction, expected):
     modifiers = tuple(m for m in parsed.modifiers if m not in IGNORED)
     machine = Machine(program, (1, 1, 1), [], GlobalMemory([]), 0)
     assert OPERATIONS[parsed.name](modifiers, parsed.operands[1:], machine.read).item() == expected
+
+
+def test_registers_of_floats_hold_their_bits():
+    """As assembly declares them that Triton makes bfloat16 of bytes with."""
+    lines = "mov.b32 r, 5;\n{\n.reg .s8 s<4>;\n.reg .f32 f<4>;\nmov.b32 {s0, s1, s2, s3}, r;\n"
+    lines += "cvt.rn.f32.s8 f0, s0;\ncvt.rn.f32.s8 f1, s1;\nprmt.b32 r, f0, f1, 0x7632;\n}\nst.global.b32 [a], r;\nret;"
+    out = torch.zeros(1, dtype=torch.int32)
+    program = parse(
+        f".entry k()\n.reqntid 32\n{{\n.reg .b32 r;\n.reg .b64 a;\nmov.b64 a, {out.data_ptr()};\n{lines}\n}}"
+    )
+    memory = GlobalMemory([out])
+    Machine(program, (1, 1, 1), [], memory, 0).run()
+    memory.write_back()
+    assert out.view(torch.bfloat16).tolist() == [5, 0]
 
 
 def product(architecture, edit, num_rows=8, shape=(176, 640), splits=1):

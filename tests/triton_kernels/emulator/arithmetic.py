@@ -16,6 +16,8 @@ DTYPES = {
     "pred": np.dtype(bool),
     **{f"{kind}{bits}": np.dtype(f"u{bits // 8}") for kind in "bu" for bits in (8, 16, 32, 64)},
     **{f"s{bits}": np.dtype(f"i{bits // 8}") for bits in (8, 16, 32, 64)},
+    "bf16": np.dtype("u2"),  # its bits, since NumPy has no such number
+    "bf16x2": np.dtype("u4"),
     "f16": np.dtype(np.float16),
     "f16x2": np.dtype(np.uint32),
     "f32": np.dtype(np.float32),
@@ -33,8 +35,23 @@ _COMPARISONS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 }
 
 
+def from_bfloat16(bits: np.ndarray) -> np.ndarray:
+    """Float32 of the bits of bfloat16 numbers."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """The bits of float32 numbers, rounded to the nearest bfloat16, ties to even."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    return np.where(np.isnan(values), 0x7FFF, rounded).astype(np.uint16)
+
+
 def unpacked(registers: np.ndarray, kind: str) -> np.ndarray:
-    """(n,) registers that hold a number, or (n, 2) where they hold two, the lower half first."""
+    """(n,) registers that hold a number, or (n, 2) where they hold two, the lower half first; float32 of bf16."""
+    if kind in ("bf16", "bf16x2"):
+        halves = np.ascontiguousarray(registers).view(np.uint16)
+        return from_bfloat16(halves.reshape(-1, 2) if kind == "bf16x2" else halves)
     if kind not in _ELEMENTS:
         return registers
     return np.ascontiguousarray(registers).view(_ELEMENTS[kind]).reshape(-1, 2)
@@ -42,6 +59,8 @@ def unpacked(registers: np.ndarray, kind: str) -> np.ndarray:
 
 def packed(values: np.ndarray, kind: str) -> np.ndarray:
     """The inverse of ``unpacked``, rounded to the type."""
+    if kind in ("bf16", "bf16x2"):
+        return np.ascontiguousarray(to_bfloat16(values)).view(DTYPES[kind]).reshape(len(values))
     if kind not in _ELEMENTS:
         return values.astype(DTYPES[kind], copy=False)
     return np.ascontiguousarray(values, dtype=_ELEMENTS[kind]).view(DTYPES[kind])[:, 0]
@@ -158,6 +177,14 @@ def compare(modifiers: tuple[str, ...], operands: tuple[Operand, ...], read: Rea
 
 def convert(modifiers: tuple[str, ...], operands: tuple[Operand, ...], read: Read) -> np.ndarray:
     *how, target, source = modifiers
+    if "bf16" in source:
+        value = from_bfloat16(read(operands[0], source))
+        return value if target == "f32" else convert((*how, target, "f32"), operands, lambda *_: value)
+    if target == "bf16":
+        return to_bfloat16(read(operands[0], source))
+    if target == "bf16x2":
+        upper, lower = (to_bfloat16(read(operand, source)).astype(np.uint32) for operand in operands)
+        return upper << 16 | lower
     if target == "f16x2":
         upper, lower = (read(operand, source) for operand in operands)
         return packed(np.stack((lower, upper), axis=-1), target)

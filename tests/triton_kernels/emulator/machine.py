@@ -96,6 +96,8 @@ class Machine:
             if not _MEANT.issuperset(modifiers):
                 raise NotImplementedError(instruction.text)
         if name in OPERATIONS:
+            if not {"bf16", "bf16x2"}.isdisjoint(modifiers) and name not in ("abs", "cvt", "sub"):
+                raise NotImplementedError(instruction.text)
             self._write(operands[0], OPERATIONS[name](modifiers, operands[1:], self.read), lanes)
         else:
             getattr(self, f"_{name}")(modifiers, operands, lanes)
@@ -125,7 +127,7 @@ class Machine:
         assert isinstance(operand, str), operand
         if operand == "_":
             return
-        dtype = DTYPES[self._program.register_type(operand)]
+        dtype = self._held(operand)
         if values.dtype.kind == "f":
             values = values.view(f"u{values.itemsize}")
         values = np.broadcast_to(values.astype(dtype, copy=False), self._size)
@@ -136,7 +138,12 @@ class Machine:
 
     def _undefined(self, register: str) -> np.ndarray:
         """What a register holds that was never written: not a number, where it is taken for one."""
-        return ~np.zeros(1, dtype=DTYPES[self._program.register_type(register)])
+        return ~np.zeros(1, dtype=self._held(register))
+
+    def _held(self, register: str) -> np.dtype:
+        """As what a register is kept: of a float, its bits."""
+        dtype = DTYPES[self._program.register_type(register)]
+        return np.dtype(f"u{dtype.itemsize}") if dtype.kind == "f" else dtype
 
     def _by_warp(self, operands: Operand, kind: str) -> np.ndarray:
         """(count, warps, 32) of a list of registers."""
@@ -274,11 +281,13 @@ class Machine:
         self._shared.store(self._blocks[pointing], self._warps[pointing], place, values)
 
     def _mma(self, modifiers: tuple[str, ...], operands: tuple[Operand, ...], lanes: np.ndarray) -> None:
-        if modifiers != ("m16n8k16", "row", "col", "f32", "f16", "f16", "f32"):
+        *shape, result, kind, other, sums_of = modifiers
+        known = shape == ["m16n8k16", "row", "col"] and kind == other and kind in ("f16", "bf16")
+        if not known or result != "f32" or sums_of != "f32":
             raise NotImplementedError(f"mma.{'.'.join(modifiers)}")
         target, a, b, c = operands
         self._whole_warps(lanes)
-        sums = warps.multiply(self._by_warp(a, "b32"), self._by_warp(b, "b32"), self._by_warp(c, "f32"))
+        sums = warps.multiply(self._by_warp(a, "b32"), self._by_warp(b, "b32"), self._by_warp(c, "f32"), kind)
         self._write_by_warp(target, sums, lanes)
 
     def _wgmma(self, modifiers: tuple[str, ...], operands: tuple[Operand, ...], lanes: np.ndarray) -> None:

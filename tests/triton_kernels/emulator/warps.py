@@ -1,10 +1,12 @@
 """Instructions that a warp or four of them carry out together; PTX ISA, sections 9.7.9, 9.7.14 and 9.7.15.
 
-Registers come as (warps, 32 lanes) and go the same way. Matrices are fp16, sums float32: products are exact in
+Registers come as (warps, 32 lanes) and go the same way. Matrices are fp16 or bf16, sums float32: products are exact in
 float64, and each instruction rounds its sum once.
 """
 
 import numpy as np
+
+from tests.triton_kernels.emulator.arithmetic import from_bfloat16
 
 LANES = 32
 _LANE = np.arange(LANES)
@@ -35,11 +37,11 @@ def to_rows(registers: np.ndarray, transposed: bool) -> np.ndarray:
     return matrices.swapaxes(2, 3) if transposed else matrices
 
 
-def multiply(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """``mma.m16n8k16``: registers (4, warps, 32) and (2, warps, 32), sums (4, warps, 32) float32."""
-    weights = _left(a).astype(np.float64)
+def multiply(a: np.ndarray, b: np.ndarray, c: np.ndarray, kind: str) -> np.ndarray:
+    """``mma.m16n8k16`` of f16 or bf16: registers (4, warps, 32) and (2, warps, 32), sums (4, warps, 32) float32."""
+    weights = _as_numbers(_left(a), kind)
     # As A's quarters, B's hold a column each lane row: b[column, k].
-    columns = np.concatenate([_as_halves(part).reshape(-1, 8, 8) for part in b], axis=2).astype(np.float64)
+    columns = _as_numbers(np.concatenate([_as_halves(part).reshape(-1, 8, 8) for part in b], axis=2), kind)
     return _to_lanes(_from_lanes(c) + np.einsum("wmk,wnk->wmn", weights, columns))
 
 
@@ -80,6 +82,13 @@ def addresses(descriptor: int, rows: int, transposed: bool) -> np.ndarray:
 def _as_halves(registers: np.ndarray) -> np.ndarray:
     """(..., 32) registers as (..., 64) fp16."""
     return np.ascontiguousarray(registers, dtype=np.uint32).view(np.float16)
+
+
+def _as_numbers(halves: np.ndarray, kind: str) -> np.ndarray:
+    """What fp16 numbers are in float64, or what those are whose bits they hold."""
+    if kind == "bf16":
+        halves = from_bfloat16(np.ascontiguousarray(halves).view(np.uint16))
+    return halves.astype(np.float64)
 
 
 def _as_register(pairs: np.ndarray) -> np.ndarray:
