@@ -80,13 +80,19 @@ class Memory(TorchDispatchMode):
 
 
 class Attention(TorchFunctionMode):
-    """Torch's attention as a card of some architecture would run it; ``paths`` says which ways were taken."""
+    """Torch's attention as a card of some architecture would run it; ``paths`` says which ways were taken.
 
-    def __init__(self, architecture):
+    Products whose result is of a wider dtype, of which there are none on "meta", are counted among the ``launches``.
+    """
+
+    def __init__(self, architecture, launches):
         super().__init__()
-        self.architecture, self.paths = architecture, []
+        self.architecture, self.paths, self._launches = architecture, [], launches
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.mm and "out_dtype" in (kwargs or {}):
+            self._launches["mm"] += 1
+            return kwargs["out"]
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs or {})
         return self._attend(*args, **kwargs or {})
@@ -180,8 +186,9 @@ def fake_gpu(architecture=80, multiprocessors=82):
     properties = SimpleNamespace(
         major=architecture // 10, minor=architecture % 10, multi_processor_count=multiprocessors
     )
-    attention, memory = Attention(architecture), Memory()
-    kernels = {gpu: ("dequantize_kernel", "dot_kernel", "gemv_kernel", "finish_kernel")}
+    memory = Memory()
+    attention = Attention(architecture, memory.launches)
+    kernels = {gpu: ("dequantize_kernel", "dot_kernel", "gemv_kernel", "finish_kernel", "scale_rows_kernel")}
     kernels[decode] = ("add_norm_kernel", "rotary_kernel", "attend_kernel", "merge_kernel", "gather_kernel")
     with ExitStack() as stack:
         for module, names in kernels.items():
@@ -215,8 +222,11 @@ def fake_weight(out_features, in_features, bits, group_size, symmetric, device=M
     return QuantizedWeight(scheme=scheme, packed=packed, scales=scales, zero_points=zeros)
 
 
-def fake_model(preset, num_layers=2, host_embedding=False, **changes):
-    """A model of a preset's shapes as ``quantize`` writes it by default, with fewer layers; inside of ``fake_gpu``."""
+def fake_model(preset, num_layers=2, host_embedding=False, dtype=torch.float16, **changes):
+    """A model of a preset's shapes as ``quantize`` writes it by default, with fewer layers; inside of ``fake_gpu``.
+
+    dtype: of its stream.
+    """
     config = parse_config(CONFIGS[preset] | {"num_layers": num_layers} | changes)
 
     def make_linear(name, in_features, out_features, has_bias):
@@ -227,5 +237,9 @@ def fake_model(preset, num_layers=2, host_embedding=False, **changes):
 
     place = torch.device("cpu") if host_embedding else META
     weight = fake_weight(config.vocab_size, config.hidden_size, 8, None, True, place)
-    embedding = QuantizedEmbedding(weight, "triton", torch.float16, META if host_embedding else None)
-    return make_model(config, make_linear, embedding).to(META, torch.float16).eval()
+    embedding = QuantizedEmbedding(weight, "triton", dtype, META if host_embedding else None)
+    model = make_model(config, make_linear, embedding).to(META).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm | torch.nn.RMSNorm):
+            module.to(dtype)
+    return model

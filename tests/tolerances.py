@@ -19,6 +19,9 @@ FLOAT32_RELATIVE_RMS = 1e-5
 # product in float16 before its epilogue a third time. What the kernels promise is 0.1 %.
 FLOAT16_RELATIVE_RMS = 1e-3
 
+# bfloat16 has 8 significant bits, 3 fewer than float16.
+BFLOAT16_RELATIVE_RMS = 8 * FLOAT16_RELATIVE_RMS
+
 # Inputs as 16-bit integers: 0.29 steps of 1/32767 of the largest of 128 values, which of normal ones is 2.7
 # times their root mean square and of activations up to 10 times: 9e-5.
 INT16_RELATIVE_RMS = 1e-4

@@ -1,9 +1,9 @@
 """Products with weights that are dequantized for each of them, in plain torch: where a GPU runs no kernel of ours.
 
 A piece of the matrix at a time is taken apart into bytes, scaled to fp16 in one operation, and multiplied by torch's
-own product. That moves 7 bytes a weight of INT4 and 5 of INT8; the weights are those of ``reference``, rounded once.
-The columns of a piece stand in the order in which bytes come out of the planar words. x, which is smaller, is brought
-into that order too.
+own product; to bfloat16 for x in bfloat16. That moves 7 bytes a weight of INT4 and 5 of INT8; the weights are those of
+``reference``, rounded once. The columns of a piece stand in the order in which bytes come out of the planar words. x,
+which is smaller, is brought into that order too.
 """
 
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ from torch import Tensor
 from triton_kernels.autograd import finish
 from triton_kernels.operands import Epilogue, Matrix
 from triton_kernels.packing import run_size
+from triton_kernels.reference import scaled_rows
 
 # Weights of a piece, and values of a result that are finished at a time in float32.
 _PIECE_WEIGHTS = 1 << 24
@@ -33,9 +34,14 @@ def takes(matrix: Matrix) -> bool:
 
 
 def multiply(x: Tensor, matrix: Matrix, epilogue: Epilogue) -> Tensor:
-    """x (M, K) fp16 times the matrix, and what follows: (M, N), or (M, N // 2) after "swiglu"."""
+    """x (M, K) times the matrix, and what follows: (M, N), or (M, N // 2) after "swiglu"."""
     out = torch.empty(x.shape[0], matrix.out_features, dtype=x.dtype, device=x.device)
-    _multiply_into(out, _reordered(x, matrix), matrix)
+    if x.dtype in (torch.float16, torch.bfloat16):
+        _multiply(out, _reordered(x, matrix), matrix)
+    else:
+        halves, factors = scaled_rows(x)
+        _multiply(out, _reordered(halves, matrix), matrix)
+        out *= factors[:, None]
     return out if epilogue.empty else _finish(out, epilogue, epilogue.dtype or x.dtype)
 
 
@@ -54,16 +60,26 @@ def shares_of_rows(grad_out: Tensor) -> tuple[Tensor, Tensor]:
     return (grad_out / largest).half(), largest
 
 
-def _multiply_into(out: Tensor, x: Tensor, matrix: Matrix) -> None:
-    for rows, weight in _pieces(matrix):
-        torch.mm(x, weight.T, out=out[:, rows])
+def multiply_into(out: Tensor, x: Tensor, weight: Tensor) -> None:
+    """``out = x @ weight``; out is of their dtype, or float32, which 16-bit numbers may leave."""
+    if out.dtype == x.dtype:
+        torch.mm(x, weight, out=out)
+    elif x.device.type == "cpu":  # which has no such product
+        torch.mm(x.to(out.dtype), weight.to(out.dtype), out=out)
+    else:
+        torch.mm(x, weight, out_dtype=out.dtype, out=out)
 
 
-def _pieces(matrix: Matrix) -> Iterator[tuple[slice, Tensor]]:
-    """Runs of rows and their fp16 weights (rows, K), all in the same scratch."""
+def _multiply(out: Tensor, x: Tensor, matrix: Matrix) -> None:
+    for rows, weight in _pieces(matrix, x.dtype):
+        multiply_into(out[:, rows], x, weight.T)
+
+
+def _pieces(matrix: Matrix, dtype: torch.dtype = torch.float16) -> Iterator[tuple[slice, Tensor]]:
+    """Runs of rows and their weights (rows, K), all in the same scratch."""
     columns, in_features, device = matrix.out_features, matrix.in_features, matrix.qweight.device
     step = max(min(_PIECE_WEIGHTS // in_features, columns), 1)
-    scratch = torch.empty(step, in_features, dtype=torch.float16, device=device)
+    scratch = torch.empty(step, in_features, dtype=dtype, device=device)
     nibbles = torch.empty(step if matrix.bits == 4 else 0, 2, in_features // 2, dtype=torch.uint8, device=device)
     for start in range(0, columns, step):
         rows = slice(start, min(start + step, columns))
@@ -71,7 +87,7 @@ def _pieces(matrix: Matrix) -> Iterator[tuple[slice, Tensor]]:
 
 
 def _dequantize(matrix: Matrix, rows: slice, nibbles: Tensor, out: Tensor) -> Tensor:
-    """Write a run of rows as fp16 weights into ``out`` (rows, K), and return it."""
+    """Write a run of rows as weights into ``out`` (rows, K), and return it."""
     scales = matrix.scales[:, rows].T  # (rows, K / G)
     zeros: int | Tensor = 1 << (matrix.bits - 1) if matrix.zero_points is None else matrix.zero_points[:, rows].T
     offsets = scales.float().mul_(zeros).neg_()

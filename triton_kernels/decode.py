@@ -115,11 +115,15 @@ def one_token_attention(
     prefix_length: int = 0,
     max_columns: int,
 ) -> Tensor:
-    """Attention (B, H * D) of one query a row to the cache; see ``reference.one_token_attention``."""
+    """Attention (B, H * D) of one query a row to the cache; see ``reference.one_token_attention``.
+
+    In float32, of which tensor cores have no product, heads that share keys are computed one by one.
+    """
     check_attention(q, k_cache, v_cache, k_scales, v_scales, slots, lengths, padding, max_columns)
     batch_size, num_heads, head_dim = q.shape
     num_kv_heads, max_length = k_cache.shape[1:3]
     tensor_cores = not q.is_cuda or torch.cuda.get_device_capability(q.device) >= (8, 0)
+    tensor_cores = tensor_cores and q.dtype != torch.float32
     row = launch.attention(num_heads // num_kv_heads, tensor_cores=tensor_cores)
     num_splits = triton.cdiv(max_columns, row.block_s)
     parts = torch.empty(batch_size, num_heads, num_splits, head_dim, dtype=torch.float32, device=q.device)

@@ -1,4 +1,4 @@
-"""From a quantized matrix to fp16 weights, for products that a library does better."""
+"""From a quantized matrix to fp16 or bfloat16 weights, for products that a library does better."""
 
 import triton
 import triton.language as tl
@@ -22,7 +22,7 @@ def dequantize_kernel(
     PLANE: tl.constexpr,
     USE_ASM: tl.constexpr,
 ):
-    """One program writes BLOCK_N rows of 128 weights, rounded to fp16 once.
+    """One program writes BLOCK_N rows of 128 weights, rounded to fp16 once (and from there to bfloat16).
 
     qweight, scales, zeros, GROUP_SIZE, PLANE and what the caller guarantees: as ``dot_kernel``.
     out: (num_rows, K), which are the rows of the matrix from first_row on.

@@ -78,11 +78,15 @@ def obstacle(device: torch.device) -> str | None:
     return None
 
 
-def path(x: Tensor, matrix: Matrix) -> ModuleType:
-    """The module whose ``multiply`` and ``multiply_transposed`` are the fastest that this product has."""
-    if gpu is not None and gpu.takes(x, matrix) and obstacle(x.device) is None:
+def path(x: Tensor, matrix: Matrix, dtype: torch.dtype | None = None) -> ModuleType:
+    """The module whose ``multiply`` and ``multiply_transposed`` are the fastest that this product has.
+
+    ``dtype``: in which it may be computed; None for x's.
+    """
+    dtype = dtype or x.dtype
+    if gpu is not None and gpu.takes(dtype, matrix) and obstacle(x.device) is None:
         return gpu
-    return cublas if x.is_cuda and x.dtype == torch.float16 and cublas.takes(matrix) else reference
+    return cublas if x.is_cuda and dtype == torch.float16 and cublas.takes(matrix) else reference
 
 
 def _linear(x: Tensor, matrix: Matrix, epilogue: Epilogue) -> Tensor:

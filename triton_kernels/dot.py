@@ -25,6 +25,7 @@ def dot_kernel(
     K,
     stride_xm,
     alpha,
+    factors_ptr,
     BITS: tl.constexpr,
     GROUP_SIZE: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -38,6 +39,7 @@ def dot_kernel(
 
     x: (M, K) fp16. qweight: (N, K // 4) int16 or (N, K) uint8. scales, zeros (or None): (K // GROUP_SIZE, N),
     one row where GROUP_SIZE is None. bias: (N,) or None. residual: (M, N) or None. out: (splits, M, N).
+    factors: (M,) fp32, what the product of each row is multiplied by, or None.
     The grid is (M tiles, N tiles, splits). PLANE weights go into a product at a time: 32 of 4 bits.
     The caller guarantees K % 128 == 0, a GROUP_SIZE that divides 128 or is a multiple of it, contiguous
     tensors but for the rows of x, and with more than one split no bias, residual or activation.
@@ -98,6 +100,8 @@ def dot_kernel(
                 acc = tl.dot(w * scale.to(tl.float16)[:, None], x, acc)
     if GROUP_SIZE is None:
         acc *= tl.load(scales_ptr + offs_n, mask=mask_n, other=0).to(tl.float32)[:, None]
+    if factors_ptr is not None:
+        acc *= tl.load(factors_ptr + first_m + offs_m, mask=mask_m, other=0)[None, :]
 
     mask = mask_n[:, None] & mask_m[None, :]
     bias = None

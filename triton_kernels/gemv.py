@@ -31,6 +31,8 @@ def gemv_kernel(
 ):
     """One program computes BLOCK_M rows and BLOCK_N columns of one split of K; arguments as ``dot_kernel``.
 
+    x may be of any float, since it is multiplied in fp32.
+
     Every thread keeps the sums of its own k; they are added up across threads once, at the end. Rows of x
     stay one-dimensional, so that each thread loads what it needs and nothing goes through shared memory.
     A row that M does not have repeats the last one and is not stored.

@@ -10,7 +10,7 @@ import triton
 from torch import Tensor
 
 from triton_kernels import launch
-from triton_kernels.cublas import shares_of_rows
+from triton_kernels.cublas import multiply_into, shares_of_rows
 from triton_kernels.dequantize import dequantize_kernel
 from triton_kernels.dot import dot_kernel
 from triton_kernels.epilogue import finish_kernel
@@ -18,6 +18,7 @@ from triton_kernels.gemv import gemv_kernel
 from triton_kernels.launch import Launch
 from triton_kernels.operands import Epilogue, Matrix
 from triton_kernels.packing import RUN
+from triton_kernels.row_scaling import scale_rows_kernel
 
 # Memory for a dequantized piece of a matrix, at most.
 SCRATCH_BYTES = 32 << 20
@@ -27,15 +28,18 @@ _MAX_STRIDE = 1 << 24
 _USE_ASM = not triton.knobs.runtime.interpret
 
 
-def takes(x: Tensor, matrix: Matrix) -> bool:
-    """Whether the kernels compute this product: fp16, whole runs of weights, groups that planes do not cross."""
+def takes(dtype: torch.dtype, matrix: Matrix) -> bool:
+    """Whether the kernels compute such products: in fp16, whole runs of weights, groups that planes do not cross."""
     size = matrix.group_size
     groups = size in (32, 64) or size % RUN == 0
-    return x.dtype == torch.float16 and matrix.in_features % RUN == 0 and groups
+    return dtype == torch.float16 and matrix.in_features % RUN == 0 and groups
 
 
 def multiply(x: Tensor, matrix: Matrix, epilogue: Epilogue) -> Tensor:
-    """x (M, K) times the matrix, and what follows: (M, N), or (M, N // 2) after "swiglu"."""
+    """x (M, K) times the matrix, and what follows: (M, N), or (M, N // 2) after "swiglu".
+
+    x may be of another float than fp16: its rows are scaled by powers of two then, in place of overflowing.
+    """
     device, row = torch.cuda.get_device_properties(x.device), _choose(x, matrix)
     with torch.cuda.device(x.device):
         if row is None:
@@ -61,6 +65,7 @@ def run(row: Launch, splits: int, x: Tensor, matrix: Matrix, epilogue: Epilogue)
     dtype = epilogue.dtype or x.dtype
     if x.stride(0) >= _MAX_STRIDE:
         x = x.contiguous()
+    x, factors = (x, None) if x.dtype == torch.float16 or row.kernel == "gemv" else scaled_rows(x)
     whole = splits == 1 and epilogue.activation != "swiglu"
     shape = (num_rows, columns) if whole else (splits, num_rows, columns)
     out = torch.empty(shape, dtype=dtype if whole else torch.float32, device=x.device)
@@ -79,6 +84,7 @@ def run(row: Launch, splits: int, x: Tensor, matrix: Matrix, epilogue: Epilogue)
         matrix.in_features,
         x.stride(0) if num_rows > 1 else matrix.in_features,
         float(inner.alpha),
+        **({"factors_ptr": factors} if row.kernel == "dot" else {}),
         **row.constants(matrix.bits, _group_size(matrix)),
         ACTIVATION=inner.activation,
         USE_ASM=_USE_ASM,
@@ -87,6 +93,23 @@ def run(row: Launch, splits: int, x: Tensor, matrix: Matrix, epilogue: Epilogue)
         maxnreg=row.max_registers,
     )
     return out if whole else finish(out, epilogue, dtype)
+
+
+def scaled_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (M, K) as fp16 ones, and the powers of two (M,) between them; see ``reference.scaled_rows``."""
+    num_rows, columns = x.shape
+    out = torch.empty(num_rows, columns, dtype=torch.float16, device=x.device)
+    factors = torch.empty(num_rows, dtype=torch.float32, device=x.device)
+    scale_rows_kernel[(num_rows,)](
+        x,
+        out,
+        factors,
+        columns,
+        x.stride(0) if num_rows > 1 else columns,
+        BLOCK_K=launch.SCALE_BLOCK,
+        num_warps=8,
+    )
+    return out, factors
 
 
 def finish(parts: Tensor, epilogue: Epilogue, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
@@ -114,15 +137,19 @@ def finish(parts: Tensor, epilogue: Epilogue, dtype: torch.dtype, out: Tensor | 
 
 
 def multiply_dequantized(x: Tensor, matrix: Matrix, epilogue: Epilogue) -> Tensor:
-    """As ``multiply``, with the weights dequantized in chunks for torch's own product."""
+    """As ``multiply``, with the weights dequantized in chunks for torch's own product, in bfloat16 where x is."""
+    dtype, factors = epilogue.dtype or x.dtype, None
     out = torch.empty(x.shape[0], matrix.out_features, dtype=x.dtype, device=x.device)
-    for rows, weight in _weight_chunks(matrix, x.shape[0]):
-        torch.mm(x, weight.T, out=out[:, rows])
+    if x.dtype not in (torch.float16, torch.bfloat16):
+        x, factors = scaled_rows(x)
+    for rows, weight in _weight_chunks(matrix, x.shape[0], x.dtype):
+        multiply_into(out[:, rows], x, weight.T)
         del weight  # the scratch goes with the last one
+    if factors is not None:
+        out *= factors[:, None]
     if epilogue.empty:
         return out
-    dtype = epilogue.dtype or x.dtype
-    in_place = dtype == x.dtype and epilogue.activation != "swiglu"
+    in_place = dtype == out.dtype and epilogue.activation != "swiglu"
     return finish(out[None], epilogue, dtype, out if in_place else None)
 
 
@@ -131,17 +158,17 @@ def multiply_transposed(grad_out: Tensor, matrix: Matrix) -> Tensor:
     shares, largest = shares_of_rows(grad_out)
     grad_x = torch.zeros(grad_out.shape[0], matrix.in_features, device=grad_out.device)
     with torch.cuda.device_of(grad_out):
-        for rows, weight in _weight_chunks(matrix, shares.shape[0]):
+        for rows, weight in _weight_chunks(matrix, shares.shape[0], shares.dtype):
             grad_x += shares[:, rows] @ weight
     return (grad_x * largest).to(grad_out.dtype)
 
 
-def _weight_chunks(matrix: Matrix, num_rows: int) -> Iterator[tuple[slice, Tensor]]:
-    """Runs of rows and their fp16 weights, all in the same scratch, for a product with so many rows of x."""
+def _weight_chunks(matrix: Matrix, num_rows: int, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """Runs of rows and their 16-bit weights, all in the same scratch, for a product with so many rows of x."""
     columns, in_features, device = matrix.out_features, matrix.in_features, matrix.qweight.device
     wanted = launch.piece_rows(num_rows, num_multiprocessors(device))
     step = max(min(SCRATCH_BYTES // (2 * in_features), wanted, columns), 1)
-    scratch = torch.empty(step, in_features, dtype=torch.float16, device=device)
+    scratch = torch.empty(step, in_features, dtype=dtype, device=device)
     for start in range(0, columns, step):
         rows = slice(start, min(start + step, columns))
         yield rows, dequantize(matrix, rows, scratch[: rows.stop - start])
@@ -153,7 +180,7 @@ def num_multiprocessors(device: torch.device) -> int:
 
 
 def dequantize(matrix: Matrix, rows: slice, out: Tensor) -> Tensor:
-    """Write a run of rows as fp16 weights into ``out`` (rows, K), and return it."""
+    """Write a run of rows as weights into ``out`` (rows, K), fp16 or bfloat16, and return it."""
     group_size = _group_size(matrix)
     dequantize_kernel[(matrix.in_features // RUN, triton.cdiv(out.shape[0], launch.DEQUANTIZE_BLOCK))](
         matrix.qweight,

@@ -24,6 +24,9 @@ MERGE_BLOCK = 16
 # latter a piece has at least. Estimates; not timed on a GPU.
 _TILE, _LEAST_TILES = (128, 256), 4
 
+# Elements of a row that a program scales at a time, 16 a thread; not timed.
+SCALE_BLOCK = 4096
+
 # Bytes of a row that a program fetches, 16 a thread; not timed.
 GATHER_BLOCK = 2048
 

@@ -33,13 +33,13 @@ def attend_kernel(
 ):
     """One program computes one split of BLOCK_S columns, for one query head or for all that share a key head.
 
-    q: (B, Hkv * HEADS, D) fp16. k, v: (slots, Hkv, max_length, D) fp16, or int8 with scales (slots, Hkv,
-    max_length) fp16. slots, lengths: (B,) int64, where a row's cache is and its valid columns. padding: (B,)
-    int64, columns that a row does not see, behind the first prefix_length ones. parts: (B, H, num_splits, D) and
-    stats: (B, H, num_splits, 2) fp32 receive the weighted values, the largest score and the sum of weights; not of
-    splits behind the row's length. The grid is (B, Hkv, num_splits), HEADS query heads on tensor cores, where
-    BLOCK_H >= 16; with BLOCK_H 1 it is (B, H, num_splits). The caller guarantees contiguous tensors, D a power of
-    two of 16 or more.
+    q: (B, Hkv * HEADS, D) of any float, of 16 bits on tensor cores. k, v: (slots, Hkv, max_length, D) of the same
+    float, or int8 with scales (slots, Hkv, max_length) fp16. slots, lengths: (B,) int64, where a row's cache is and
+    its valid columns. padding: (B,) int64, columns that a row does not see, behind the first prefix_length ones.
+    parts: (B, H, num_splits, D) and stats: (B, H, num_splits, 2) fp32 receive the weighted values, the largest score
+    and the sum of weights; not of splits behind the row's length. The grid is (B, Hkv, num_splits), HEADS query heads
+    on tensor cores, where BLOCK_H >= 16; with BLOCK_H 1 it is (B, H, num_splits). The caller guarantees contiguous
+    tensors, D a power of two of 16 or more.
     """
     row = tl.program_id(0).to(tl.int64)
     split = tl.program_id(2)
@@ -78,14 +78,14 @@ def attend_kernel(
             mask_h = offs_h < HEADS
             head = first_head + kv_head * HEADS + offs_h
             q = tl.load(q_ptr + head[:, None] * HEAD_DIM + offs_d[None, :], mask=mask_h[:, None], other=0)
-            scores = tl.dot(q, tl.trans(k.to(tl.float16))) * score_scale[None, :]
+            scores = tl.dot(q, tl.trans(k.to(q.dtype))) * score_scale[None, :]
             scores = tl.where(visible[None, :], scores, -float("inf"))
             largest = tl.max(scores, axis=1)
             weights = tl.exp(scores - tl.where(largest > -float("inf"), largest, 0)[:, None])
             total = tl.sum(weights, axis=1)
             if INT8:
                 weights *= v_scale[None, :]
-            out = tl.dot(weights.to(tl.float16), v.to(tl.float16))
+            out = tl.dot(weights.to(q.dtype), v.to(q.dtype))
             part = head * num_splits + split
             tl.store(parts_ptr + part[:, None] * HEAD_DIM + offs_d[None, :], out, mask=mask_h[:, None])
             tl.store(stats_ptr + 2 * part, largest, mask=mask_h)
@@ -104,7 +104,7 @@ def merge_kernel(
     BLOCK_P: tl.constexpr,
     HEAD_DIM: tl.constexpr,
 ):
-    """One program merges the splits of one head, BLOCK_P at a time: out (B, H, D) fp16; see ``attend_kernel``."""
+    """One program merges the splits of one head, BLOCK_P at a time: out (B, H, D), a float; see ``attend_kernel``."""
     head = tl.program_id(0).to(tl.int64)
     offs_d = tl.arange(0, HEAD_DIM)
     offs_p = tl.arange(0, BLOCK_P)
@@ -125,4 +125,4 @@ def merge_kernel(
         part_ptrs = parts_ptr + (start + offs_p)[:, None] * HEAD_DIM + offs_d[None, :]
         acc += weight[:, None] * tl.load(part_ptrs, mask=mask[:, None], other=0)
     out = tl.sum(acc, axis=0) / tl.sum(total, axis=0)
-    tl.store(out_ptr + head * HEAD_DIM + offs_d, out.to(tl.float16))
+    tl.store(out_ptr + head * HEAD_DIM + offs_d, out.to(out_ptr.dtype.element_ty))

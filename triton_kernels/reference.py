@@ -93,6 +93,20 @@ def gather_rows(table: Tensor, ids: Tensor) -> Tensor:
     return rows.to(ids.device, non_blocking=True)
 
 
+def scaled_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows as float16 ones that neither overflow nor lose small elements beside a large one.
+
+    Args:
+        x: (M, K) floating point.
+    Returns:
+        (M, K) float16, each row x times the power of two that brings its largest element to 2**14 or more, below 2**15;
+        and the powers' inverses (M,) float32.
+    """
+    exponents = (x.abs().amax(1).float().view(torch.int32) >> 23).clamp(min=15)  # as in a number's bits: 127 more
+    factors, powers = ((bits << 23).view(torch.float32) for bits in (exponents - 14, 268 - exponents))
+    return (x.float() * powers[:, None]).half(), factors
+
+
 def add_norm(
     x: Tensor,
     weight: Tensor,

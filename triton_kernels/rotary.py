@@ -6,7 +6,7 @@ import triton.language as tl
 
 @triton.jit
 def store_head(x, cache_ptr, scales_ptr, entry, offs_d, HEAD_DIM: tl.constexpr, INT8: tl.constexpr):
-    """Write a head (HEAD_DIM,) fp16 to a cache, as it is or as integers with a scale of its own."""
+    """Write a head (HEAD_DIM,) to a cache, as it is or as integers with a scale of its own."""
     if INT8:
         wide = x.to(tl.float32)
         scale = tl.maximum(tl.div_rn(tl.max(tl.abs(wide), axis=0), 127.0), 5.9604644775390625e-08).to(tl.float16)
@@ -41,10 +41,10 @@ def rotary_kernel(
 ):
     """One program handles one head of one row: a query is rotated, a key rotated and kept, a value kept.
 
-    qkv: (B, (H + 2 Hkv) D) fp16; [q | k | v] head by head where TWO_DIMENSIONAL, else all queries, keys, values.
+    qkv: (B, (H + 2 Hkv) D), a float; [q | k | v] head by head where TWO_DIMENSIONAL, else all queries, keys, values.
     cos, sin: (positions, D / 4) fp32. positions: (B, 2 or 1) int64, where TWO_DIMENSIONAL one for each half of
-    a head. slots, columns: (B,) int64, where a row's cache is and where it is written. q: (B, H, D) fp16.
-    k, v: (slots, Hkv, max_length, D) fp16, or int8 with scales (slots, Hkv, max_length) fp16. The grid is
+    a head. slots, columns: (B,) int64, where a row's cache is and where it is written. q: (B, H, D).
+    k, v: (slots, Hkv, max_length, D) of the same float, or int8 with scales (slots, Hkv, max_length) fp16. The grid is
     (B, H + 2 Hkv). The caller guarantees contiguous tensors, D a power of two, and slots, columns and positions
     that exist.
     """
@@ -79,7 +79,7 @@ def rotary_kernel(
         cos = tl.load(cos_ptr + position * QUARTER + angle, mask=rotated, other=1)
         sin = tl.load(sin_ptr + position * QUARTER + angle, mask=rotated, other=0)
         other = tl.load(source_ptr + partner).to(tl.float32)
-        turned = (x.to(tl.float32) * cos + other * sin * (2 * second - 1).to(tl.float32)).to(tl.float16)
+        turned = (x.to(tl.float32) * cos + other * sin * (2 * second - 1).to(tl.float32)).to(x.dtype)
         if is_query:
             tl.store(q_ptr + (row * num_heads + head) * HEAD_DIM + offs_d, turned)
         else:

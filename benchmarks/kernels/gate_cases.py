@@ -13,6 +13,7 @@ from triton_kernels.gemv import gemv_kernel
 from triton_kernels.norm import add_norm_kernel
 from triton_kernels.one_token_attention import attend_kernel, merge_kernel
 from triton_kernels.rotary import rotary_kernel
+from triton_kernels.row_scaling import scale_rows_kernel
 
 # Shared memory that a block may have, by architecture: CUDA C++ Programming Guide, table of technical specifications.
 SHARED_LIMITS = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}
@@ -27,6 +28,7 @@ KERNELS = {
     "rotary": rotary_kernel,
     "attend": attend_kernel,
     "merge": merge_kernel,
+    "scale": scale_rows_kernel,
 }
 HEAD_DIM, HIDDEN_SIZE = 128, 4096
 # Query heads that share a key head: ChatGLM-6B, and ChatGLM2-6B and ChatGLM3-6B.
@@ -68,49 +70,67 @@ def cases(quick: bool) -> Iterator[Case]:
             constants = {"ACTIVATION": activation, "BLOCK_N": launch.FINISH_BLOCK}
             yield Case(kernel="finish", architecture=architecture, constants=constants)
         if not quick or architecture in (75, 90):
-            yield from decode_cases(architecture)
+            every = streams(architecture)
+            for stream in (every[0], every[-1]) if quick else every:
+                yield from decode_cases(architecture, stream)
 
 
 def product_cases(
     architecture: int, bits: int, group_size: int | None, types: dict[str, str], common: dict[str, Any], quick: bool
 ) -> Iterator[Case]:
-    """Every launch as one of several splits; also with a fused epilogue, and once without assembly."""
-    parts: dict[str, Any] = {"ACTIVATION": None, "bias_ptr": None, "residual_ptr": None}
+    """Every launch as one of several splits; also of scaled rows, with a fused epilogue, and once without assembly."""
+    scaled: dict[str, Any] = {"ACTIVATION": None, "bias_ptr": None, "residual_ptr": None}
+    parts = scaled | {"factors_ptr": None}
     variants = [(parts, "*fp32")]
+    usual = group_size == (128 if bits == 4 else None) and ("zeros_ptr" not in common) == (bits == 4)
+    if usual and (not quick or architecture in (75, 90)):
+        variants.insert(0, (scaled, "*fp32"))  # the table of reports shows the other one
     if not quick:
-        variants.append(({"ACTIVATION": "gelu"}, "*fp16"))
+        variants.append(({"ACTIVATION": "gelu", "factors_ptr": None}, "*fp16"))
         if group_size == 128 and "zeros_ptr" not in common:
             variants.append((parts | {"USE_ASM": False}, "*fp32"))
     rows = launch.launches(bits, architecture)
     for row in (rows[0], rows[-1]) if quick else rows:
         for variant, out in variants:
+            wider = {"x_ptr": "*fp32"} if variant is scaled and row.kernel == "gemv" else {}
             yield Case(
                 kernel=row.kernel,
                 architecture=architecture,
                 constants=row.constants(bits, group_size) | common | variant,
-                types=types | {"out_ptr": out},
+                types=types | {"out_ptr": out} | wider,
                 num_warps=row.num_warps,
                 num_stages=row.num_stages,
                 max_registers=row.max_registers,
             )
 
 
-def decode_cases(architecture: int) -> Iterator[Case]:
+def streams(architecture: int) -> tuple[str, ...]:
+    """What the residual stream may be in."""
+    return ("*fp16", "*fp32", "*bf16") if architecture >= 80 else ("*fp16", "*fp32")
+
+
+def decode_cases(architecture: int, stream: str) -> Iterator[Case]:
     """The kernels of a one-token step that are no products with weights."""
-    types = {"table_ptr": "*u8", "ids_ptr": "*i64", "out_ptr": "*u8"}
-    yield Case(kernel="gather", architecture=architecture, constants={"BLOCK_W": launch.GATHER_BLOCK}, types=types)
+    floats = dict.fromkeys(("x_ptr", "residual_ptr", "total_ptr", "out_ptr", "qkv_ptr", "q_ptr"), stream)
+    if stream == "*fp16":
+        types = {"table_ptr": "*u8", "ids_ptr": "*i64", "out_ptr": "*u8"}
+        yield Case(kernel="gather", architecture=architecture, constants={"BLOCK_W": launch.GATHER_BLOCK}, types=types)
+    else:
+        types = {"x_ptr": stream}
+        scaled = {"BLOCK_K": launch.SCALE_BLOCK}
+        yield Case(kernel="scale", architecture=architecture, constants=scaled, types=types, num_warps=8)
     for parts in ({}, {"bias_ptr": None}, {"bias_ptr": None, "residual_ptr": None, "total_ptr": None}):
         constants = {"BLOCK_K": HIDDEN_SIZE} | parts
-        types = {"weight_ptr": "*fp16", "bias_ptr": "*fp16"}
+        types = floats | {"weight_ptr": stream, "bias_ptr": stream}
         warps = launch.norm_warps(HIDDEN_SIZE)
         yield Case(kernel="norm", architecture=architecture, constants=constants, types=types, num_warps=warps)
     for int8 in (False, True):
-        types = dict.fromkeys(("k_ptr", "v_ptr"), "*i8" if int8 else "*fp16")
+        types = floats | dict.fromkeys(("k_ptr", "v_ptr"), "*i8" if int8 else stream)
         for two_dimensional in (False, True):
             constants = {"HEAD_DIM": HEAD_DIM, "TWO_DIMENSIONAL": two_dimensional, "INT8": int8}
             yield Case(kernel="rotary", architecture=architecture, constants=constants, types=types, num_warps=1)
         for heads in HEADS_PER_GROUP:
-            row = launch.attention(heads, tensor_cores=architecture >= 80)
+            row = launch.attention(heads, tensor_cores=architecture >= 80 and stream != "*fp32")
             constants = {
                 "HEADS": heads,
                 "BLOCK_H": row.block_h,
@@ -122,4 +142,4 @@ def decode_cases(architecture: int) -> Iterator[Case]:
                 kernel="attend", architecture=architecture, constants=constants, types=types, num_warps=row.num_warps
             )
     constants = {"BLOCK_S": row.block_s, "BLOCK_P": launch.MERGE_BLOCK, "HEAD_DIM": HEAD_DIM}
-    yield Case(kernel="merge", architecture=architecture, constants=constants)
+    yield Case(kernel="merge", architecture=architecture, constants=constants, types=floats)

@@ -35,7 +35,7 @@ WEIGHTS_A_BLOCK = 128
 # Of arguments that are neither fp16 tensors nor integers, where a case says nothing else.
 TYPES = {
     "zeros_ptr": "*u8",
-    **dict.fromkeys(("bias_ptr", "parts_ptr", "stats_ptr", "cos_ptr", "sin_ptr"), "*fp32"),
+    **dict.fromkeys(("bias_ptr", "parts_ptr", "stats_ptr", "cos_ptr", "sin_ptr", "factors_ptr"), "*fp32"),
     **dict.fromkeys(("slots_ptr", "columns_ptr", "lengths_ptr", "positions_ptr", "padding_ptr"), "*i64"),
     **dict.fromkeys(("alpha", "eps", "softmax_scale"), "fp32"),
 }

@@ -60,7 +60,7 @@ class Stepper(Protocol):
 
 def make_stepper(model: Model, setup: ComputeSetup) -> Stepper:
     """What decodes in this setup: fused steps on a GPU, or else the model itself."""
-    if setup.device.type != "cuda" or setup.stream_dtype != torch.float16 or setup.backend == "cublas":
+    if setup.device.type != "cuda" or setup.backend == "cublas":
         return model
     head_dim = model.config.head_dim
     if head_dim < 16 or head_dim & (head_dim - 1):

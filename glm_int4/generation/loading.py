@@ -31,7 +31,7 @@ from glm_int4.generation.memory_plan import fits, plan_memory, size_pieces
 from glm_int4.models.config import Config
 from glm_int4.models.past import Prefix
 from glm_int4.quantization.cpu.instructions import choose_backend
-from glm_int4.quantization.gpu.cuda_device import cuda_fault
+from glm_int4.quantization.gpu.cuda_device import cuda_fault, has_bfloat16
 from glm_int4.quantization.gpu.gpu_probe import ProbedMatrix, choose_gpu_backend, kernel_fault
 from glm_int4.system import total_bytes
 from glm_int4.text import Tokenizer
@@ -61,7 +61,9 @@ def load(
     Args:
         model: folder or hub id.
         device: "auto" (CUDA where there is one, and where its kernels run if the model is quantized), "cuda" or "cpu".
-        dtype: None for the device's fast path; torch.float32 for exact arithmetic on plain torch.
+        dtype: None for the device's fast path. On a GPU torch.bfloat16 or float32 for a model that float16 is too
+            narrow for: the residual stream, norms, attention and the cache are in it, quantized products in float16 of
+            rows that are scaled. Otherwise what everything computes in on plain torch, float32 exactly.
         prefix: a P-Tuning v2 prefix: the folder that ptuning has written, or a ``.bin`` or
             ``.safetensors`` file. It does not count in ``max_length``. None takes one that is stored with the model,
             "none" leaves that out.
@@ -278,7 +280,10 @@ def place_embedding(
 def choose_setup(
     info: CheckpointInfo, device: torch.device, dtype: torch.dtype | None = None, kv_bits: int = 16
 ) -> ComputeSetup:
-    """Choose backend and dtypes; an explicit ``dtype`` is taken everywhere, without packed operations.
+    """Choose backend and dtypes.
+
+    An explicit ``dtype`` is taken everywhere, without packed operations; but where it is wider than float16 on a GPU,
+    that multiplies quantized matrices as it does without one. Before sm_80 float32 takes the place of bfloat16.
 
     Raises:
         InputError: another dtype, or ``kv_bits`` that are neither 16 nor 8.
@@ -286,18 +291,23 @@ def choose_setup(
     if kv_bits not in (16, 8):
         raise InputError(f"expected kv_bits 16 or 8, got {kv_bits!r}")
     kv_dtype = torch.float16 if kv_bits == 16 else torch.int8
+    quantized = any(info.schemes.values())
     if dtype is not None:
         if dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise InputError(f"expected dtype float32, float16, bfloat16 or None, got {dtype!r}")
+        on_kernels = quantized and device.type == "cuda" and dtype != torch.float16
+        stream = dtype
+        if device.type == "cuda" and dtype == torch.bfloat16 and not has_bfloat16(device):
+            stream = torch.float32
+            logger.info("%s takes the place of %s, in which this GPU does not compute", stream, dtype)
         return ComputeSetup(
             device=device,
-            backend="reference",
-            dense_dtype=dtype,
-            stream_dtype=dtype,
-            kv_dtype=dtype if kv_bits == 16 else kv_dtype,
+            backend=choose_gpu_backend(device) if on_kernels else "reference",
+            dense_dtype=stream,
+            stream_dtype=stream,
+            kv_dtype=stream if kv_bits == 16 else kv_dtype,
             half_tables=dtype != torch.float32,
         )
-    quantized = any(info.schemes.values())
     if device.type == "cuda":
         return ComputeSetup(
             device=device,

@@ -67,8 +67,8 @@ class ChatGLMForCausalLM(Conversing, LoadedModel, GenerationMixin):
         Args:
             pretrained_model_name_or_path: folder or hub id.
             device_map: a device, by name or as ``{"": device}``; None or "auto" for CUDA where there is one.
-            dtype: None, "auto" or, on CUDA, float16 for the device's fast path; otherwise what everything
-                computes in on plain torch, without packed operations. Packed weights stay packed.
+            dtype: None, "auto" or, on CUDA, float16 for the device's fast path; otherwise as of ``glm_int4.load``.
+                Packed weights stay packed.
             prefix, model_version, threads: as in ``glm_int4.load``.
             adapter_name, adapter_kwargs: of an adapter that lies in the folder (kwargs).
             kwargs: options of the hub client; what else transformers passes to models has no effect.

@@ -29,7 +29,8 @@ class PromptPass:
     """Prompts of one sequence at a time.
 
     Args:
-        model: of any version, in float16. ops: ``triton_kernels.decode`` or ``triton_kernels.reference``.
+        model: of any version, with norms in the dtype of its stream.
+        ops: ``triton_kernels.decode`` or ``triton_kernels.reference``.
     """
 
     def __init__(self, model: Model, ops: ModuleType) -> None:
@@ -51,7 +52,7 @@ class PromptPass:
         rotary = (cos, sin, lines, *_places(cache, num_rows, cos.device))
         is_normed = model.config.residual_is_normed
         norms = [layer.input_norm for layer in self._layers] + [model.norm]
-        total, x = _add_norm(model, self._ops, model.embedding(token_ids[0]).half(), norms[0])
+        total, x = _add_norm(model, self._ops, model.embedding(token_ids[0]), norms[0])
         residual = x if is_normed else total
         del total
         for i, layer in enumerate(self._layers):
@@ -75,7 +76,7 @@ class PromptPass:
         config = self._model.config
         stored = [part[layer_id] for part in (cache.k, cache.v, cache.k_scales, cache.v_scales)]
         q = self._ops.rotary_to_cache(
-            attention.query_key_value(x).half(),  # type: ignore[operator]
+            attention.query_key_value(x).to(x.dtype),  # type: ignore[operator]
             *rotary,
             *stored,
             num_heads=config.num_heads,
@@ -91,7 +92,8 @@ class PromptPass:
         rows = len(x) if config.is_causal else _WIDE_ROWS
 
         def feed(part: Tensor) -> Tensor:
-            return feed_forward(mlp.dense_h_to_4h, mlp.dense_4h_to_h, part, config.activation).half()  # type: ignore[arg-type]
+            out = feed_forward(mlp.dense_h_to_4h, mlp.dense_4h_to_h, part, config.activation)  # type: ignore[arg-type]
+            return out.to(part.dtype)
 
         return by_chunks(feed, x[None], rows=rows)[0]
 
@@ -105,10 +107,11 @@ def _places(cache: KVCache, num_rows: int, device: torch.device) -> tuple[Tensor
 def _add_norm(
     model: Model, ops: ModuleType, x: Tensor, norm: nn.Module, residual: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """``x + alpha * residual`` and its norm."""
-    bias = getattr(norm, "bias", None)
+    """``x + alpha * residual`` and its norm, in the norm's dtype."""
+    weight, bias = norm.weight, getattr(norm, "bias", None)
+    assert isinstance(weight, Tensor)
     out: tuple[Tensor, Tensor] = ops.add_norm(
-        x.half(), norm.weight, bias, residual, alpha=model.config.residual_alpha, eps=norm.eps
+        x.to(weight.dtype), weight, bias, residual, alpha=model.config.residual_alpha, eps=norm.eps
     )
     return out
 
@@ -117,8 +120,8 @@ class DecodeStep:
     """Steps over one cache.
 
     Args:
-        model: of any version, in float16.
-        cache: in float16 or int8, of rows or of slots. Only its tensors are kept, not the cache.
+        model: of any version, with norms in the dtype of its stream.
+        cache: in that dtype or int8, of rows or of slots. Only its tensors are kept, not the cache.
         ops: ``triton_kernels.decode`` or ``triton_kernels.reference``.
     """
 
@@ -154,7 +157,7 @@ class DecodeStep:
             (B, V) float32.
         """
         places = (slots, columns, columns + 1)
-        x = self._model.embedding(token_ids).half()  # (B, hidden_size)
+        x = self._model.embedding(token_ids)  # (B, hidden_size)
         residual_is_normed = self._model.config.residual_is_normed
         norms = [layer.input_norm for layer in self._layers] + [self._model.norm]
         total, x = self._add_norm(x, norms[0])
@@ -183,7 +186,7 @@ class DecodeStep:
         config = self._model.config
         slots, columns, lengths = places
         q = self._ops.rotary_to_cache(
-            layer.attention.query_key_value(x).half(),  # type: ignore[operator]
+            layer.attention.query_key_value(x).to(x.dtype),  # type: ignore[operator]
             self._cos,
             self._sin,
             positions,

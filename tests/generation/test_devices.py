@@ -7,16 +7,18 @@ import pytest
 import torch
 
 import glm_int4
+from glm_int4.checkpoint.opening import open_checkpoint
 from glm_int4.cli import info
 from glm_int4.conversion import quantizing
 from glm_int4.errors import InputError
 from glm_int4.generation import loading, memory_plan
-from glm_int4.generation.cuda_graphs import make_stepper
+from glm_int4.generation.cuda_graphs import GraphStepper, make_stepper
 from glm_int4.generation.loading import choose_device, choose_setup
 from glm_int4.measuring import speed
 from glm_int4.quantization.gpu.gpu_probe import ANY_MODEL
 from glm_int4.quantization.gpu.kernel_faults import KernelFault
 from tests.conftest import FIXTURES, TINY
+from triton_kernels import reference
 
 TINY_INT4 = FIXTURES / "v1_tiny_int4"
 NO_COMPILER = KernelFault(cause="Triton failed: RuntimeError: Failed to find C compiler", cure="apt install gcc")
@@ -90,7 +92,6 @@ def test_a_benchmark_and_the_plan_of_info_take_the_device_of_loading(card, kerne
 
 
 def test_an_explicit_gpu_without_kernels_dequantizes_with_its_scratch_in_the_plan(card, monkeypatch):
-    from glm_int4.checkpoint.opening import open_checkpoint
     from triton_kernels import cublas
 
     card()
@@ -108,10 +109,43 @@ def test_an_explicit_gpu_without_kernels_dequantizes_with_its_scratch_in_the_pla
 
 def test_without_kernels_no_fused_step_is_tried(monkeypatch, caplog):
     model = SimpleNamespace(config=SimpleNamespace(head_dim=64))
-    setup = SimpleNamespace(device=torch.device("cuda"), stream_dtype=torch.float16, backend="cublas")
+    setup = SimpleNamespace(device=torch.device("cuda"), backend="cublas")
     monkeypatch.setattr("glm_int4.generation.cuda_graphs.decode_kernels", lambda device: pytest.fail("was tried"))
     assert make_stepper(model, setup) is model
     assert not caplog.records  # the backend's line has said why
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "stream"),
+    [
+        ((8, 0), torch.bfloat16, torch.bfloat16),
+        ((9, 0), torch.float32, torch.float32),
+        ((7, 5), torch.bfloat16, torch.float32),
+        ((7, 5), torch.float32, torch.float32),
+    ],
+)
+def test_a_wider_stream_on_a_gpu_runs_the_kernels_with_graphs(card, monkeypatch, capability, dtype, stream):
+    card(capability)
+    monkeypatch.setattr(loading, "choose_gpu_backend", lambda device: "triton")
+    quantized, device = open_checkpoint(TINY_INT4)[1], choose_device("cuda")
+    setup = choose_setup(quantized, device, dtype)
+    assert (setup.backend, setup.stream_dtype, setup.kv_dtype) == ("triton", stream, stream)
+    assert setup.half_tables == (dtype == torch.bfloat16)
+    assert choose_setup(quantized, device, dtype, kv_bits=8).kv_dtype == torch.int8
+    monkeypatch.setattr("glm_int4.generation.cuda_graphs.decode_kernels", lambda device: reference)
+    model = glm_int4.load(TINY_INT4, device="cpu").model
+    assert isinstance(make_stepper(model, setup), GraphStepper)
+
+
+def test_float16_by_name_and_any_dtype_on_a_cpu_are_plain_torch(card, monkeypatch):
+    card()
+    monkeypatch.setattr(loading, "choose_gpu_backend", lambda device: pytest.fail("was asked"))
+    quantized = open_checkpoint(TINY_INT4)[1]
+    for device, dtype in (("cuda", torch.float16), ("cpu", torch.float32), ("cpu", torch.bfloat16)):
+        setup = choose_setup(quantized, choose_device(device), dtype)
+        assert (setup.backend, setup.stream_dtype) == ("reference", dtype)
+    dense = open_checkpoint(TINY)[1]
+    assert choose_setup(dense, choose_device("cuda"), torch.bfloat16).backend == "reference"
 
 
 def test_a_build_for_rocm_is_not_taken_for_cuda(card, monkeypatch, caplog):

@@ -29,14 +29,25 @@ MULTIPROCESSORS = {75: 30, 80: 108, 90: 132}
 
 
 @functools.cache
-def prompt_bytes(preset, num_tokens, architecture=80, kv_dtype=torch.float16, *, num_rows=1, piece=512, fused=True):
+def prompt_bytes(
+    preset,
+    num_tokens,
+    architecture=80,
+    kv_dtype=torch.float16,
+    *,
+    num_rows=1,
+    piece=512,
+    fused=True,
+    dtype=torch.float16,
+):
     """The most that a prompt takes beside weights and cache; the model's config; the ways of attention."""
     from triton_kernels import decode
 
     with fake_gpu(architecture, MULTIPROCESSORS[architecture]) as (memory, attention):
         length = "max_sequence_length" if preset == "chatglm-6b" else "seq_length"
-        model = fake_model(preset, num_layers=1, **{length: max(num_tokens, 2048)})
-        decoder = Decoder(model, replace(SETUP, kv_dtype=kv_dtype, prompt_rows=piece), num_tokens)
+        model = fake_model(preset, num_layers=1, dtype=dtype, **{length: max(num_tokens, 2048)})
+        setup = replace(SETUP, kv_dtype=kv_dtype, stream_dtype=dtype, prompt_rows=piece)
+        decoder = Decoder(model, setup, num_tokens)
         if fused:
             decoder._stepper = GraphStepper(model, decode, lambda run: run)
         sequence = _Sequence(decoder.new_cache(num_rows, num_tokens))
@@ -60,6 +71,27 @@ def test_the_plan_has_what_a_prompt_takes_and_little_more(preset, num_tokens, kv
     planned = scratch_bytes(config, replace(OF_KERNELS, kv_dtype=kv_dtype), num_tokens) - LIBRARY_BYTES
     assert counted <= planned
     assert fused or num_tokens == 128 or planned < 1.15 * counted  # pieces of weights are smaller on some cards
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("num_tokens", [128, 2048])
+@pytest.mark.parametrize(
+    ("preset", "dtype", "kv_dtype", "architecture"),
+    [
+        ("chatglm-6b", torch.bfloat16, torch.bfloat16, 80),
+        ("chatglm3-6b", torch.bfloat16, torch.int8, 80),
+        ("chatglm-6b", torch.float32, torch.float32, 75),
+        ("chatglm3-6b", torch.float32, torch.float32, 75),
+        ("chatglm3-6b", torch.float32, torch.int8, 80),
+    ],
+    ids=str,
+)
+def test_the_plan_knows_a_wider_stream(preset, dtype, kv_dtype, architecture, num_tokens, fused):
+    counted, config, _ = prompt_bytes(preset, num_tokens, architecture, kv_dtype, dtype=dtype, fused=fused)
+    setup = replace(OF_KERNELS, stream_dtype=dtype, kv_dtype=kv_dtype)
+    planned = scratch_bytes(config, setup, num_tokens) - LIBRARY_BYTES
+    assert counted <= planned
+    assert num_tokens == 128 or planned < 1.4 * counted
 
 
 @pytest.mark.parametrize("piece", memory_plan._PIECES)

@@ -16,12 +16,28 @@ ROWS = {
 }
 
 
-def compare(version, ops, kv_bits=16, batch_size=2, prefix_length=0, num_steps=3, folder=None, adapter=None):
-    """Feed tokens both ways; a fused step errs at most twice as much as plain fp16, seen from float32."""
+def compare(
+    version,
+    ops,
+    kv_bits=16,
+    batch_size=2,
+    prefix_length=0,
+    num_steps=3,
+    folder=None,
+    adapter=None,
+    dtype=torch.float16,
+    change=lambda model: None,
+):
+    """Feed tokens both ways; a fused step errs at most twice as much as plain fp16, seen from float32.
+
+    dtype: in place of fp16. change: of all models.
+    """
     folder = folder or FIXTURES / f"v{version}_tiny"
     options = {"device": "cpu", "model_version": version, "adapter": adapter}
     exact = glm_int4.load(folder, dtype=torch.float32, **options)
-    half = glm_int4.load(folder, dtype=torch.float16, kv_bits=kv_bits, **options)
+    half = glm_int4.load(folder, dtype=dtype, kv_bits=kv_bits, **options)
+    change(exact.model)
+    change(half.model)
     rows = ROWS[min(version, "2")][:batch_size]
     plain = run(half, rows, num_steps, prefix_length, None)
     fused = run(half, rows, num_steps, prefix_length, ops)
@@ -69,11 +85,15 @@ def run(engine, rows, num_steps, prefix_length, ops):
 
 
 @torch.inference_mode()
-def compare_prompts(version, ops, kv_bits=16, prefix_length=0, folder=None):
+def compare_prompts(
+    version, ops, kv_bits=16, prefix_length=0, folder=None, dtype=torch.float16, change=lambda model: None
+):
     """Read a prompt in two pieces (in one in version 1) both ways: last hidden states, and what the cache keeps."""
     folder = folder or FIXTURES / f"v{version}_tiny"
-    half = glm_int4.load(folder, device="cpu", dtype=torch.float16, kv_bits=kv_bits, model_version=version)
+    half = glm_int4.load(folder, device="cpu", dtype=dtype, kv_bits=kv_bits, model_version=version)
     exact = glm_int4.load(folder, device="cpu", dtype=torch.float32, model_version=version)
+    change(exact.model)
+    change(half.model)
     row = ROWS[min(version, "2")][1]
     widths = [len(row)] if version == "1" else [3, len(row) - 3]
     results = []

@@ -6,7 +6,8 @@ import torch
 import glm_int4
 from glm_int4.models import gpu_step
 from tests.conftest import FIXTURES
-from tests.models.steps import compare, compare_prompts
+from tests.models.steps import ROWS, compare, compare_prompts
+from tests.models.wide_stream import FLOAT16_MAX, largest_activation, widen
 from triton_kernels import reference
 
 
@@ -24,6 +25,23 @@ def test_prompts_have_the_hidden_states_and_the_cache_of_the_modules(version, kv
     monkeypatch.setattr(gpu_step, "_WIDE_ROWS", 4)
     for prefix_length in (0, 3):
         compare_prompts(version, reference, kv_bits, prefix_length)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("version", ["1", "2", "3"])
+def test_a_wider_stream_passes_the_range_of_float16(version, dtype):
+    folder, ids = FIXTURES / f"v{version}_tiny", ROWS[min(version, "2")][1]
+    exact, narrow = (
+        glm_int4.load(folder, device="cpu", dtype=kind, model_version=version)
+        for kind in (torch.float32, torch.float16)
+    )
+    widen(exact.model)
+    widen(narrow.model)
+    assert largest_activation(exact, ids) > FLOAT16_MAX
+    assert not narrow.logits(ids).isfinite().all()
+    for kv_bits in (16, 8):
+        compare(version, reference, kv_bits, prefix_length=3, dtype=dtype, change=widen)
+        compare_prompts(version, reference, kv_bits, prefix_length=3, dtype=dtype, change=widen)
 
 
 def test_padded_prompts_and_single_tokens_are_left_to_others():

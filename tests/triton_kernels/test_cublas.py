@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.tolerances import FLOAT16_RELATIVE_RMS, relative_rms
+from tests.tolerances import BFLOAT16_RELATIVE_RMS, FLOAT16_RELATIVE_RMS, relative_rms
 from tests.triton_kernels.matrices import guarded, linear64, quantized, weights64
 from tests.triton_kernels.test_launch import SHAPES as REAL_SHAPES_KN
 from tests.triton_kernels.traffic import Traffic
@@ -47,6 +47,20 @@ def test_products_and_gradients_are_those_of_float64(monkeypatch):
         assert relative_rms(out, linear64(x, matrix)) < FLOAT16_RELATIVE_RMS
         expected = grad.double() @ weights64(matrix)
         assert relative_rms(cublas.multiply_transposed(grad, matrix), expected) < FLOAT16_RELATIVE_RMS
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.bfloat16, BFLOAT16_RELATIVE_RMS), (torch.float32, FLOAT16_RELATIVE_RMS)], ids=str
+)
+@pytest.mark.parametrize("activation", [None, "swiglu"])
+def test_products_of_wider_rows_do_not_overflow(activation, dtype, tolerance):
+    for matrix in (quantized(4, (48, 256), 128, True), quantized(8, (48, 256), None, False)):
+        x = torch.tensor([[1e7], [1e-7]]) * torch.randn(2, 256)
+        epilogue = Epilogue(bias=torch.randn(48), activation=activation)
+        out = cublas.multiply(x.to(dtype), matrix, epilogue)
+        assert out.dtype == dtype
+        for ours, expected in zip(out, linear64(x.to(dtype), matrix, epilogue), strict=True):
+            assert relative_rms(ours, expected) < tolerance
 
 
 @pytest.mark.parametrize("activation", [None, "gelu", "swiglu"])

@@ -26,6 +26,11 @@ def has_cuda() -> bool:
     return torch.version.cuda is not None and torch.cuda.is_available()
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a GPU computes in bfloat16: from sm_80 on. One that is not here is taken for one that does."""
+    return not has_cuda() or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def cuda_fault() -> DeviceFault | None:
     """Why torch does not compute on the first GPU; None where it does."""
     if (rocm := getattr(torch.version, "hip", None)) is not None:

@@ -20,8 +20,8 @@ _causes: set[str] = set()
 
 
 def multiply(x: Tensor, matrix: Matrix, epilogue: Epilogue) -> Tensor:
-    """x (M, K) times the matrix, and what follows: (M, N), or (M, N // 2) after "swiglu"."""
-    path = product_path(x, matrix)
+    """x (M, K) of any float times the matrix, and what follows: (M, N), or (M, N // 2) after "swiglu"."""
+    path = product_path(x, matrix, torch.float16)
     if path in (cublas, reference):
         return path.multiply(x, matrix, epilogue)
 
@@ -34,7 +34,7 @@ def multiply(x: Tensor, matrix: Matrix, epilogue: Epilogue) -> Tensor:
 
 def multiply_transposed(grad_out: Tensor, matrix: Matrix) -> Tensor:
     """grad_out (M, N) times the weights (N, K)."""
-    path = product_path(grad_out, matrix)
+    path = product_path(grad_out, matrix, torch.float16)
     if path in (cublas, reference):
         return path.multiply_transposed(grad_out, matrix)
     return _try(

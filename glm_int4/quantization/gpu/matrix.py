@@ -111,17 +111,20 @@ class HostMatrix(ReferenceMatrix):
 
 
 class CublasMatrix(ReferenceMatrix):
-    """A quantized matrix that is dequantized to float16 for every product, which torch's own does."""
+    """A quantized matrix that is dequantized for every product, which torch's own does in 16 bits."""
 
     def forward(self, x: Tensor, out_dtype: torch.dtype | None = None, activation: str | None = None) -> Tensor:
-        """(..., K) to (..., N) in float16, or in ``out_dtype``; after ``activation`` "swiglu" (..., N // 2)."""
+        """(..., K) to (..., N) of x's dtype or of ``out_dtype``; after ``activation`` "swiglu" (..., N // 2)."""
         path = cublas if cublas.takes(self._operand) else reference
         epilogue = Epilogue(bias=self.bias, activation=activation, dtype=out_dtype)
-        return self._run(path.multiply, path.multiply_transposed, x.half(), epilogue)
+        return self._run(path.multiply, path.multiply_transposed, x, epilogue)
 
 
 class TritonMatrix(CublasMatrix):
-    """A quantized matrix multiplied by the Triton kernels in float16; where one fails, as ``CublasMatrix``."""
+    """A quantized matrix multiplied by the Triton kernels in float16; where one fails, as ``CublasMatrix``.
+
+    x of a wider range is scaled row by row.
+    """
 
     def forward(self, x: Tensor, out_dtype: torch.dtype | None = None, activation: str | None = None) -> Tensor:
         """As of ``CublasMatrix``.
@@ -129,4 +132,4 @@ class TritonMatrix(CublasMatrix):
         A gradient runs the kernels' own product with the weights as they are (``triton_kernels/autograd.py``).
         """
         epilogue = Epilogue(bias=self.bias, activation=activation, dtype=out_dtype)
-        return self._run(guarded.multiply, guarded.multiply_transposed, x.half(), epilogue)
+        return self._run(guarded.multiply, guarded.multiply_transposed, x, epilogue)

@@ -9,7 +9,7 @@ from glm_int4.quantization.linear import QuantizedLinear
 from glm_int4.quantization.rounding import rtn
 from glm_int4.quantization.scheme import QuantizationScheme
 from tests.quantization.test_linear import SCHEMES, SHAPES, quantized
-from tests.tolerances import FLOAT16_RELATIVE_RMS, FLOAT32_RELATIVE_RMS, relative_rms
+from tests.tolerances import BFLOAT16_RELATIVE_RMS, FLOAT16_RELATIVE_RMS, FLOAT32_RELATIVE_RMS, relative_rms
 
 
 @pytest.mark.parametrize("backend", ["triton", "cublas"])
@@ -17,10 +17,21 @@ from tests.tolerances import FLOAT16_RELATIVE_RMS, FLOAT32_RELATIVE_RMS, relativ
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_the_backends_agree_with_the_reference(scheme, shape, backend):
     weight, bias = quantized(shape, scheme), torch.randn(shape[0])
-    x = torch.randn(2, 5, shape[1])
-    out = QuantizedLinear(weight, bias, backend)(x)
-    assert out.dtype == torch.float16
-    assert relative_rms(out, QuantizedLinear(weight, bias, "reference")(x)) < FLOAT16_RELATIVE_RMS
+    linear, exact = (QuantizedLinear(weight, bias, name) for name in (backend, "reference"))
+    for dtype, size, tolerance in (
+        (torch.float16, 1, FLOAT16_RELATIVE_RMS),
+        (torch.bfloat16, 1e7, BFLOAT16_RELATIVE_RMS),
+        (torch.float32, 1e7, FLOAT16_RELATIVE_RMS),
+    ):
+        x = (size * torch.randn(2, 5, shape[1])).to(dtype).requires_grad_()
+        out = linear(x)
+        assert out.dtype == dtype
+        assert relative_rms(out, exact(x.detach().float())) < tolerance
+        out.sum().backward()
+        grad = x.grad
+        x = x.detach().float().requires_grad_()
+        exact(x).sum().backward()
+        assert relative_rms(grad, x.grad) < tolerance
 
 
 @pytest.mark.parametrize(("backend", "tolerance"), [("triton", FLOAT32_RELATIVE_RMS), ("cublas", FLOAT16_RELATIVE_RMS)])

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from tests.tolerances import FLOAT16_RELATIVE_RMS, relative_rms
+from tests.tolerances import BFLOAT16_RELATIVE_RMS, FLOAT16_RELATIVE_RMS, FLOAT32_RELATIVE_RMS, relative_rms
 from tests.triton_kernels.matrices import guarded, poison
+from tests.triton_kernels.on_cpu import WIDER
 from triton_kernels import decode, launch, reference
 
 # (query heads, key heads, elements of a head), rows: version 1 and versions 2 and 3, in small.
@@ -20,8 +21,12 @@ def poisoned(monkeypatch):
     check()
 
 
-def random(*shape):
-    return guarded(torch.randn(shape, generator=torch.Generator().manual_seed(math.prod(shape))).half())
+def random(*shape, dtype=torch.float16):
+    return guarded(torch.randn(shape, generator=torch.Generator().manual_seed(math.prod(shape))).to(dtype))
+
+
+def tolerance(dtype):
+    return BFLOAT16_RELATIVE_RMS if dtype == torch.bfloat16 else FLOAT16_RELATIVE_RMS
 
 
 def cache(num_kv_heads, head_dim, length, kind, num_slots=3):
@@ -29,7 +34,8 @@ def cache(num_kv_heads, head_dim, length, kind, num_slots=3):
     valid = 3 * length // 4
     parts = []
     for _ in range(2):
-        values = random(num_slots, num_kv_heads, length, head_dim)
+        floats = torch.float16 if kind == torch.int8 else kind
+        values = random(num_slots, num_kv_heads, length, head_dim, dtype=floats)
         if kind == torch.int8:
             values = (40 * values).clamp(-127, 127).to(torch.int8)
         else:
@@ -48,23 +54,34 @@ def test_rows_of_a_table_by_their_numbers(columns, dtype):
     assert torch.equal(decode.gather_rows(table, ids), table[ids])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, *WIDER], ids=str)
 @pytest.mark.parametrize("columns", [64, 100, 256])
 @pytest.mark.parametrize("residual", [False, True], ids=["alone", "residual"])
 @pytest.mark.parametrize("bias", [False, True], ids=["rms", "layer"])
-def test_norms_of_sums(bias, residual, columns):
-    x, weight = random(3, columns) * 4 + 1, random(columns)
-    given = (weight, random(columns) if bias else None, random(3, columns) if residual else None)
+def test_norms_of_sums(bias, residual, columns, dtype):
+    size = 1 if dtype == torch.float16 else 1e5
+    x, weight = random(3, columns, dtype=dtype) * 4 * size + size, random(columns, dtype=dtype)
+    given = (weight, random(columns) if bias else None, random(3, columns, dtype=dtype) * size if residual else None)
     total, out = decode.add_norm(x, *given, alpha=7.5, eps=1e-5)
     expected_total, expected = reference.add_norm(x, *given, alpha=7.5, eps=1e-5)
-    assert torch.equal(total, expected_total)
-    assert relative_rms(out, expected) < FLOAT16_RELATIVE_RMS
+    if dtype == torch.float32:
+        assert relative_rms(total, expected_total) < FLOAT32_RELATIVE_RMS
+    else:
+        assert torch.equal(total, expected_total)
+    assert out.dtype == total.dtype == dtype
+    assert relative_rms(out, expected) < tolerance(dtype)
 
 
-@pytest.mark.parametrize("kind", [torch.float16, torch.int8], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "kind"),
+    [(torch.float16, torch.float16), *((dtype, dtype) for dtype in WIDER)]
+    + [(dtype, torch.int8) for dtype in (torch.float16, *WIDER)],
+    ids=str,
+)
 @pytest.mark.parametrize("version", VERSIONS)
-def test_rotated_queries_and_what_the_cache_keeps(version, kind):
+def test_rotated_queries_and_what_the_cache_keeps(version, dtype, kind):
     num_heads, num_kv_heads, head_dim, two_dimensional = VERSIONS[version]
-    qkv = random(2, (num_heads + 2 * num_kv_heads) * head_dim)[[0, 1, 0]]  # the last row copies the first
+    qkv = random(2, (num_heads + 2 * num_kv_heads) * head_dim, dtype=dtype)[[0, 1, 0]]  # the last row copies the first
     angles = 3 * torch.rand(20, head_dim // 4)
     positions = torch.tensor([[3, 19], [0, 7], [3, 19]])[:, : 2 if two_dimensional else 1].contiguous()
     slots, columns = torch.tensor([2, 0, 2]), torch.tensor([10, 4, 10])
@@ -75,11 +92,12 @@ def test_rotated_queries_and_what_the_cache_keeps(version, kind):
         arguments = (qkv, guarded(angles.cos()), guarded(angles.sin()), positions, slots, columns)
         results.append((path.rotary_to_cache(*arguments, *stored, **options), stored))
     (q, stored), (expected_q, expected) = results
-    assert relative_rms(q, expected_q) < FLOAT16_RELATIVE_RMS
+    assert q.dtype == dtype
+    assert relative_rms(q, expected_q) < tolerance(dtype)
     for part, other, old in zip(stored, expected, before, strict=True):
         if part.numel():
             difference = part[slots, :, columns].float() - other[slots, :, columns].float()
-            assert difference.abs().max() <= (1 if kind == torch.int8 else 4e-3)  # a rounding of either
+            assert difference.abs().max() <= (1 if kind == torch.int8 else 4 * tolerance(kind))  # a rounding of either
             for written in (part, other):
                 written[slots, :, columns] = old[slots, :, columns]
                 assert torch.equal(written.nan_to_num(), old.nan_to_num())
@@ -98,15 +116,24 @@ def test_integers_of_the_cache_are_rounded_to_even_and_zeros_stay_zeros():
     assert not stored[0].any()
 
 
-@pytest.mark.parametrize("tensor_cores", [False, True], ids=["vectors", "products"])
-@pytest.mark.parametrize("kind", [torch.float16, torch.int8], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "kind", "tensor_cores"),
+    [
+        (dtype, kind, tensor_cores)
+        for dtype in (torch.float16, *WIDER)
+        for kind in (dtype, torch.int8)
+        for tensor_cores in (False, True)
+        if not tensor_cores or dtype != torch.float32
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("version", VERSIONS)
-def test_attention_to_a_cache(version, kind, tensor_cores, monkeypatch):
+def test_attention_to_a_cache(version, dtype, kind, tensor_cores, monkeypatch):
     num_heads, num_kv_heads, head_dim, _ = VERSIONS[version]
     row = launch.attention(num_heads // num_kv_heads, tensor_cores=tensor_cores)
     monkeypatch.setattr(launch, "attention", lambda heads, tensor_cores: row)
     stored, valid = cache(num_kv_heads, head_dim, 200, kind)
-    q, slots = random(2, num_heads, head_dim), torch.tensor([2, 0])
+    q, slots = random(2, num_heads, head_dim, dtype=dtype), torch.tensor([2, 0])
     for lengths, padding, prefix_length in (
         ([valid, valid], [0, 70], 0),
         ([1, 1], [0, 0], 0),
@@ -116,7 +143,8 @@ def test_attention_to_a_cache(version, kind, tensor_cores, monkeypatch):
         arguments = (q, *stored, slots, torch.tensor(lengths), torch.tensor(padding))
         out = decode.one_token_attention(*arguments, prefix_length=prefix_length, max_columns=200)
         expected = reference.one_token_attention(*arguments, prefix_length=prefix_length, max_columns=max(lengths))
-        assert relative_rms(out, expected) < FLOAT16_RELATIVE_RMS
+        assert out.dtype == dtype
+        assert relative_rms(out, expected) < tolerance(dtype)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

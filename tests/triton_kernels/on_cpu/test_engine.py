@@ -12,15 +12,18 @@ import glm_int4
 from glm_int4.checkpoint.build import ComputeSetup, build_model
 from glm_int4.generation import loading
 from glm_int4.generation.cuda_graphs import GraphStepper
+from glm_int4.generation.decoding import _Sequence
 from glm_int4.generation.engine import Engine
+from glm_int4.generation.padded_batch import Batch
 from glm_int4.generation.sampling import SamplingParams
 from glm_int4.measuring.random_weights import open_random
 from glm_int4.models.prefix_encoder import PrefixEncoder
 from glm_int4.models.presets import CONFIGS
 from glm_int4.tuning.loss import IGNORED, prefix_loss
 from tests.models.steps import run
+from tests.models.wide_stream import FLOAT16_MAX, largest_activation, widen
 from tests.tolerances import FLOAT16_RELATIVE_RMS, HALF_PRECISION_GRADIENT, relative_rms
-from tests.triton_kernels.on_cpu import ARCHITECTURE, QUICK
+from tests.triton_kernels.on_cpu import ARCHITECTURE, QUICK, WIDER
 from triton_kernels import cublas, decode, dispatch, gpu, reference
 
 CPU = torch.device("cpu")
@@ -98,6 +101,45 @@ def test_steps_of_heads_that_share_keys_have_the_logits_of_float32(bits, monkeyp
         monkeypatch.setattr(path, "multiply", refuse)
     for ours, plain, expected in zip(logits(SETUP, decode), plain_steps, exact_steps, strict=True):
         assert relative_rms(ours, expected) < 2 * relative_rms(plain, expected) + FLOAT16_RELATIVE_RMS
+
+
+@torch.inference_mode()
+def answer(engine, row, count, ops=None):
+    """Logits behind a prompt and behind each of the next tokens; by the modules, or eager and replayed fused steps."""
+    decoder, captures = engine._decoder, []
+    if ops is not None:
+        recorder = SimpleNamespace(new_pool=lambda: None, capture=lambda run, pool: captures.append(run) or run)
+        decoder._stepper = GraphStepper(engine.model, ops, recorder)
+    batch, sequence = Batch(engine.model, [row], CPU), _Sequence(decoder.new_cache(1, 64))
+    logits = [decoder.prefill(batch, sequence)]
+    logits += [decoder.decode_one(batch, sequence, torch.tensor([30 + 7 * i]), i) for i in range(count)]
+    assert ops is None or (decoder._stepper.fused and captures)
+    return logits
+
+
+@pytest.mark.parametrize("dtype", WIDER, ids=str)
+@pytest.mark.parametrize("bits", [4] if QUICK else [4, 8])
+def test_activations_beyond_float16_give_the_logits_of_float32(bits, dtype, monkeypatch):
+    """In prompts, in eager steps and in replayed ones."""
+    reader, info = open_random("small", SMALL, bits, CPU, num_layers=2)
+    row = [17, 18, 19, 20, 21, 22, 43, 300, 7, 8]
+
+    def engine(kind, backend="reference"):
+        floats = dict.fromkeys(("dense_dtype", "stream_dtype", "kv_dtype"), kind)
+        setup = dataclasses.replace(SETUP, backend=backend, **floats)
+        built = Engine(build_model(reader, info, setup), info, setup, None, 64)
+        widen(built.model, 2.0**19, 2.0**22, 2.0**18)
+        return built
+
+    exact = engine(torch.float32)
+    assert largest_activation(exact, row) > FLOAT16_MAX
+    expected, plain = answer(exact, row, 3), answer(engine(torch.bfloat16), row, 3)
+    for path in (cublas, reference):
+        monkeypatch.setattr(path, "multiply", refuse)
+    assert not torch.cat(answer(engine(torch.float16, "triton"), row, 3, decode)).isfinite().any()
+    for ours, theirs, right in zip(answer(engine(dtype, "triton"), row, 3, decode), plain, expected, strict=True):
+        assert ours.isfinite().all()
+        assert relative_rms(ours, right) < 2 * relative_rms(theirs, right)
 
 
 def test_a_prefix_is_trained_through_the_kernels_own_product(monkeypatch):
