@@ -26,7 +26,7 @@ from torch import Tensor
 
 from glm_int4.checkpoint.formats import layout
 from glm_int4.models.config import ChatGLMConfig, Config
-from glm_int4.models.config_file import parse_config
+from glm_int4.models.config_file import detect_version, parse_config
 from glm_int4.models.presets import CONFIGS
 from glm_int4.text import GLM4Tokenizer
 from glm_int4.text.byte_pairs import name_of
@@ -94,8 +94,8 @@ def main() -> None:
     if arguments.layers:
         raw["num_layers"] = arguments.layers
     arguments.output.mkdir(parents=True, exist_ok=True)
+    raw |= write_tokenizer(arguments.output, detect_version(raw)[0])
     config = parse_config(raw)
-    raw |= write_tokenizer(arguments.output, config.version)
     generator = torch.Generator().manual_seed(arguments.seed)
     shards = split(list(tensors(config, getattr(torch, raw["torch_dtype"]))), NUM_SHARDS[config.version])
     weight_map, total_size = {}, 0

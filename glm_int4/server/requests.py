@@ -30,8 +30,6 @@ from glm_int4.text.continued import decoder_behind
 
 logger = logging.getLogger(__name__)
 
-# A token of the official vocabularies stands for 80 characters (spaces) at most.
-_CHARACTERS_PER_TOKEN = 80
 # OpenAI's default for completions; a chat's answer ends where the model ends it.
 _COMPLETION_TOKENS = 16
 _MOST_NAMES_LOGGED = 256
@@ -226,7 +224,7 @@ class RequestHandler:
 
     def _check_size(self, num_characters: int) -> None:
         """Refuse what cannot fit before any time is spent on it."""
-        most = _CHARACTERS_PER_TOKEN * self._engine.max_length
+        most = self._engine.tokenizer.longest_piece * self._engine.max_length
         if num_characters > most:
             raise PromptTooLongError(self._engine.max_length, f"{num_characters} characters")
 

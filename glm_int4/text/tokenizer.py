@@ -19,6 +19,7 @@ class Tokenizer(Protocol):
         prefix_ids, suffix_ids: what stands around a prompt's text; one of the two is empty.
         role_ids: ids of the roles in a conversation by name; v3 and v4 alone have any.
         spec: how the model treats white space.
+        longest_piece: characters that an id stands for at most.
         rewritten: texts that ``decode`` turns into white space, whichever pieces spell them; v1 alone has any.
     """
 
@@ -32,6 +33,7 @@ class Tokenizer(Protocol):
     added: AddedTokens
     spec: ModelSpec
     rewritten: tuple[str, ...]
+    longest_piece: int
 
     @property
     def vocab_size(self) -> int:

@@ -38,6 +38,7 @@ class ChatGLMTokenizer:
 
     version = "1"
     rewritten = ("<n>", *SPACE_PIECES)
+    longest_piece = MAX_BLANK_LENGTH
 
     def __init__(
         self, model_file: str | Path, num_image_tokens: int | None = None, added: Collection[AddedToken] = ()

@@ -40,6 +40,7 @@ class ChatGLM2Tokenizer:
     """
 
     rewritten: tuple[str, ...] = ()
+    longest_piece = 80  # more than the official file has
 
     def __init__(self, model_file: str | Path, version: str = "2", added: Collection[AddedToken] = ()) -> None:
         if version not in ("2", "3"):

@@ -44,6 +44,7 @@ class GLM4Tokenizer:
         path = Path(model_file)
         self._pairs = read_fast_file(path) if path.suffix == ".json" else read_rank_file(path)
         self._tokens, self.added = self._pairs.tokens, AddedTokens(added)
+        self.longest_piece = max(map(len, self._tokens))
         following = {name: len(self._tokens) + index for index, name in enumerate((*_NEEDED, *_IMAGES))}
         named = {name: index for name, index in self._pairs.special.items() if name in following}
         self._special_ids = named or following

@@ -76,6 +76,8 @@ def test_special_ids_are_the_official_ones(tokenizer):
     assert tokenizer.pad_id == ORACLE["pad_id"]
     assert tokenizer.prefix_ids == ORACLE["prefix_ids"]
     assert tokenizer.suffix_ids == []
+    assert tokenizer.longest_piece == 512
+    assert len(tokenizer.encode(512 * " ")) == 1
 
 
 def test_merging_is_tiktokens(official_glm4):
