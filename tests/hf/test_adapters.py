@@ -5,10 +5,12 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
+import glm_int4
 from glm_int4.errors import CheckpointError
 from tests.conftest import FIXTURES
+from tests.tolerances import ADAPTER_ABSOLUTE
 
 peft = pytest.importorskip("peft", reason="needs peft: pip install peft")
 
@@ -107,6 +109,48 @@ def test_a_module_that_is_saved_whole_takes_part_on_the_fast_path(mini_int4):
         if name.endswith("mlp.dense_4h_to_h.modules_to_save.default"):
             module.matrix.scales.zero_()
     assert not torch.equal(wrapped(ids).logits, before)
+
+
+@pytest.mark.filterwarnings("ignore:Could not find a config file:UserWarning")
+@pytest.mark.parametrize("version", ["1", "2", "3"])
+def test_an_adapter_that_a_trainer_trained_on_int4_is_the_same_wherever_it_is_loaded(version, tmp_path, monkeypatch):
+    pytest.importorskip("accelerate", reason="needs accelerate: pip install accelerate")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # peft would ask the hub for the base model
+    folder = FIXTURES / f"v{version}_tiny_int4"
+    options = {"dtype": torch.float32, "model_version": version, "device_map": "cpu"}
+    model = AutoModelForCausalLM.from_pretrained(folder, **options)
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    cases = load_file(FIXTURES / f"v{version}_tiny" / "cases.safetensors")
+    case = "gmask_with_answer" if version == "1" else "prompt"
+    ids, labels = cases[f"{case}.input_ids"], cases[f"{case}.labels"]
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["query_key_value", "dense_4h_to_h"]))
+    settings = {"max_steps": 20, "per_device_train_batch_size": 1, "learning_rate": 1e-2, "save_strategy": "no"}
+    settings |= {"logging_steps": 1, "report_to": [], "use_cpu": True, "disable_tqdm": True}
+    trainer = Trainer(
+        wrapped,
+        TrainingArguments(output_dir=str(tmp_path / "runs"), **settings),
+        train_dataset=[{"input_ids": ids[0], "labels": labels[0]}],
+    )
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < 0.5 * losses[0]
+    state = wrapped.state_dict()
+    after = {name.replace(".base_layer.", ".").removeprefix("base_model.model."): x for name, x in state.items()}
+    assert all(torch.equal(after[name], x) for name, x in before.items())
+    wrapped.eval().save_pretrained(tmp_path / "adapter")
+    with torch.no_grad():
+        expected = wrapped(ids, use_cache=False).logits
+        again = peft.PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(folder, **options), tmp_path / "adapter"
+        )
+        assert torch.equal(again(ids, use_cache=False).logits, expected)
+        joined = AutoModelForCausalLM.from_pretrained(folder, **options)
+        joined.load_adapter(str(tmp_path / "adapter"))
+        assert torch.equal(joined(ids, use_cache=False).logits, expected)
+    engine = glm_int4.load(
+        folder, device="cpu", dtype=torch.float32, model_version=version, adapter=tmp_path / "adapter"
+    )
+    assert (engine.logits(ids[0].tolist()) - expected).abs().max() < ADAPTER_ABSOLUTE
 
 
 def test_ordinary_tensors_that_do_not_fit_are_for_torch_to_name(tiny_model):
