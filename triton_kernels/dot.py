@@ -40,7 +40,8 @@ def dot_kernel(
     x: (M, K) fp16. qweight: (N, K // 4) int16 or (N, K) uint8. scales, zeros (or None): (K // GROUP_SIZE, N),
     one row where GROUP_SIZE is None. bias: (N,) or None. residual: (M, N) or None. out: (splits, M, N).
     factors: (M,) fp32, what the product of each row is multiplied by, or None.
-    The grid is (M tiles, N tiles, splits). PLANE weights go into a product at a time: 32 of 4 bits.
+    The grid is (M tiles, N tiles, splits). PLANE weights go into a product at a time: 32 of 4 bits. SCALE_AFTER sums a
+    group by itself, or 128 weights where GROUP_SIZE is None.
     The caller guarantees K % 128 == 0, a GROUP_SIZE that divides 128 or is a multiple of it, contiguous
     tensors but for the rows of x, and with more than one split no bias, residual or activation.
     """
@@ -89,13 +90,16 @@ def dot_kernel(
                     zero = tl.load(zeros_ptr + group * N + offs_n, mask=mask_n, other=0).to(tl.float16)
             w -= (zero + offset)[:, None]
             x = tl.load(x_ptr + k + offs_x, mask=mask_m[None, :], other=0)
-            if GROUP_SIZE is None:
-                acc = tl.dot(w, x, acc)
-            elif SCALE_AFTER:
+            if SCALE_AFTER:
                 part = tl.dot(w, x, part)
-                if (p + 1) * PLANE % GROUP_SIZE == 0 or p == PLANES - 1:
+                if GROUP_SIZE is None:
+                    if p == PLANES - 1:
+                        acc += part
+                elif (p + 1) * PLANE % GROUP_SIZE == 0 or p == PLANES - 1:
                     acc += part * scale.to(tl.float32)[:, None]
                     part = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+            elif GROUP_SIZE is None:
+                acc = tl.dot(w, x, acc)
             else:
                 acc = tl.dot(w * scale.to(tl.float16)[:, None], x, acc)
     if GROUP_SIZE is None:

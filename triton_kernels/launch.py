@@ -8,7 +8,7 @@ to the next are estimates.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _COMPILED = "compiled kernel's instructions, registers and shared memory, Triton 3.7.1; not timed on a GPU"
 _ESTIMATE = "estimate; not timed on a GPU"
@@ -39,8 +39,9 @@ class Launch:
     """How to run one kernel.
 
     kernel: "dot" or "gemv". max_rows: of x. scale_after: multiply the product of a group by its scale
-    instead of the weights before it ("gemv" always does). max_registers: 255 keeps ptxas from spilling a few
-    registers to fit one more program on a multiprocessor. programs_per_sm: how many splits of K make.
+    instead of the weights before it ("gemv" always does). apart: sum every 128 weights by themselves also where
+    a whole row shares a scale. max_registers: 255 keeps ptxas from spilling a few registers to fit one more
+    program on a multiprocessor. programs_per_sm: how many splits of K make.
     source: of the numbers; switch_source: of max_rows.
     """
 
@@ -51,6 +52,7 @@ class Launch:
     num_warps: int
     num_stages: int
     scale_after: bool = True
+    apart: bool = False
     max_registers: int | None = 255
     programs_per_sm: int = 2
     source: str = _COMPILED
@@ -65,7 +67,8 @@ class Launch:
             "BLOCK_N": self.block_n,
             "PLANE": 32 if self.kernel == "gemv" else plane(bits, group_size),
         }
-        return constants | ({"SCALE_AFTER": self.scale_after} if self.kernel == "dot" else {})
+        after = self.apart if group_size is None else self.scale_after
+        return constants | ({"SCALE_AFTER": after} if self.kernel == "dot" else {})
 
 
 # Triton >= 3.3 has no tensor-core product before sm_80.
@@ -80,12 +83,26 @@ _AMPERE = (
     Launch(kernel="dot", max_rows=32, block_m=32, block_n=128, num_warps=4, num_stages=3, scale_after=False),
     Launch(kernel="dot", max_rows=256, block_m=64, block_n=128, num_warps=8, num_stages=3, scale_after=False),
 )
+# Products on sm_90 are begun, and waited for later. Where the next turn of the loop adds to the same sums, or weights
+# are scaled before, ptxas lets them run one by one (C7515) or writes to an operand too early: a turn has its own sums.
+_HOPPER = (
+    *(replace(row, apart=True) for row in _AMPERE[:2]),
+    *(replace(row, apart=True, scale_after=True) for row in _AMPERE[2:]),
+)
+# From 16 rows on Triton takes another kind of product there, with up to 13 instructions a weight.
+_BLACKWELL = _AMPERE[:1]
 # (bits, first architecture) -> rows; a newer architecture without rows of its own takes the newest below it.
 TABLE: dict[tuple[int, int], tuple[Launch, ...]] = {
     (4, 75): _TURING,
     (8, 75): _TURING,
     (4, 80): _AMPERE,
     (8, 80): _AMPERE,
+    (4, 90): _HOPPER,
+    (8, 90): _HOPPER,
+    (4, 100): _BLACKWELL,
+    (8, 100): _BLACKWELL,
+    (4, 120): _AMPERE,
+    (8, 120): _AMPERE,
 }
 
 
@@ -118,6 +135,14 @@ def launches(bits: int, architecture: int) -> tuple[Launch, ...]:
         return _measured[bits, architecture]
     known = [first for table_bits, first in TABLE if table_bits == bits and first <= architecture]
     return TABLE[bits, max(known)] if known else ()
+
+
+def searched(bits: int, architecture: int) -> tuple[Launch, ...]:
+    """The rows that a launch search begins with: those of the table, and wider ones where it dequantizes early."""
+    rows = launches(bits, architecture)
+    if not rows or rows[-1].kernel != "dot":
+        return rows
+    return (*rows, *(row for row in _HOPPER if row.block_m > rows[-1].block_m))
 
 
 def choose(bits: int, architecture: int, num_rows: int) -> Launch | None:

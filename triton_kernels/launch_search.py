@@ -40,14 +40,18 @@ class Timing:
     microseconds: float
 
 
-def candidates(row: Launch) -> Iterator[Launch]:
-    """What is tried in the place of a row, itself first."""
+def candidates(row: Launch, architecture: int) -> Iterator[Launch]:
+    """What is tried in the place of a row, itself first.
+
+    On sm_90 weights are never scaled before a product of 16 rows: such products run one by one, or worse, their
+    operands are overwritten too early (``benchmarks/kernels/kernel_gate.py`` looks for both).
+    """
     yield row
     tried = {row}
     if row.kernel == "dot":
         sizes = [(n, w) for n, w in ((64, 4), (128, 4), (128, 8), (256, 8)) if n < 256 or row.block_m <= 16]
         options = [replace(row, block_n=n, num_warps=w, num_stages=s) for n, w in sizes for s in (2, 3, 4)]
-        if row.block_m in (16, 32):
+        if row.block_m >= 16 and architecture // 10 != 9:
             options.append(replace(row, scale_after=not row.scale_after))
     else:
         options = [replace(row, block_n=n, num_warps=w) for n in (16, 32, 64, 128) for w in (1, 2, 4)]
@@ -84,7 +88,7 @@ def search(
     sets = [_copies(bits, shape, group_size or shape[1], device, num_copies) for shape in shapes]
     rows, timings = [], []
     source, least = measured_source(device), 1
-    for row in launch.launches(bits, architecture):
+    for row in launch.searched(bits, architecture):
         x_rows = min(row.block_m, row.max_rows) if row.kernel == "dot" else least
         times: dict[Launch, float] = {}
 
@@ -96,7 +100,7 @@ def search(
             return times[candidate]
 
         best = row
-        for candidate in candidates(row):
+        for candidate in candidates(row, architecture):
             if time.monotonic() < deadline and total(candidate) < total(best):
                 best = candidate
         for programs in _PROGRAMS_PER_SM:
@@ -120,26 +124,28 @@ def _switch(
     deadline: float,
     source: str,
 ) -> tuple[Launch, ...]:
-    """Set up to how many rows of x the last kernel serves: while it is faster than dequantizing."""
-    last, least = rows[-1], rows[-2].max_rows if len(rows) > 1 else 0
-    limit = None
-    for count in SWITCH_ROWS if last.kernel == "dot" else range(least + 1, 17):
-        if time.monotonic() > deadline or count <= least:
-            continue
-        found = [_times(candidate, count, sets, timer) for candidate in (last, None)]
-        for timing in found:
-            timings.extend(timing)
-        ours, dequantized = (sum(timing.microseconds for timing in times) for times in found)
-        limit = limit or least
-        if ours > dequantized:
-            break
-        limit = count
-    if limit is None:
-        return tuple(rows)
-    report(f"INT{sets[0][0].bits}: kernels up to {limit} rows, then dequantizing")
-    if limit == least:
-        return (*rows[:-2], replace(rows[-2], switch_source=source)) if len(rows) > 1 else tuple(rows)
-    return (*rows[:-1], replace(last, max_rows=limit, switch_source=source))
+    """Leave out what dequantizing is faster than, and set up to how many rows of x the last kernel left is not."""
+    bits = sets[0][0].bits
+    for last, kept in ((rows[i], rows[:i]) for i in reversed(range(len(rows)))):
+        least, limit = kept[-1].max_rows if kept else 0, None
+        counts = SWITCH_ROWS if last.kernel == "dot" else tuple(range(least + 1, 17))
+        for count in counts if last is rows[-1] else (last.max_rows,):
+            if time.monotonic() > deadline or count <= least:
+                continue
+            found = [_times(candidate, count, sets, timer) for candidate in (last, None)]
+            for timing in found:
+                timings.extend(timing)
+            ours, dequantized = (sum(timing.microseconds for timing in times) for times in found)
+            limit = limit or least
+            if ours > dequantized:
+                break
+            limit = count
+        if limit is None:  # no time is left
+            return (*kept, last)
+        if limit > least:
+            report(f"INT{bits}: kernels up to {limit} rows, then dequantizing")
+            return (*kept, replace(last, max_rows=limit, switch_source=source))
+    return tuple(rows[:1])
 
 
 def measured_source(device: torch.device) -> str:

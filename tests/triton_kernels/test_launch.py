@@ -4,7 +4,7 @@ import pytest
 
 from triton_kernels import launch
 
-ARCHITECTURES = (75, 80, 86, 89, 90, 120)
+ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121)
 # (K, N) of the linears of ChatGLM-6B, and of ChatGLM2-6B and ChatGLM3-6B.
 SHAPES = [
     (4096, 12288),
@@ -30,6 +30,24 @@ def test_old_gpus_and_many_rows_dequantize():
     assert launch.choose(4, 70, 1) is None
     assert launch.choose(4, 75, 9) is None
     assert launch.choose(8, 90, 257) is None
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_where_wide_kernels_are_bad_the_table_dequantizes_from_9_rows_on(bits):
+    for architecture in (100, 103, 110):
+        assert launch.choose(bits, architecture, 8).block_m == 8
+        assert launch.choose(bits, architecture, 9) is None
+    for architecture in (120, 121):
+        assert launch.choose(bits, architecture, 256).block_m == 64
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_sums_of_a_turn_are_their_own_on_sm90(bits):
+    """Others are begun while those before them still read their operands."""
+    for group_size in (32, 64, 128, None):
+        assert all(row.constants(bits, group_size)["SCALE_AFTER"] for row in launch.launches(bits, 90))
+        wide = launch.choose(bits, 80, 256).constants(bits, group_size)
+        assert not wide["SCALE_AFTER"]
 
 
 def test_rows_of_the_table_ascend_and_say_where_they_come_from():

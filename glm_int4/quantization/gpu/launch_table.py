@@ -21,7 +21,7 @@ from glm_int4.version import __version__
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def identity(device: torch.device) -> dict[str, Any]:

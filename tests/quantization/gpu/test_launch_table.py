@@ -12,7 +12,7 @@ from triton_kernels import launch
 
 CPU = torch.device("cpu")
 IDENTITY = {
-    "format": 1,
+    "format": 2,
     "glm_int4": "0.1",
     "triton": "3.7.1",
     "gpu": "NVIDIA Some GPU",

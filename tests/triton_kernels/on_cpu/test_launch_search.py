@@ -71,11 +71,36 @@ def test_after_its_deadline_rows_stay_as_they_are(timed):
     assert timings == []
 
 
-def test_every_candidate_is_a_launch_that_the_kernels_take():
-    for row in launch.launches(4, 90) + launch.launches(4, 75):
-        found = list(launch_search.candidates(row))
+@pytest.mark.parametrize("architecture", [75, 80, 90, 100])
+def test_every_candidate_is_a_launch_that_the_kernels_take(architecture):
+    for row in launch.searched(4, architecture):
+        found = list(launch_search.candidates(row, architecture))
         assert found[0] == row
         assert len(found) == len(set(found)) >= 8
+        wide = row.kernel == "dot" and row.block_m >= 16
+        assert len({each.scale_after for each in found}) == (2 if wide and architecture != 90 else 1)
+        assert architecture != 90 or all(each.scale_after for each in found)
+
+
+def test_where_the_table_dequantizes_early_wider_launches_are_tried(timed):
+    assert [row.max_rows for row in launch.launches(4, 100)] == [8]
+    rows, _, lines = tune(timed, 100)
+    assert [row.max_rows for row in rows] == [8, 16, 32, 96]
+    assert len(lines) == 5
+
+
+def test_kernels_that_lose_against_dequantizing_are_left_out(timed, monkeypatch):
+    """From 16 rows of x on, whatever the launch."""
+
+    def slow(function):
+        function()
+        row, num_rows = slow.ran[-1]
+        return 1.0 if row is None else 2.0 if num_rows >= 16 else 0.5
+
+    slow.ran = []
+    monkeypatch.setattr(launch_search, "_run", lambda row, matrix, x: slow.ran.append((row, x.shape[0])) or x)
+    rows, _, _ = tune(slow, 100)
+    assert [row.max_rows for row in rows] == [8]
 
 
 def test_a_trial_without_a_gpu_runs_the_kernels():
