@@ -113,7 +113,7 @@ def answer(engine, row, count, ops=None):
     batch, sequence = Batch(engine.model, [row], CPU), _Sequence(decoder.new_cache(1, 64))
     logits = [decoder.prefill(batch, sequence)]
     logits += [decoder.decode_one(batch, sequence, torch.tensor([30 + 7 * i]), i) for i in range(count)]
-    assert ops is None or (decoder._stepper.fused and captures)
+    assert ops is None or (decoder._stepper.fused and len(captures) == (count > 1))
     return logits
 
 
@@ -133,11 +133,11 @@ def test_activations_beyond_float16_give_the_logits_of_float32(bits, dtype, monk
 
     exact = engine(torch.float32)
     assert largest_activation(exact, row) > FLOAT16_MAX
-    expected, plain = answer(exact, row, 3), answer(engine(torch.bfloat16), row, 3)
+    expected, plain = answer(exact, row, 2), answer(engine(torch.bfloat16), row, 2)
     for path in (cublas, reference):
         monkeypatch.setattr(path, "multiply", refuse)
-    assert not torch.cat(answer(engine(torch.float16, "triton"), row, 3, decode)).isfinite().any()
-    for ours, theirs, right in zip(answer(engine(dtype, "triton"), row, 3, decode), plain, expected, strict=True):
+    assert not answer(engine(torch.float16, "triton"), row, 0, decode)[0].isfinite().any()
+    for ours, theirs, right in zip(answer(engine(dtype, "triton"), row, 2, decode), plain, expected, strict=True):
         assert ours.isfinite().all()
         assert relative_rms(ours, right) < 2 * relative_rms(theirs, right)
 
