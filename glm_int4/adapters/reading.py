@@ -58,6 +58,20 @@ def read_adapters(
     return ReadAdapters(loras, prefixes[0] if prefixes else None)
 
 
+def read_loras(sources: Sequence[AdapterSource], config: Config, model_names: Sequence[str] = ()) -> list[Lora]:
+    """As ``read_adapters``, for adapters that are to be merged: raises InputError for a prefix."""
+    loras: list[Lora] = []
+    for source in sources:
+        settings = read_settings(source.folder)
+        if not isinstance(settings, LoraSettings):
+            raise InputError(
+                f"expected LoRA to merge, got the prefix in {source.folder}; load it beside the quantized model"
+            )
+        loras.append(read_lora(source.folder, settings, source.scale, config))
+        _warn_of_another_base(source.folder, settings.base, config, model_names)
+    return loras
+
+
 def _read_prefix(source: AdapterSource, settings: PrefixSettings, config: Config, setup: ComputeSetup) -> Prefix:
     if source.scale != 1:
         raise InputError(

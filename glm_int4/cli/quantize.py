@@ -57,6 +57,12 @@ def run(
     ] = None,
     target_size: Annotated[str | None, typer.Option(help="As --target-bits, for the whole size: 3.2GB.")] = None,
     calibration: Annotated[Path | None, typer.Option(help="A text for gptq and for targets.")] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DIR[:SCALE]", help="A LoRA adapter of peft to merge into the weights first; may be repeated."
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="For gptq and targets: auto, cuda or cpu.")] = "auto",
     model_version: options.ModelVersion = "auto",
     threads: options.Threads = None,
@@ -92,6 +98,7 @@ def run(
             model_version=model_version,
             resume=resume,
             overwrite=overwrite,
+            adapter=options.adapters(adapter),
             progress=progress,
             announce=lambda line: print(line, file=sys.stderr, flush=True),
         )

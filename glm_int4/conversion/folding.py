@@ -78,7 +78,7 @@ def _pairs(config: Config) -> list[tuple[MatrixSpec, str]]:
 
 def _factors(reader: CheckpointReader, matrix: MatrixSpec, norm: str) -> Tensor | None:
     """Powers of two for the columns, 1 for most; None where no channel stands out."""
-    gains = reader[norm].float().abs()
+    gains = reader.rows(norm).float().abs()
     excess = gains / gains.median().clamp(min=1e-30)
     if not bool((excess >= _LEAST_FACTOR).any()):
         return None
@@ -86,7 +86,7 @@ def _factors(reader: CheckpointReader, matrix: MatrixSpec, norm: str) -> Tensor 
     squares = torch.zeros(matrix.in_features)
     for start in range(0, matrix.out_features, _PIECE_ROWS):
         rows = slice(start, start + _PIECE_ROWS)
-        squares += reader[name][rows].float().square().sum(0)
+        squares += reader.rows(name, rows).float().square().sum(0)
         reader.release(name, rows)
     sizes = squares.sqrt()
     lack = sizes.median() / sizes.clamp(min=1e-30)

@@ -57,10 +57,9 @@ def quantized_pieces(
     quantize: Quantize = quantize_official if plan.options.official else quantize_rtn
     if plan.method == "hqq":
         quantize = quantize_hqq
-    weight = plan.reader[f"{source}.weight"]
     step = max(PIECE_WEIGHTS // matrix.in_features, 1)
     for start in range(0, matrix.out_features, step):
-        piece = weight[start : start + step]
+        piece = plan.reader.rows(f"{source}.weight", slice(start, start + step))
         piece = piece.float() if piece.dtype == torch.float64 else piece
         check_finite(f"{source}.weight", piece)
         quantized, error, norm = quantize(plan.folding.fold(f"{matrix.name}.weight", piece), scheme)

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glm_int4.adapters.reading import read_loras
+from glm_int4.adapters.weight_merging import Merging, describe
 from glm_int4.checkpoint.checks import warn_of_untied_head
-from glm_int4.checkpoint.files.folder import read_tokenizer_config
+from glm_int4.checkpoint.files.folder import read_config, read_tokenizer_config
 from glm_int4.checkpoint.files.reader import CheckpointReader
 from glm_int4.checkpoint.formats import layout
 from glm_int4.checkpoint.formats.layout import MatrixSpec
@@ -44,8 +46,8 @@ class QuantizationPlan:
     sources: for a matrix that is stored under another name than it is read, the name to read. folding: what
     moves from norms into matrices. costs: where bits are mixed, the KL divergence that each matrix is expected to
     cost. calibration: the text for GPTQ. shards: units by file name. tokenizer_config: as it will be written.
-    tokenizer_json: the text of a tokenizer.json, for vLLM. fingerprint: a JSON value that two runs share if they
-    would write the same bytes.
+    tokenizer_json: the text of a tokenizer.json, for vLLM. adapters: what is merged, as a report names it.
+    fingerprint: a JSON value that two runs share if they would write the same bytes.
     """
 
     options: QuantizationOptions
@@ -62,6 +64,7 @@ class QuantizationPlan:
     shards: dict[str, list[Unit]]
     tokenizer_config: dict[str, Any] | None
     tokenizer_json: str | None
+    adapters: list[dict[str, Any]]
     fingerprint: dict[str, Any]
 
     @property
@@ -122,6 +125,7 @@ def make_plan(
     source_scheme = info.linear_scheme
     if source_scheme is not None:
         _check_convertible(folder, info, source_scheme, options)
+    adapters = _merge(options, reader, info.config)
     calibration = _calibration(options, tokenizer, info.config)
     matrices, sources = layout.matrices(info.config), {}
     head_scheme = options.vocabulary_scheme(info.config.hidden_size)
@@ -173,6 +177,7 @@ def make_plan(
         shards=dict(zip(names, shards, strict=True)),
         tokenizer_config=tokenizer_config,
         tokenizer_json=tokenizer_json,
+        adapters=adapters,
         fingerprint={
             "version": __version__,
             "source": [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in reader.files],
@@ -181,8 +186,26 @@ def make_plan(
             "options": [options.output_format, options.method, options.vllm, options.shard_bytes],
             "folding": str(folding),
             "calibration": calibration.fingerprint if calibration else None,
+            **({"adapters": [[each["scale"], each["sha256"]] for each in adapters]} if adapters else {}),
         },
     )
+
+
+def _merge(options: QuantizationOptions, reader: CheckpointReader, config: Config) -> list[dict[str, Any]]:
+    """Let a reader give weights with adapters in them; returns what a report says of these."""
+    if not options.adapters:
+        return []
+    folder = reader.folder
+    names = (str(read_config(folder).get("_name_or_path") or ""), folder.resolve().name)
+    loras = read_loras(options.adapters, config, names)
+    for lora in loras:
+        if lora.whole and config.has_tied_head:
+            raise InputError(
+                f"expected an adapter that leaves embedding and head of {config.model_name} tied, got {lora.folder}, "
+                f"which replaces {next(iter(lora.whole))}; load it beside the quantized model"
+            )
+    reader.change(Merging(loras))
+    return [describe(source) for source in options.adapters]
 
 
 def _calibration(options: QuantizationOptions, tokenizer: Tokenizer | None, config: Config) -> Calibration | None:
@@ -228,6 +251,11 @@ def _check_convertible(
 ) -> None:
     """Raise where a quantized checkpoint cannot be written in our format without rounding it again."""
     given = "a target" if options.mixed else f"--method {options.method}"
+    if options.adapters:
+        raise CheckpointError(
+            f"expected a half-precision checkpoint to merge an adapter into, got {folder}, which is quantized already; "
+            "take the original, or load this one with --adapter"
+        )
     if options.mixed or options.method != "rtn":
         raise CheckpointError(
             f"expected a half-precision checkpoint with {given}, got {folder}, which is quantized already; take the "

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from glm_int4.adapters.adapter_source import AdapterSource
 from glm_int4.checkpoint.writing.output_folder import MAX_SHARD_BYTES
 from glm_int4.errors import InputError
 from glm_int4.quantization.scheme import QuantizationScheme
@@ -16,7 +17,10 @@ GPTQ_SHARD_BYTES = 256 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizationOptions:
-    """What a caller asks for; see ``quantize_checkpoint``. ``target_bytes`` is of all tensors as stored."""
+    """What a caller asks for; see ``quantize_checkpoint``. ``target_bytes`` is of all tensors as stored.
+
+    adapters: to be merged into the weights.
+    """
 
     bits: int = 4
     group_size: int | str | None = None
@@ -32,6 +36,7 @@ class QuantizationOptions:
     device: str = "cpu"
     model_version: str = "auto"
     max_shard_bytes: int | None = None
+    adapters: tuple[AdapterSource, ...] = ()
 
     def __post_init__(self) -> None:
         if self.bits not in (4, 8):

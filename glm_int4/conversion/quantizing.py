@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 
+from glm_int4.adapters.adapter_source import Adapters, find_adapters
 from glm_int4.checkpoint.checks import check_finite
 from glm_int4.checkpoint.files.folder import PROGRESS, read_config, resolve_folder, text_files
-from glm_int4.checkpoint.files.safetensors_file import SafetensorsWriter, map_safetensors
+from glm_int4.checkpoint.files.safetensors_file import SafetensorsWriter, TensorSpec, map_safetensors
 from glm_int4.checkpoint.formats import layout
 from glm_int4.checkpoint.formats import official as official_format
 from glm_int4.checkpoint.formats import packed as packed_format
@@ -30,7 +31,7 @@ from glm_int4.checkpoint.prefix_file import SAFETENSORS_FILE
 from glm_int4.checkpoint.writing.output_folder import OutputFolder, Unit, sha256
 from glm_int4.checkpoint.writing.publishing import REPORT, check_output, tidy
 from glm_int4.conversion.calibrated.gptq_pass import CalibratedQuantizer, estimated_seconds
-from glm_int4.conversion.matrices import ErrorSums, quantized_pieces
+from glm_int4.conversion.matrices import PIECE_WEIGHTS, ErrorSums, quantized_pieces
 from glm_int4.conversion.mixed.sensitivity import Progress
 from glm_int4.conversion.plan import QuantizationPlan, make_plan
 from glm_int4.conversion.quantization_options import QuantizationOptions, parse_size
@@ -69,6 +70,7 @@ def quantize_checkpoint(
     max_shard_bytes: int | None = None,
     progress: Progress | None = None,
     announce: Callable[[str], None] | None = None,
+    adapter: Adapters | None = None,
 ) -> QuantizationReport:
     """Quantize a half-precision ChatGLM checkpoint, or re-write an official quantized one in our format.
 
@@ -97,6 +99,7 @@ def quantize_checkpoint(
         max_shard_bytes: of a file; None takes 1 GiB, 256 MiB for "gptq".
         progress: called with bytes (or layers) done, in all, and the name of what is at hand.
         announce: called with lines on what will take long and what was chosen; None logs them.
+        adapter: LoRA to merge into the weights before they are rounded, as of ``load``.
     Raises:
         UserError: one line on what is wrong; nothing that loads is left behind.
     """
@@ -116,6 +119,7 @@ def quantize_checkpoint(
         device=("cuda" if cuda_fault() is None else "cpu") if device == "auto" else device,
         model_version=model_version,
         max_shard_bytes=max_shard_bytes,
+        adapters=tuple(find_adapters(adapter)),
     )
     output = Path(os.path.realpath(output))
     if not resume:
@@ -125,6 +129,8 @@ def quantize_checkpoint(
         raise OutputError(f"expected an output folder apart from the checkpoint, got {output}, which holds {folder}")
     scratch = next(parent for parent in output.parents if parent.is_dir())
     announce = announce or logger.info
+    for source in options.adapters:
+        announce(f"merging the adapter {source.folder} into the weights")
     plan = make_plan(folder, options, scratch, progress)
     if options.mixed:
         announce(f"chose {plan.mix_text}")
@@ -244,11 +250,23 @@ def _write_unit(
         plan.reader.release(f"{plan.sources.get(matrix.name, matrix.name)}.weight")
         return {"name": unit.key, "rel_error": sums.relative_rms}
     for spec in unit.specs:
-        tensor = plan.reader[spec.name]
-        check_finite(spec.name, tensor)
-        writer.write(spec.name, plan.folding.fold(spec.name, tensor))
-        plan.reader.release(spec.name)
+        _write_kept(plan, spec, writer)
     return {}
+
+
+def _write_kept(plan: QuantizationPlan, spec: TensorSpec, writer: SafetensorsWriter) -> None:
+    """Write a tensor that stays unquantized; a matrix some rows at a time."""
+    parts = [slice(None)]
+    if len(spec.shape) == 2:
+        step = max(PIECE_WEIGHTS // max(spec.shape[1], 1), 1)
+        parts = [slice(start, start + step) for start in range(0, spec.shape[0], step)]
+    offset = 0
+    for rows in parts:
+        piece = plan.reader.rows(spec.name, rows).to(spec.dtype)
+        check_finite(spec.name, piece)
+        writer.write(spec.name, plan.folding.fold(spec.name, piece), offset)
+        offset += piece.nbytes
+        plan.reader.release(spec.name, rows)
 
 
 def _report(plan: QuantizationPlan, output: Path, notes: Notes, started: float) -> QuantizationReport:
@@ -307,6 +325,7 @@ def _write_files(
     details = {
         "versions": {"glm-int4": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "source_sha256": source_checksums,
+        "adapters": plan.adapters,
         "sha256": target.checksums,
         "fingerprint": plan.fingerprint,
     }

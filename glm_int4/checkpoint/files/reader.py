@@ -22,6 +22,9 @@ _MISMATCH = "do the config and the weights belong together?"
 _PLACEHOLDERS = "DeepSpeed's ZeRO-3 saved placeholders of size 0: collect the weights with its zero_to_fp32.py first"
 
 
+Change = Callable[[str, slice | Tensor, Tensor], Tensor]
+
+
 class CheckpointReader:
     """The tensors of a checkpoint folder, mapped: they take memory only while they are used.
 
@@ -37,6 +40,7 @@ class CheckpointReader:
         self._mapped: set[str] = set()
         self._joined: dict[str, list[str]] = {}
         self._parts: set[str] = set()
+        self._change: Change | None = None
         for path in self.files:
             tensors, mapped = map_safetensors(path) if path.suffix == ".safetensors" else map_torch_file(path)
             if weight_map is not None:
@@ -69,6 +73,16 @@ class CheckpointReader:
         if others:
             shape = (shape[0] + sum(tensor.shape[0] for tensor in others), *shape[1:])
         return TensorSpec(name, shape, first.dtype)
+
+    def rows(self, name: str, rows: slice | Tensor = slice(None)) -> Tensor:
+        """Some rows of a tensor, by a slice or their numbers, changed as ``change`` says."""
+        found = self[name]
+        found = found[rows] if found.dim() else found
+        return found if self._change is None else self._change(name, rows, found)
+
+    def change(self, how: Change) -> None:
+        """Let ``rows`` give what a function makes of a tensor's name, the rows, and these as they are stored."""
+        self._change = how
 
     def rename(self, names: Mapping[str, str]) -> None:
         """Call tensors otherwise than they are stored: stored name to new name."""

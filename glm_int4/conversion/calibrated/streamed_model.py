@@ -84,8 +84,9 @@ class StreamedModel:
         return linear
 
     def _read(self, name: str) -> Tensor:
-        check_finite(name, self.reader[name])
-        weight = self.reader[name].to(device=self.device, dtype=torch.float32, copy=True)
+        weight = self.reader.rows(name)
+        check_finite(name, weight)
+        weight = weight.to(device=self.device, dtype=torch.float32, copy=True)
         weight = self.folding.fold(name, weight)
         self.reader.release(name)
         return weight
@@ -102,8 +103,8 @@ class StreamedModel:
 
     def embed(self, token_ids: Sequence[int], weight: Tensor | None = None) -> Tensor:
         """Rows of the embedding, or of another matrix in its place: (T, hidden_size) float32."""
-        name = f"{layout.embedding(self.config).name}.weight"
-        rows = (self.reader[name] if weight is None else weight)[torch.tensor(token_ids)]
+        name, ids = f"{layout.embedding(self.config).name}.weight", torch.tensor(token_ids)
+        rows = self.reader.rows(name, ids) if weight is None else weight[ids]
         return rows.to(self.device, torch.float32)
 
     @torch.inference_mode()

@@ -151,10 +151,10 @@ class _Measurement:
         """KL divergence from the reference's predictions, by matrix, in nats per token."""
         network, head = self._network, self._head.name
         reader_name = f"{head}.weight"
-        matrix = network.folding.fold(reader_name, network.reader[reader_name])
+        matrix = network.folding.fold(reader_name, network.reader.rows(reader_name))
         reference = torch.cat([network.normalize(x) for x in self._copy(0)])
         if self._embedding in self._candidates and self._embedding != head:
-            rows = network.reader[f"{self._embedding}.weight"]
+            rows = network.reader.rows(f"{self._embedding}.weight")
             self._errors[self._embedding] = self._weighted_errors(self._embedding, rows, None)
         if head in self._candidates:
             self._errors[head] = self._weighted_errors(head, matrix, reference.square().mean(0))
@@ -176,7 +176,7 @@ class _Measurement:
         """(T, V) float32, the head quantized if there is a scheme."""
         parts = []
         name = f"{head.name}.weight"
-        for piece in _pieces(self._network.reader[name]):
+        for piece in _pieces(self._network.reader.rows(name)):
             piece = self._network.folding.fold(name, piece.to(self._network.device, torch.float32))
             parts.append(x @ (piece if scheme is None else self._rounded(piece, scheme)).T)
         return torch.cat(parts, dim=1).log_softmax(-1)
