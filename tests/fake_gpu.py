@@ -21,8 +21,8 @@ from glm_int4.checkpoint.build import ComputeSetup
 from glm_int4.models import make_model
 from glm_int4.models.config_file import parse_config
 from glm_int4.models.presets import CONFIGS
-from glm_int4.quantization.embedding import QuantizedEmbedding
-from glm_int4.quantization.linear import QuantizedLinear
+from glm_int4.quantization.embedding import DenseEmbedding, QuantizedEmbedding
+from glm_int4.quantization.linear import QuantizedLinear, dense_linear
 from glm_int4.quantization.scheme import QuantizationScheme, QuantizedWeight
 
 META = torch.device("meta")
@@ -222,16 +222,24 @@ def fake_weight(out_features, in_features, bits, group_size, symmetric, device=M
     return QuantizedWeight(scheme=scheme, packed=packed, scales=scales, zero_points=zeros)
 
 
-def fake_model(preset, num_layers=2, host_embedding=False, dtype=torch.float16, **changes):
+# Weights as ``quantize`` writes them by default: bits -> group size, and whether they are symmetric.
+_DEFAULTS = {4: (128, False), 8: (None, True)}
+
+
+def fake_model(preset, num_layers=2, host_embedding=False, bits=4, dtype=torch.float16, **changes):
     """A model of a preset's shapes as ``quantize`` writes it by default, with fewer layers; inside of ``fake_gpu``.
 
-    dtype: of its stream.
+    bits: 16 where nothing is quantized. dtype: of its stream.
     """
     config = parse_config(CONFIGS[preset] | {"num_layers": num_layers} | changes)
+    if bits == 16:
+        with META:
+            embedding = DenseEmbedding(config.vocab_size, config.hidden_size)
+            return make_model(config, dense_linear, embedding).to(META, dtype).eval()
 
     def make_linear(name, in_features, out_features, has_bias):
         whole = name.endswith("output_layer")
-        weight = fake_weight(out_features, in_features, 8 if whole else 4, None if whole else 128, whole)
+        weight = fake_weight(out_features, in_features, *((8, None, True) if whole else (bits, *_DEFAULTS[bits])))
         bias = torch.empty(out_features, device=META) if has_bias else None
         return QuantizedLinear(weight, bias, "triton")
 

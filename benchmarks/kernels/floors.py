@@ -1,42 +1,77 @@
-"""What a decoding step on a GPU cannot be faster than: arithmetic from shapes and from the launches of the code.
+"""What a decoding step on a GPU cannot be faster than: bytes, from shapes, and launches, as the code makes them.
 
 python -m benchmarks.kernels.floors            rewrites benchmarks/results/floors.json
 """
 
 import json
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from benchmarks.machine import RESULTS
 from glm_int4.checkpoint.build import ComputeSetup, resident_bytes
 from glm_int4.checkpoint.formats import layout
+from glm_int4.generation.cuda_graphs import GraphStepper
+from glm_int4.generation.decoding import Decoder
+from glm_int4.generation.padded_batch import Batch
 from glm_int4.measuring.random_weights import open_random
 from glm_int4.models.kv_cache import kv_bytes_per_token
 from glm_int4.models.presets import CONFIGS
-from triton_kernels import launch
+from tests.fake_gpu import META, SETUP, Memory, fake_gpu, fake_model
 
 CONTEXTS = {"chatglm-6b": (128, 2048), "chatglm2-6b": (128, 2048, 8192), "chatglm3-6b": (128, 2048, 8192)}
 # Multiprocessors of the cards that the launches are counted for: RTX 3060, H200.
 MULTIPROCESSORS = {86: 28, 90: 132}
 
 
-def step_launches(preset: str, bits: int, architecture: int) -> int:
-    """Kernels of one token's step: products, what finishes them, two norms, rotary, attention in two passes."""
-    config = open_random(preset, CONFIGS[preset], bits, torch.device("cpu"), num_layers=1)[1].config
-    row = launch.choose(bits, architecture, 1) if bits != 16 else None
-    total = 1  # the first norm
-    matrices = [*layout.linears(config), layout.vocabulary(config)[-1]]
-    for matrix in matrices:
-        layers = CONFIGS[preset]["num_layers"] if ".layers." in matrix.name else 1
-        kernels = 1  # of a library, in half precision
-        if row is not None:
-            splits = launch.num_splits(row, matrix.in_features, matrix.out_features, MULTIPROCESSORS[architecture])
-            gated = matrix.kind == "dense_h_to_4h" and config.version != "1"
-            kernels = 2 if splits > 1 or gated else 1
-        elif matrix.kind == "dense_h_to_4h":
-            kernels = 2 if config.version == "1" else 3  # the activation behind it
-        total += layers * kernels
-    return total + CONFIGS[preset]["num_layers"] * 5
+class StepCounter:
+    """Stands for CUDA graphs: a replay runs the step anew, and counts what that launches."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory, self.launches = memory, 0
+
+    def new_pool(self) -> None:
+        """There is none."""
+
+    def capture(self, run: Callable[[], Tensor], pool: object) -> Callable[[], Tensor]:
+        """What takes the place of a graph."""
+
+        def replay() -> Tensor:
+            before = self._memory.launches.total()
+            logits = run()
+            self.launches = self._memory.launches.total() - before
+            return logits
+
+        return replay
+
+
+def step_launches(preset: str, bits: int, architecture: int) -> tuple[int, int]:
+    """Kernels in the graph of one token's step, and those that copy its inputs before.
+
+    Counted as the code launches them on a GPU that is not there, torch's own kernels too: with one layer and with two.
+    """
+    layers = CONFIGS[preset]["num_layers"]
+    (first, inputs), (second, _) = (_launches(preset, bits, architecture, num_layers) for num_layers in (1, 2))
+    return first + (layers - 1) * (second - first), inputs
+
+
+def _launches(preset: str, bits: int, architecture: int, num_layers: int) -> tuple[int, int]:
+    from triton_kernels import decode
+
+    with fake_gpu(architecture, MULTIPROCESSORS[architecture]) as (memory, _):
+        model = fake_model(preset, num_layers, bits=bits)
+        counter = StepCounter(memory)
+        stepper = GraphStepper(model, decode, counter)  # type: ignore[arg-type]
+        batch = Batch(model, [[5] * 128], META)
+        cache = Decoder(model, SETUP, 512).new_cache(1, 512)
+        cache.length = batch.num_tokens
+        tokens, positions = batch.token_ids[:, 0], batch.decode_positions(0)
+        stepper.step(tokens, positions, cache)  # makes what is kept, and compiles
+        memory.launches.clear()
+        stepper.step(tokens, positions, cache)
+        assert stepper.fused
+        return counter.launches, memory.launches.total() - counter.launches
 
 
 def read_bytes(preset: str, bits: int) -> tuple[int, int]:
@@ -66,6 +101,7 @@ def main() -> None:
     for preset, contexts in CONTEXTS.items():
         for bits in (4, 8, 16):
             weights, kv = read_bytes(preset, bits)
+            launches = {f"sm_{a}": step_launches(preset, bits, a) for a in MULTIPROCESSORS}
             rows.append(
                 {
                     "model": preset,
@@ -73,7 +109,8 @@ def main() -> None:
                     "weight_bytes": weights,
                     "kv_bytes": kv,
                     "bytes": {str(context): weights + context * kv for context in contexts},
-                    "launches": {f"sm_{a}": step_launches(preset, bits, a) for a in MULTIPROCESSORS},
+                    "launches": {card: in_graph for card, (in_graph, _) in launches.items()},
+                    "launches_before": {card: before for card, (_, before) in launches.items()},
                 }
             )
     lines = ",\n".join(map(json.dumps, rows))

@@ -12,11 +12,13 @@ def floors(measured: list[dict[str, Any]]) -> str:
     contexts = list(dict.fromkeys(context for row in measured for context in row["bytes"]))
     cards = list(measured[0]["launches"])
     heads = ["model", *(f"GB read behind {context}" for context in contexts), *(f"launches, {card}" for card in cards)]
+    heads.append("copies before")
     rows = []
     for row in measured:
         sizes = [f"{row['bytes'][c] / 1e9:.2f}" if c in row["bytes"] else "" for c in contexts]
         precision = f"INT{row['bits']}" if row["bits"] != 16 else "half precision"
-        rows.append([f"{MODELS[row['model']]}, {precision}", *sizes, *(str(row["launches"][card]) for card in cards)])
+        launches = [*(str(row["launches"][card]) for card in cards), str(max(row["launches_before"].values()))]
+        rows.append([f"{MODELS[row['model']]}, {precision}", *sizes, *launches])
     return grid(heads, rows)
 
 
