@@ -171,7 +171,7 @@ def _add_api(app: FastAPI, server: Server) -> None:
     @app.get("/v1/models/{name:path}", summary="Describe a model")
     async def model(name: str) -> Response:
         if name not in server.names:
-            raise unknown_model(server.names)
+            raise unknown_model([server.settings.model_name, *server.engine.adapters.names])
         return json_response(server.model(name))
 
 

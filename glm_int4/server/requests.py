@@ -91,7 +91,7 @@ class RequestHandler:
         if adapter := adapters.get(wanted):
             return wanted, adapter
         if self._settings.strict or self._settings.adapter_dir or adapters.names:
-            raise unknown_model([*names, *adapters.names])
+            raise unknown_model([names[0], *adapters.names])
         return names[0], None
 
     def _check_ignored(self, request: Request) -> list[str]:
