@@ -1,11 +1,15 @@
 """GLM-4's configs: told from ChatGLM3's, read, and refused where they are of a relative."""
 
 import json
+import math
 import shutil
 
 import pytest
 
 import glm_int4
+from glm_int4.checkpoint.formats import layout
+from glm_int4.checkpoint.opening import tensor_specs
+from glm_int4.conversion.quantization_options import QuantizationOptions
 from glm_int4.errors import ConfigError, GLMError
 from glm_int4.models.config_file import detect_version, is_base_model, parse_config
 from glm_int4.models.presets import CONFIGS
@@ -37,6 +41,14 @@ def test_the_preset_is_the_official_model():
     config = parse(CONFIGS["glm-4-9b"])
     assert (config.version, config.num_layers, config.vocab_size) == ("4", 40, 151552)
     assert config.stop_token_ids == (151329, 151336, 151338)
+    assert layout.num_parameters(config) == 9_399_951_360
+    options = QuantizationOptions(bits=4)
+    vocabulary = {matrix.name for matrix in layout.vocabulary(config)}
+    num_bytes = 2 * sum(map(math.prod, layout.vectors(config).values()))
+    for name, matrix in layout.matrices(config).items():
+        scheme = options.vocabulary_scheme(4096) if name in vocabulary else options.scheme
+        num_bytes += sum(spec.num_bytes for spec in tensor_specs(matrix, scheme, official=False))
+    assert 5.47e9 < num_bytes < 5.49e9
 
 
 @pytest.mark.parametrize(
