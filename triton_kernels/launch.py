@@ -94,7 +94,7 @@ _BLACKWELL = _AMPERE[:1]
 # (bits, first architecture) -> rows; a newer architecture without rows of its own takes the newest below it.
 TABLE: dict[tuple[int, int], tuple[Launch, ...]] = {
     (4, 75): _TURING,
-    (8, 75): _TURING,
+    (8, 75): (*_TURING[:2], replace(_TURING[2], num_warps=4)),  # with two, rows in float32 spill
     (4, 80): _AMPERE,
     (8, 80): _AMPERE,
     (4, 90): _HOPPER,

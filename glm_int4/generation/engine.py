@@ -30,6 +30,8 @@ from glm_int4.text.chat.tools import Tool
 
 logger = logging.getLogger(__name__)
 
+_OFFICIAL = SamplingParams()  # of the version
+
 
 class Engine:
     """A model ready to run; made by ``glm_int4.load``.
@@ -183,7 +185,7 @@ class Engine:
 
         A stop text ends the stream and is not part of it. ``record``, if given, is filled in as it goes.
         """
-        sampling = sampling or SamplingParams()
+        sampling = sampling or _OFFICIAL
         text = AnswerText(StreamDecoder(self.tokenizer), sampling.stop)
         return self._stream(token_ids, text, max_new_tokens, sampling, record or StreamRecord(), adapter)
 
@@ -210,7 +212,7 @@ class Engine:
         if self.info.is_base and not self._warned_of_base:
             self._warned_of_base = True
             logger.warning("this is a base model, by its name: it continues texts and was not trained to answer")
-        sampling, tokenizer = sampling or SamplingParams(), self.tokenizer
+        sampling, tokenizer = sampling or _OFFICIAL, self.tokenizer
         prompt = self._format.encode(tokenizer, messages, tools)
         if sampling.constraint is not None:  # which is for the content alone, and for every character of it
             prompt += self._format.before_content(tokenizer)
@@ -304,7 +306,7 @@ class Engine:
         adapter: str | None = None,
     ) -> Iterator[list[int | None]]:
         """Yield the new id of every row, None for rows that have ended, until all have."""
-        sampling = sampling or SamplingParams()
+        sampling = sampling or _OFFICIAL
         whole = isinstance(max_new_tokens, Integral) and not isinstance(max_new_tokens, bool)
         if max_new_tokens is not None and not (whole and max_new_tokens >= 1):
             raise InputError(f"expected max_new_tokens to be a whole number of 1 or more, got {max_new_tokens!r}")

@@ -55,7 +55,7 @@ def says(monkeypatch):
     def says(*texts):
         prompts = []
 
-        def stream(engine, prompt, decoder, max_new_tokens, sampling, record):
+        def stream(engine, prompt, text, max_new_tokens, sampling, record, adapter):
             prompts.append(prompt)
             record.text = texts[len(prompts) - 1]
             yield record.text

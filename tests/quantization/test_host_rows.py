@@ -126,7 +126,9 @@ def test_an_embedding_that_is_the_head_too_stays_on_the_gpu(monkeypatch):
     _, info = open_random("tiny", CONFIGS["chatglm-6b"] | {"vocab_size": 130528, "hidden_size": 128}, 4, CPU, 1)
     monkeypatch.setattr(memory_plan, "free_bytes", lambda device: 1000)
     assert not place_embedding(info, ON_GPU, "auto").host_embedding
-    with pytest.raises(InputError, match=r"expected ChatGLM2-6B or ChatGLM3-6B .* got ChatGLM-6B, which multiplies"):
+    with pytest.raises(
+        InputError, match=r"expected ChatGLM2-6B, ChatGLM3-6B or GLM-4-9B .* got ChatGLM-6B, which multiplies"
+    ):
         place_embedding(info, ON_GPU, "cpu")
     with pytest.raises(InputError, match="expected the embedding device auto, cuda or cpu, got 'disk'"):
         place_embedding(info, ON_GPU, "disk")

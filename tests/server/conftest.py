@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import httpx
+import openai
 import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service as Driver
@@ -75,6 +76,23 @@ def run_server(engine, num_slots=4, **changes):
         service.should_exit = True
         thread.join(60)
         assert not thread.is_alive()
+
+
+_CLIENTS: list[openai.OpenAI] = []
+
+
+def client(running, key="none"):
+    """OpenAI's own, of a server; closed after the test."""
+    _CLIENTS.append(openai.OpenAI(base_url=f"{running.url}/v1", api_key=key, max_retries=0, timeout=60))
+    return _CLIENTS[-1]
+
+
+@pytest.fixture(autouse=True)
+def _closed_clients():
+    """No connection is left for the garbage collector, which would warn in another test."""
+    yield
+    while _CLIENTS:
+        _CLIENTS.pop().close()
 
 
 @pytest.fixture(scope="session")

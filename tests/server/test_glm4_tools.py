@@ -8,7 +8,8 @@ import pytest
 from glm_int4.server.openai_messages import read_messages
 from glm_int4.server.schemas import ChatMessage
 from glm_int4.text.chat.chat_format import chat_format
-from tests.server.test_openai_clients import TOOL, client, user
+from tests.server.conftest import client
+from tests.server.test_openai_clients import TOOL, user
 from tests.server.test_openai_clients import says as says
 from tests.server.test_tool_choice import FUNCTIONS, NAMED, TOOLS
 

@@ -10,7 +10,7 @@ from langchain_openai import ChatOpenAI, OpenAI
 
 import glm_int4
 from glm_int4.generation.sampling import SamplingParams
-from tests.server.conftest import run_server
+from tests.server.conftest import client, run_server
 
 QUESTIONS = ["3加5等于几?", "What is 12 plus 30?", "我叫小明。"]
 TOOL = {
@@ -21,10 +21,6 @@ TOOL = {
         "parameters": {"type": "object", "properties": {"symbol": {"type": "string"}}, "required": ["symbol"]},
     },
 }
-
-
-def client(running, key="none"):
-    return openai.OpenAI(base_url=f"{running.url}/v1", api_key=key, max_retries=0, timeout=60)
 
 
 def user(text):

@@ -106,7 +106,7 @@ def test_the_system_prompt_is_sent(page, mini_server, monkeypatch):
     seen = []
     desk = mini_server.server.handler
     make = desk._make_jobs
-    monkeypatch.setattr(desk, "_make_jobs", lambda request, wanted: seen.append(request) or make(request, wanted))
+    monkeypatch.setattr(desk, "_make_jobs", lambda request, *others: seen.append(request) or make(request, *others))
     page.set(system="Be brief.", max_tokens="3", seed="4")
     page.ask("你好")
     page.wait_for_end()

@@ -8,7 +8,8 @@ import pytest
 from langchain_openai import ChatOpenAI
 from pydantic import BaseModel, Field
 
-from tests.server.test_openai_clients import client, user
+from tests.server.conftest import client
+from tests.server.test_openai_clients import user
 
 WEATHER = {
     "type": "object",

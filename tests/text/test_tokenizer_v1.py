@@ -151,7 +151,7 @@ def test_missing_broken_and_foreign_tokenizers_are_named(tmp_path):
     (tmp_path / "ice_text.model").write_bytes(b"<html>not found</html>")
     with pytest.raises(TokenizerError, match="expected a SentencePiece model"):
         load_tokenizer(tmp_path)
-    with pytest.raises(TokenizerError, match="auto, 1, 2 or 3"):
+    with pytest.raises(TokenizerError, match="auto, 1, 2, 3 or 4"):
         load_tokenizer(tmp_path, "0")
     with pytest.raises(TokenizerError, match=r"expected a SentencePiece model in .* got none"):
         ChatGLMTokenizer(tmp_path / "nothing.model")

@@ -60,7 +60,7 @@ def test_products_of_wider_rows_do_not_overflow(activation, dtype, tolerance):
         out = cublas.multiply(x.to(dtype), matrix, epilogue)
         assert out.dtype == dtype
         for ours, expected in zip(out, linear64(x.to(dtype), matrix, epilogue), strict=True):
-            assert relative_rms(ours, expected) < tolerance
+            assert relative_rms(ours, expected) < tolerance * (2 if activation else 1)  # a product of two sums
 
 
 @pytest.mark.parametrize("activation", [None, "gelu", "swiglu"])

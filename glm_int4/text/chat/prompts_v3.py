@@ -38,11 +38,12 @@ def encode_messages(
     Raises:
         InputError: unknown roles, roles out of order, an empty question, or faulty tools.
     """
-    given = check_tools(tools)
+    given = [] if tools is None else check_tools(tools)
     checked = check_messages(messages, check_tools, has_tools=bool(given), in_turn=in_turn)
-    ids = list(tokenizer.prefix_ids)
+    ids = [tokenizer.gmask_id, tokenizer.sop_id]
     for message in _with_tools(checked, given) if given else checked:
-        ids += encode_message(tokenizer, message.role, message.metadata, _content(message))
+        content = _content(message) if message.tools else message.content
+        ids += encode_message(tokenizer, message.role, message.metadata, content)
     return [*ids, tokenizer.role_ids["assistant"]]
 
 
