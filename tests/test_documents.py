@@ -35,6 +35,10 @@ def document(request):
     return request.param
 
 
+def test_no_table_is_empty(document):
+    assert not re.search(r"<!-- table: \S+ -->\s*<!-- end -->", read(document))
+
+
 def test_links_lead_to_files_and_headings_that_exist(document):
     for link in links(read(document)):
         if link.startswith(("https://", "http://")):

@@ -29,6 +29,7 @@ DOCUMENTS = {
     ROOT / "docs" / "performance.md": "en",
     ROOT / "docs" / "serving.md": "en",
     ROOT / "docs" / "structured-output.md": "en",
+    ROOT / "docs" / "adapters.md": "en",
 }
 COMMANDS = {"cpu": "make bench", "gpu": "make gpu-bench"}
 # The method that others are compared with.
