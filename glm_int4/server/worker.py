@@ -25,7 +25,7 @@ from glm_int4.server.protocol.token_scores import ScoringSampler
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_RETRY = 60  # seconds: a queue often moves faster than it did
+_SHORTEST_RETRY, _LONGEST_RETRY = 0.1, 60  # seconds: a queue often moves faster than it did
 
 
 @dataclass(slots=True, eq=False)
@@ -118,17 +118,19 @@ class Worker:
         if self._draining or not self.alive:
             raise _ending()
         if self.num_pending >= self.batcher.num_slots + self.max_waiting:
+            seconds = self._seconds_of_queue()
             raise ApiError(
                 429,
                 f"expected fewer requests at a time, got more than {self.max_waiting} that wait; try again later",
                 code="queue_full",
-                headers={"Retry-After": str(self._seconds_of_queue())},
+                # OpenAI's client reads the second one first, and comes back when there is room.
+                headers={"Retry-After": str(max(round(seconds), 1)), "Retry-After-Ms": str(round(1000 * seconds))},
             )
 
-    def _seconds_of_queue(self) -> int:
+    def _seconds_of_queue(self) -> float:
         """Until those that wait now have a slot, by what answers have taken lately."""
         seconds = (1.0 if self._seconds is None else self._seconds) * self.num_waiting / self.batcher.num_slots
-        return min(max(round(seconds), 1), _LONGEST_RETRY)
+        return min(max(seconds, _SHORTEST_RETRY), _LONGEST_RETRY)
 
     def submit(self, jobs: Iterable[PendingAnswer]) -> None:
         """Let the answers to a request wait for a slot; raises as ``check_room``, which counts the request as one."""

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from glm_int4.text.chat.chat_format import chat_format
 from tests.server.conftest import run_server
 
 SLOTS, TOKENS = 8, 96
-# Retry-After is in whole seconds, and all who wait come back at once, twice; the client computes on the same cores.
+# The client computes on the same cores.
 MOST_TIMES_LONGER = 1.5
 MOST_GROWTH_BYTES = 20e6
 
@@ -65,12 +66,14 @@ def seconds_by_the_batcher(engine, number):
 def test_a_burst_is_answered_in_hardly_more_than_the_models_time(mini_engine):
     """150 at a time, of which 72 are taken: the others wait as long as they are told, in the client."""
     seconds_by_the_batcher(mini_engine, SLOTS)
-    alone = seconds_by_the_batcher(mini_engine, 150)
+    times_longer = []
     with run_server(mini_engine, num_slots=SLOTS) as running:
         run_client(running.url, 2 * SLOTS)
-        answered, seconds = run_client(running.url, 150)
-    assert answered == 150
-    assert seconds <= MOST_TIMES_LONGER * alone
+        for _ in range(3):
+            answered, seconds = run_client(running.url, 150)
+            assert answered == 150
+            times_longer.append(seconds / seconds_by_the_batcher(mini_engine, 150))
+    assert statistics.median(times_longer) <= MOST_TIMES_LONGER, times_longer
 
 
 def resident_bytes(process):

@@ -12,7 +12,7 @@ from glm_int4.server.protocol.fields import IGNORED_HEADER
 
 ANY_ORIGIN = "*"
 _ORIGIN = re.compile(r"(null|[a-z][a-z0-9+.-]*://[^/\s]+)", re.IGNORECASE)
-_SHOWN_HEADERS = (IGNORED_HEADER, "X-Request-Id", "Retry-After")
+_SHOWN_HEADERS = (IGNORED_HEADER, "X-Request-Id", "Retry-After", "Retry-After-Ms")
 
 
 def check_origin(text: str) -> str:
