@@ -1,6 +1,7 @@
 """The arguments of a training run, under their official names and with their official defaults."""
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from numbers import Real
@@ -30,7 +31,7 @@ _DECIDED = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingSettings:
+class TrainingSettings(ABC):
     """What every method has.
 
     max_source_length, max_target_length: most tokens of a question and of an answer; a conversation has the sum of
@@ -98,9 +99,9 @@ class TrainingSettings:
             raise InputError(f"expected arguments among {ordered}, got {unknown[0]}")
         return cls(**chosen)
 
+    @abstractmethod
     def target_length(self, config: Config) -> int:
         """``max_target_length``, or the method's official one for a model."""
-        raise NotImplementedError
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""

@@ -62,9 +62,7 @@ class CheckpointReader:
         yield from (name for name in self._tensors if name not in self._parts)
 
     def __getitem__(self, name: str) -> Tensor:
-        if name in self._joined:
-            return torch.cat([self._tensors[part] for part in self._joined[name]])
-        return self._tensors[name]
+        return self._stored(name, slice(None))
 
     def spec(self, name: str) -> TensorSpec:
         """Shape and dtype of a tensor, which is not read for it."""
@@ -76,9 +74,22 @@ class CheckpointReader:
 
     def rows(self, name: str, rows: slice | Tensor = slice(None)) -> Tensor:
         """Some rows of a tensor, by a slice or their numbers, changed as ``change`` says."""
-        found = self[name]
-        found = found[rows] if found.dim() else found
+        found = self._stored(name, rows)
         return found if self._change is None else self._change(name, rows, found)
+
+    def _stored(self, name: str, rows: slice | Tensor) -> Tensor:
+        """Rows as they lie in the files; copied only where several parts hold them."""
+        parts = [self._tensors[part] for part in self._joined.get(name, [name])]
+        if len(parts) == 1:
+            return parts[0][rows] if parts[0].dim() else parts[0]
+        if isinstance(rows, Tensor):
+            return torch.cat(parts)[rows]
+        pieces, first = [], 0
+        start, stop, _ = rows.indices(sum(map(len, parts)))
+        for part in parts:
+            pieces.append(part[max(start - first, 0) : max(stop - first, 0)])
+            first += len(part)
+        return torch.cat(pieces)
 
     def change(self, how: Change) -> None:
         """Let ``rows`` give what a function makes of a tensor's name, the rows, and these as they are stored."""
@@ -108,8 +119,9 @@ class CheckpointReader:
 
     def release(self, name: str, rows: slice = slice(None)) -> None:
         """Give back the memory of a mapped tensor's pages, or those of some rows; they are read again when needed."""
-        for part in self._joined.get(name, ()):  # read whole, whatever the rows
-            self.release(part)
+        parts = self._joined.get(name, ())
+        for part in parts:  # of several the whole, which is read again for rows that follow
+            self.release(part, rows if len(parts) == 1 else slice(None))
         if name in self._mapped and sys.platform.startswith("linux") and self._tensors[name].is_contiguous():
             _release_pages(self._tensors[name][rows])
 

@@ -52,8 +52,7 @@ def warm_up(engine: Engine) -> None:
 
 def _runs_kernels(engine: Engine) -> bool:
     """Whether linears or steps run kernels that are compiled here."""
-    setup = engine.setup
-    return engine.device.type == "cuda" and setup.stream_dtype == torch.float16 and setup.backend != "cublas"
+    return engine.device.type == "cuda" and engine.setup.backend != "cublas"
 
 
 def architecture(device: torch.device) -> int:

@@ -61,6 +61,11 @@ def test_rows_are_joined_when_they_are_read_and_never_kept():
         assert torch.equal(reader[name], official[name])
         assert reader.spec(name) == stored.spec(name)
     assert reader[f"{QKV}.weight"].data_ptr() != reader[f"{QKV}.weight"].data_ptr()
+    one = "transformer.embedding.word_embeddings.weight"
+    assert reader[one].data_ptr() == reader[one].data_ptr()  # a single part is not copied
+    for start in range(0, len(official[f"{QKV}.weight"]), 5):
+        rows = slice(start, start + 5)
+        assert torch.equal(reader.rows(f"{QKV}.weight", rows), official[f"{QKV}.weight"][rows])
     assert "model.layers.1.self_attn.q_proj.weight" not in reader
     reader.release(f"{QKV}.weight", slice(0, 3))
     assert torch.equal(reader[f"{QKV}.weight"], official[f"{QKV}.weight"])

@@ -67,12 +67,12 @@ def variants(architecture, monkeypatch):
         yield variants
 
 
-def make_engine(name, bits, kv_dtype, max_length=704):
+def make_engine(name, bits, kv_dtype, stream=torch.float16, max_length=704):
     raw = CONFIGS[name] | SMALL[name]
     reader, info = open_random(name, raw, bits, CPU, num_layers=1)
-    half = dict.fromkeys(("dense_dtype", "stream_dtype"), torch.float16)
+    dtypes = dict.fromkeys(("dense_dtype", "stream_dtype"), stream)
     backend = "triton" if bits != 16 else "reference"
-    setup = ComputeSetup(device=CPU, backend=backend, kv_dtype=kv_dtype, half_tables=True, **half)
+    setup = ComputeSetup(device=CPU, backend=backend, kv_dtype=kv_dtype, half_tables=True, **dtypes)
     return Engine(build_model(reader, info, setup), info, setup, None, max_length)
 
 
@@ -92,19 +92,23 @@ def warm(engine, monkeypatch):
 
 
 CASES = [
-    (75, "chatglm-6b", 4, torch.int8),
-    (80, "chatglm-6b", 8, torch.float16),
-    (90, "chatglm2-6b", 4, torch.int8),
-    (90, "chatglm-6b", 4, torch.float16),
-    (80, "chatglm2-6b", 16, torch.float16),
+    (75, "chatglm-6b", 4, torch.int8, torch.float16),
+    (80, "chatglm-6b", 8, torch.float16, torch.float16),
+    (90, "chatglm2-6b", 4, torch.int8, torch.float16),
+    (90, "chatglm-6b", 4, torch.float16, torch.float16),
+    (80, "chatglm2-6b", 16, torch.float16, torch.float16),
+    (75, "chatglm2-6b", 4, torch.float32, torch.float32),
+    (80, "chatglm2-6b", 4, torch.bfloat16, torch.bfloat16),
 ]
 
 
-@pytest.mark.parametrize(("architecture", "name", "bits", "kv_dtype"), CASES, ids=str, indirect=["architecture"])
+@pytest.mark.parametrize(
+    ("architecture", "name", "bits", "kv_dtype", "stream"), CASES, ids=str, indirect=["architecture"]
+)
 def test_no_prompt_and_no_step_asks_for_a_kernel_that_is_not_compiled(
-    variants, architecture, name, bits, kv_dtype, monkeypatch
+    variants, architecture, name, bits, kv_dtype, stream, monkeypatch
 ):
-    engine = make_engine(name, bits, kv_dtype)
+    engine = make_engine(name, bits, kv_dtype, stream)
     warm(engine, monkeypatch)
     compiled = set(variants)
     assert len(compiled) > (10 if bits != 16 else 4)
@@ -144,12 +148,10 @@ def test_loading_warms_up(mini_int4, monkeypatch):
     assert warmed == [engine]
 
 
-def stand_in(device="cuda", backend="triton", stream_dtype=torch.float16):
+def stand_in(device="cuda", backend="triton"):
     """As much of an engine as decides whether it is warmed up."""
-    setup = SimpleNamespace(stream_dtype=stream_dtype, backend=backend)
-    return SimpleNamespace(
-        device=SimpleNamespace(type=device), setup=setup, info=SimpleNamespace(schemes={"linear": "INT4"})
-    )
+    device, setup = SimpleNamespace(type=device), SimpleNamespace(backend=backend)
+    return SimpleNamespace(device=device, setup=setup, info=SimpleNamespace(schemes={"linear": "INT4"}))
 
 
 def test_a_start_that_takes_long_is_said_in_one_line(monkeypatch, caplog):
@@ -187,7 +189,7 @@ def test_what_an_answer_would_say_is_no_fault_of_the_start(monkeypatch, fault):
     assert released == [fault]
 
 
-@pytest.mark.parametrize("other", [{"device": "cpu"}, {"backend": "cublas"}, {"stream_dtype": torch.float32}], ids=str)
+@pytest.mark.parametrize("other", [{"device": "cpu"}, {"backend": "cublas"}], ids=str)
 def test_where_no_kernels_run_nothing_is_run(monkeypatch, other):
     monkeypatch.setattr(warm_up, "_run", lambda engine, batches: pytest.fail("was run"))
     monkeypatch.setattr(warm_up, "architecture", lambda device: 90)
