@@ -1,5 +1,6 @@
 """What every tokenizer of the house can do, whatever the model version."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -79,3 +80,32 @@ class Tokenizer(Protocol):
 
     def encode_prompt(self, text: str) -> list[int]:
         """Ids of a text as a prompt, special ones added."""
+
+
+class PrefixedPrompts(ABC):
+    """What the tokenizers of versions 2 to 4 share: [gMASK] and sop stand in front of a prompt's text."""
+
+    gmask_id: int
+    sop_id: int
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """As of ``Tokenizer``."""
+
+    @property
+    def prefix_ids(self) -> list[int]:
+        """As of ``Tokenizer``: [gMASK], sop."""
+        return [self.gmask_id, self.sop_id]
+
+    @property
+    def suffix_ids(self) -> list[int]:
+        """As of ``Tokenizer``: nothing."""
+        return []
+
+    def may_change(self, text: str) -> bool:
+        """As of ``Tokenizer``."""
+        return text.endswith("\ufffd")
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """As of ``Tokenizer``: a context to go on from."""
+        return [self.gmask_id, self.sop_id, *self.encode(text)]

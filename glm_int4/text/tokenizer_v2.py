@@ -13,6 +13,7 @@ from glm_int4.errors import TokenizerError
 from glm_int4.text.added_tokens import AddedToken, AddedTokens
 from glm_int4.text.sentencepiece_model import load_model, piece_bytes, read_model, read_spec
 from glm_int4.text.text_file import check_encodable
+from glm_int4.text.tokenizer import PrefixedPrompts
 
 if TYPE_CHECKING:
     import sentencepiece
@@ -28,7 +29,7 @@ def special_pieces(version: str) -> tuple[str, ...]:
     return (*SPECIAL_PIECES, *ROLE_PIECES) if version == "3" else SPECIAL_PIECES
 
 
-class ChatGLM2Tokenizer:
+class ChatGLM2Tokenizer(PrefixedPrompts):
     """Text to ids of ChatGLM2-6B or ChatGLM3-6B and back; see ``tokenizer.Tokenizer``.
 
     Args:
@@ -80,16 +81,6 @@ class ChatGLM2Tokenizer:
         """The ids that end an answer: the end of text, in v3 also a turn of the user or of a tool."""
         return (self.eos_id, *(self.role_ids[role] for role in ("user", "observation") if role in self.role_ids))
 
-    @property
-    def prefix_ids(self) -> list[int]:
-        """What every prompt begins with: [gMASK], sop."""
-        return [self.gmask_id, self.sop_id]
-
-    @property
-    def suffix_ids(self) -> list[int]:
-        """What every prompt ends with: nothing."""
-        return []
-
     def piece_id(self, piece: str) -> int:
         """Id of a piece by its name.
 
@@ -134,14 +125,6 @@ class ChatGLM2Tokenizer:
 
     def _decode_pieces(self, ids: list[int]) -> str:
         return self._sp.decode([i for i in ids if 0 <= i < self._base and i not in self._silent])
-
-    def may_change(self, text: str) -> bool:
-        """Whether ids that follow may change the end of a text that ``decode`` gave."""
-        return text.endswith("\ufffd")
-
-    def encode_prompt(self, text: str) -> list[int]:
-        """Return the ids of ``text`` as a context to go on from: [gMASK], sop, text."""
-        return [self.gmask_id, self.sop_id, *self.encode(text)]
 
 
 def _check_kind(sp: "sentencepiece.SentencePieceProcessor", model: bytes, name: str | Path) -> None:

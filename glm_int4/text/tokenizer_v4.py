@@ -13,6 +13,7 @@ from glm_int4.text.added_tokens import AddedToken, AddedTokens
 from glm_int4.text.byte_pairs import name_of, read_fast_file, read_rank_file
 from glm_int4.text.sentencepiece_model import ModelSpec
 from glm_int4.text.text_file import check_encodable
+from glm_int4.text.tokenizer import PrefixedPrompts
 from glm_int4.text.tokenizer_v2 import ROLE_PIECES, ROLES
 
 _END = "<|endoftext|>"
@@ -20,7 +21,7 @@ _NEEDED = (_END, "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", *ROLE_PIECES)
 _IMAGES = ("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>")
 
 
-class GLM4Tokenizer:
+class GLM4Tokenizer(PrefixedPrompts):
     """Text to ids of GLM-4-9B and back; see ``tokenizer.Tokenizer``.
 
     Args:
@@ -73,16 +74,6 @@ class GLM4Tokenizer:
         """The ids that end an answer: the end of text, and a turn of the user or of a tool."""
         return (self.eos_id, self.role_ids["user"], self.role_ids["observation"])
 
-    @property
-    def prefix_ids(self) -> list[int]:
-        """What every prompt begins with: [gMASK], <sop>."""
-        return [self.gmask_id, self.sop_id]
-
-    @property
-    def suffix_ids(self) -> list[int]:
-        """What every prompt ends with: nothing."""
-        return []
-
     def piece_id(self, piece: str) -> int:
         """Id of a piece by its name.
 
@@ -123,11 +114,3 @@ class GLM4Tokenizer:
     def _decode_pieces(self, ids: list[int]) -> str:
         tokens, size = self._tokens, len(self._tokens)
         return b"".join(tokens[i] for i in ids if 0 <= i < size).decode(errors="replace")
-
-    def may_change(self, text: str) -> bool:
-        """Whether ids that follow may change the end of a text that ``decode`` gave."""
-        return text.endswith("\ufffd")
-
-    def encode_prompt(self, text: str) -> list[int]:
-        """Return the ids of ``text`` as a context to go on from: [gMASK], <sop>, text."""
-        return [self.gmask_id, self.sop_id, *self.encode(text)]

@@ -7,7 +7,7 @@ from types import ModuleType
 import torch
 import triton
 
-from tests.triton_kernels.emulator.launching import Driver
+from tests.triton_kernels.emulator.launching import replaced
 
 _WRITTEN = ("out_ptr", "total_ptr", "q_ptr", "parts_ptr", "stats_ptr", "k_ptr", "v_ptr")
 
@@ -34,18 +34,5 @@ class RecordingKernel:
 def recorded(architecture: int, *modules: ModuleType) -> Iterator[set[tuple[str, str, str]]]:
     """Let the kernels that these modules launch be noted; yields the variants."""
     variants: set[tuple[str, str, str]] = set()
-    replaced = [
-        (module, name, value)
-        for module in modules
-        for name, value in vars(module).items()
-        if isinstance(value, triton.JITFunction)
-    ]
-    triton.runtime.driver.set_active(Driver(architecture))
-    try:
-        for module, name, value in replaced:
-            setattr(module, name, RecordingKernel(value, variants))
+    with replaced(architecture, modules, lambda kernel: RecordingKernel(kernel, variants)):
         yield variants
-    finally:
-        for module, name, value in replaced:
-            setattr(module, name, value)
-        triton.runtime.driver._active = None

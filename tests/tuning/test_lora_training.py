@@ -1,6 +1,5 @@
 """LoRA runs on the mini model and on small ones: what they learn, leave behind, resume from, and refuse."""
 
-import hashlib
 import json
 import shutil
 
@@ -12,18 +11,10 @@ import glm_int4
 from glm_int4.errors import CheckpointError, ConfigError, InputError
 from tests.conftest import MINI
 from tests.tolerances import ADAPTER_ABSOLUTE, HALF_PRECISION_LOSS
+from tests.tuning.conftest import QUESTIONS, digests, losses
 
 FEW = {"gradient_accumulation_steps": 2, "max_steps": 4, "save_steps": 2, "logging_steps": 1, "learning_rate": 0.01}
-QUESTIONS = [("你好", "再见"), ("3加5等于几?", "八"), ("What is 1 plus 2?", "three"), ("法国的首都是哪里?", "巴黎很美")]
 GREEDY = glm_int4.SamplingParams(temperature=0)
-
-
-@pytest.fixture
-def train_file(tmp_path):
-    path = tmp_path / "train.jsonl"
-    lines = [json.dumps({"content": q, "summary": a}, ensure_ascii=False) for q, a in QUESTIONS]
-    path.write_text("\n".join(lines), encoding="utf-8")
-    return path
 
 
 @pytest.fixture
@@ -35,14 +26,6 @@ def finetune(mini_int4, train_file, tmp_path):
         return glm_int4.finetune(**arguments | FEW | changes)
 
     return run
-
-
-def losses(folder):
-    return [json.loads(line)["loss"] for line in (folder / "trainer_log.jsonl").read_text().splitlines()]
-
-
-def digests(folder):
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
 def adapter(folder):

@@ -1,7 +1,6 @@
 """Training runs on the mini model: what they learn, leave behind, resume from, and refuse."""
 
 import errno
-import hashlib
 import json
 import shutil
 import sys
@@ -17,17 +16,9 @@ from glm_int4.tuning.methods import trained_prefix
 from tests.conftest import FIXTURES, MINI
 from tests.read_only import in_read_only_system
 from tests.tolerances import HALF_PRECISION_LOSS
+from tests.tuning.conftest import digests, log, losses
 
 FEW = {"pre_seq_len": 4, "gradient_accumulation_steps": 2, "max_steps": 4, "save_steps": 2, "logging_steps": 1}
-QUESTIONS = [("你好", "再见"), ("3加5等于几?", "八"), ("What is 1 plus 2?", "three"), ("法国的首都是哪里?", "巴黎很美")]
-
-
-@pytest.fixture
-def train_file(tmp_path):
-    path = tmp_path / "train.jsonl"
-    lines = [json.dumps({"content": q, "summary": a}, ensure_ascii=False) for q, a in QUESTIONS]
-    path.write_text("\n".join(lines), encoding="utf-8")
-    return path
 
 
 @pytest.fixture
@@ -39,18 +30,6 @@ def ptune(mini_int4, train_file, tmp_path):
         return glm_int4.ptune(**arguments | FEW | changes)
 
     return run
-
-
-def log(folder):
-    return [json.loads(line) for line in (folder / "trainer_log.jsonl").read_text().splitlines()]
-
-
-def losses(folder):
-    return [entry["loss"] for entry in log(folder)]
-
-
-def digests(folder):
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("projection", [False, True])

@@ -6,6 +6,7 @@ A call is a line with a tool's name, then the arguments as JSON; only names of t
 import json
 from collections.abc import Collection, Sequence
 
+from glm_int4.text.chat import prompts_v3
 from glm_int4.text.chat.messages import Message
 from glm_int4.text.chat.prompts_v3 import ASSISTANT, encode_message
 from glm_int4.text.chat.responses import TRAINING_TIME, CleaningStream, fill_template
@@ -87,14 +88,8 @@ class ResponseStream(CleaningStream):
         return "\n".join(filter(None, map(fill_template, text.split(ASSISTANT))))
 
 
-class ContentStream(CleaningStream):
-    """The contents of an answer's messages over pieces, without the calls of tools (``names``)."""
-
-    marks = (TRAINING_TIME, ASSISTANT)
-
-    def __init__(self, names: Collection[str]) -> None:
-        super().__init__()
-        self._names = names
+class ContentStream(prompts_v3.ContentStream):
+    """The contents of an answer's messages over pieces, without the calls of tools (``names``), which are JSON."""
 
     def clean(self, text: str, complete: bool) -> str:
         """As of ``CleaningStream``; a call shows nothing, and nothing behind it, until it is whole."""

@@ -1,6 +1,6 @@
 """Triton's calls, compiled for a GPU that is not there, run on the emulator."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
@@ -54,9 +54,11 @@ class EmulatedKernel:
 
 
 @contextmanager
-def emulated(architecture: int, *modules: ModuleType, edit: Callable[[str], str] = str) -> Iterator[None]:
-    """Let the kernels that these modules launch run as compiled for an architecture."""
-    replaced = [
+def replaced(
+    architecture: int, modules: Sequence[ModuleType], stand_in: Callable[[triton.JITFunction], object]
+) -> Iterator[None]:
+    """Let others stand in for the kernels that these modules launch, on a GPU of an architecture."""
+    kernels = [
         (module, name, value)
         for module in modules
         for name, value in vars(module).items()
@@ -64,13 +66,20 @@ def emulated(architecture: int, *modules: ModuleType, edit: Callable[[str], str]
     ]
     triton.runtime.driver.set_active(Driver(architecture))
     try:
-        for module, name, value in replaced:
-            setattr(module, name, EmulatedKernel(value, edit))
+        for module, name, value in kernels:
+            setattr(module, name, stand_in(value))
         yield
     finally:
-        for module, name, value in replaced:
+        for module, name, value in kernels:
             setattr(module, name, value)
         triton.runtime.driver._active = None
+
+
+@contextmanager
+def emulated(architecture: int, *modules: ModuleType, edit: Callable[[str], str] = str) -> Iterator[None]:
+    """Let the kernels that these modules launch run as compiled for an architecture."""
+    with replaced(architecture, modules, lambda kernel: EmulatedKernel(kernel, edit)):
+        yield
 
 
 _program = cache(parse)
