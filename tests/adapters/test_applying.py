@@ -13,6 +13,7 @@ from glm_int4.generation.continuous import Batcher
 from glm_int4.generation.memory_plan import plan_memory
 from glm_int4.quantization.adapted import AdaptedLinear, base_of, bias_of, weight_rows
 from glm_int4.quantization.linear import DenseLinear
+from tests.adapters.test_lora_logits import base
 from tests.conftest import FIXTURES
 from tests.tolerances import ADAPTER_ABSOLUTE
 
@@ -23,7 +24,8 @@ GREEDY = glm_int4.SamplingParams(temperature=0)
 
 def load(version, adapter=None, folder="tiny", **options):
     options = {"device": "cpu", "dtype": torch.float32, "model_version": version} | options
-    return glm_int4.load(FIXTURES / f"v{version}_{folder}", adapter=adapter, **options)
+    model = base(version) if folder == "tiny" else FIXTURES / f"v{version}_{folder}"
+    return glm_int4.load(model, adapter=adapter, **options)
 
 
 def adapter(folder, tensors, **settings):

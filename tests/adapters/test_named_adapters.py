@@ -49,7 +49,7 @@ def of(glm, batcher, name, ids, limit=20):
 # --- what comes out -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", ["1", "2", "3"])
+@pytest.mark.parametrize("version", ["1", "2", "3", "4"])
 def test_every_adapter_by_its_name_gives_the_merged_models_logits_and_tokens(version):
     glm, plain = load(version, adapters=named(version)), load(version)
     assert glm.adapters.names == list(named(version))
@@ -61,7 +61,7 @@ def test_every_adapter_by_its_name_gives_the_merged_models_logits_and_tokens(ver
     assert torch.equal(glm.logits(ids), plain.logits(ids))
 
 
-@pytest.mark.parametrize("version", ["1", "2", "3"])
+@pytest.mark.parametrize("version", ["1", "2", "3", "4"])
 def test_all_adapters_in_one_batch_say_what_each_says_alone(version):
     glm = load(version, adapters=named(version))
     batcher, cases = Batcher(glm, 16), []

@@ -19,7 +19,7 @@ from glm_int4.cli.main import app
 from glm_int4.conversion import matrices, quantizing
 from glm_int4.errors import CheckpointError, InputError, OutputError
 from tests.adapters.test_applying import GREEDY, LORA, adapter, load, random
-from tests.adapters.test_lora_logits import ADAPTERS, expected
+from tests.adapters.test_lora_logits import ADAPTERS, base, expected
 from tests.cli.test_commands import glm, refused
 from tests.conftest import FIXTURES, MINI, TINY
 from tests.conversion.test_quantizing import Killed
@@ -39,7 +39,7 @@ def merged_reader(folder, adapters):
 @pytest.mark.parametrize(("version", "name"), MERGED, ids=[f"v{v}-{n}" for v, n in MERGED])
 def test_merged_rows_make_the_oracles_logits_and_tokens(version, name):
     """Before they are rounded, seven rows at a time, in float32."""
-    reader, config = merged_reader(FIXTURES / f"v{version}_tiny", LORA / f"v{version}" / name)
+    reader, config = merged_reader(base(version), LORA / f"v{version}" / name)
     engine = load(version)
     for matrix in layout.matrices(config).values():
         path = f"{matrix.name}.weight"
